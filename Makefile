@@ -1,0 +1,86 @@
+# vitok: demo, test, lint, bench, docs, clean. Each verb makes the environment it needs in .venv; none needs root.
+#
+#   make demo                      the whole turn of the loop on card transactions
+#   make demo DEMO_ARGS="--help"   what else the demo can do
+#   make setup PYTHON=python3.12   another interpreter (3.11 or newer)
+#   make bench ROOM=features       one room's benchmarks
+#   make torch TORCH_ARGS="..."    the tested torch; nothing else here installs it
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+TORCH_ARGS ?=
+ROOM ?=
+TEST_ARGS ?=
+
+# Fixed: a stamp that could be named on the command line would install where nobody meant to.
+override BIN := .venv/bin
+override PINS := pyproject.toml constraints.txt
+# One stamp for what the demo needs and one for what a developer needs: the second holds the first.
+override RUN := .venv/.fraud-stamp
+override DEV := .venv/.dev-stamp
+
+override PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider
+override SUMMARY := $(BIN)/python .ci/summary.py
+
+.PHONY: help demo setup setup-run test test-quick test-slow lint bench docs torch clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+override ENVIRONMENT := command -v $(PYTHON) >/dev/null || { \
+	echo "vitok: there is no '$(PYTHON)' here; on Debian and Ubuntu: sudo apt-get install python3 python3-venv"; exit 1; }; \
+	$(PYTHON) .ci/environment.py
+
+$(RUN): $(PINS)
+	@$(ENVIRONMENT) fraud
+	@touch $(RUN)
+
+$(DEV): $(PINS)
+	@$(ENVIRONMENT) fraud dev
+	@touch $(RUN) $(DEV)
+
+setup: $(DEV)
+	@echo "vitok: .venv is ready"
+
+setup-run: $(RUN)
+	@echo "vitok: .venv is ready for make demo"
+
+demo: $(RUN)
+	@$(BIN)/vitok demo fraud $(DEMO_ARGS)
+
+# The slow group comes after the quick one, so that a plain mistake is seen within the first minutes; both run
+# whatever the first says. pytest leaves with 5 where a group is empty.
+test: $(DEV)
+	@rm -f .coverage .coverage.* .venv/quick.xml .venv/slow.xml; status=0; \
+	$(PYTEST) -m "not slow" --cov --cov-report= --junitxml=.venv/quick.xml $(TEST_ARGS) || status=$$?; \
+	$(PYTEST) -m slow --cov --cov-append --cov-report=term:skip-covered --junitxml=.venv/slow.xml $(TEST_ARGS) \
+		|| { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	$(SUMMARY) .venv/quick.xml .venv/slow.xml || status=1; \
+	exit $$status
+
+test-quick: $(DEV)
+	@$(PYTEST) -m "not slow" $(TEST_ARGS)
+
+test-slow: $(DEV)
+	@$(PYTEST) -m slow $(TEST_ARGS) || [ $$? -eq 5 ]
+
+# All checks run, so that one look shows everything there is to mend; a check that passes says so in one line.
+lint: $(DEV)
+	@$(BIN)/python .ci/lint.py
+
+bench: $(DEV)
+	@$(BIN)/python bench/run.py $(ROOM)
+
+# The pages are plain Markdown and are read as they are: nothing is built. What is checked is that they tell the
+# truth, by running every example in them.
+docs: $(DEV)
+	@echo "vitok: running the examples in README.md and docs/ (the pages are plain Markdown, nothing is built)"
+	@$(PYTEST) README.md docs
+
+torch: $(DEV)
+	@$(ENVIRONMENT) torch $(TORCH_ARGS)
+
+clean:
+	rm -rf .venv .vitok .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* \
+		htmlcov build dist
+	find src tests bench docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,202 @@
+"""Reads the `quality` entries of ODCS: library metrics become rules of rows or numbers of the table.
+
+A metric of which there must be none (`mustBe: 0`) is a rule that each row keeps or breaks; a metric with some
+tolerance (`mustBeLessThan: 5`, `unit: percent`) is a number of the table, which takes no row out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitok.contracts import document as read
+from vitok.contracts.bounds import allowed_values, bound_of
+from vitok.contracts.rules import OPERATORS, Comparison, Metric, Rule, Severity, rule, severity_of
+from vitok.errors import InvalidInput
+
+_KEYS = frozenset(
+    "id authoritativeDefinitions businessImpact customProperties description dimension method name schedule scheduler "
+    "severity tags type unit metric rule arguments query engine implementation validValues".split()
+) | frozenset(OPERATORS)
+_FIELD_METRICS = ("nullValues", "missingValues", "invalidValues", "duplicateValues")
+_TABLE_METRICS = ("rowCount", "duplicateValues")
+# The words of v3.0, where `rule` stood for `metric`.
+_FORMER = {"duplicateCount": "duplicateValues", "validValues": "invalidValues"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a list of quality entries states.
+
+    Attributes:
+        rules: Rules that each row keeps or breaks.
+        unique: Rules `unique`, whose `field` is one name or several joined by commas.
+        metrics: Numbers of the table.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    unique: tuple[Rule, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+
+
+def quality(
+    value: object,
+    where: str,
+    column: str,
+    logical_type: str,
+    not_checked: list[str],
+    *,
+    columns: Sequence[str] = (),
+) -> Statement:
+    """Reads the quality entries of one property, or of a table.
+
+    Args:
+        value: The list as the contract has it.
+        where: Path of the list in the contract, for messages.
+        column: The property they are about, or "" for a table.
+        logical_type: Type of that property, or "".
+        not_checked: Gets a sentence for each entry that cannot be run here: text, sql and custom rules.
+        columns: For a table, the names of its fields.
+
+    Raises:
+        InvalidInput: If a metric, an argument or an operator is not known.
+    """
+    rules: list[Rule] = []
+    unique: list[Rule] = []
+    metrics: list[Metric] = []
+    for position, item in enumerate(read.entries(value, where)):
+        inner = f"{where}[{position}]"
+        entry = read.mapping(item, inner)
+        read.known_keys(entry, _KEYS, inner)
+        kind = entry.get("type", "library")
+        if kind in {"text", "sql", "custom"}:
+            said = entry.get("description") or entry.get("name") or entry.get("query") or entry.get("engine") or ""
+            not_checked.append(f"{column or 'table'}: quality rule of type {kind} {str(said).strip()[:80]}".rstrip())
+            continue
+        if kind != "library":
+            raise InvalidInput(f"{inner}.type", kind, "be library, text, sql or custom")
+        metric = _metric(entry, inner, known=_FIELD_METRICS if column else _TABLE_METRICS)
+        arguments = read.mapping(entry.get("arguments") or {}, f"{inner}.arguments")
+        broken = _broken_rules(metric, entry, arguments, inner, column, logical_type)
+        fields = _fields(metric, arguments, inner, column, columns)
+        comparison, percent = _comparison(entry, inner), _percent(entry, inner)
+        if comparison is None and metric != "invalidValues":
+            raise InvalidInput(inner, metric, f"come with one of {', '.join(OPERATORS)}")
+        # v3.0 writes validValues without an operator and means that there are no others.
+        comparison = comparison or Comparison(operator="mustBe", low=0)
+        none_allowed = comparison.holds(0) and not comparison.holds(1e-9 if percent else 1)
+        if metric != "rowCount" and none_allowed:
+            severity = _severity(entry, inner, "quarantine")
+            if metric == "duplicateValues":
+                unique.append(rule(",".join(fields), "unique", severity=severity))
+            rules.extend(
+                Rule(field=one.field, name=one.name, wanted=one.wanted, severity=severity, bound=one.bound)
+                for one in broken
+            )
+            continue
+        severity = _severity(entry, inner, "warn")
+        if severity == "quarantine":
+            fix = "Write mustBe: 0 to take out each row that breaks it"
+            raise InvalidInput(f"{inner}.severity", "quarantine", "be warn or block: this judges the whole table", fix)
+        metrics.append(
+            Metric(
+                name=metric,
+                fields=fields,
+                comparison=comparison,
+                percent=percent,
+                severity=severity,
+                rules=tuple(broken),
+            )
+        )
+    return Statement(rules=tuple(rules), unique=tuple(unique), metrics=tuple(metrics))
+
+
+def _metric(entry: dict[str, Any], where: str, *, known: tuple[str, ...]) -> str:
+    written = entry.get("metric", entry.get("rule"))
+    metric = _FORMER.get(written, written) if isinstance(written, str) else written
+    if metric not in known:
+        fix = f"Here the library rules {', '.join(known)} can be checked"
+        raise InvalidInput(f"{where}.metric", written, "be a library rule that is supported", fix)
+    return str(metric)
+
+
+def _broken_rules(
+    metric: str, entry: dict[str, Any], arguments: dict[str, Any], where: str, column: str, logical_type: str
+) -> list[Rule]:
+    """What a value breaks that the metric counts."""
+    if metric == "nullValues":
+        read.known_keys(arguments, (), f"{where}.arguments")
+        return [rule(column, "required")]
+    if metric == "missingValues":
+        read.known_keys(arguments, ("missingValues",), f"{where}.arguments")
+        listed = read.entries(arguments.get("missingValues"), f"{where}.arguments.missingValues")
+        found = [rule(column, "required")] if None in listed else []
+        values = [item for item in listed if item is not None]
+        if values:
+            found.append(allowed_values(values, f"{where}.arguments", column, logical_type, "missingValues"))
+        if not found:
+            raise InvalidInput(f"{where}.arguments.missingValues", listed, "list at least one value")
+        return found
+    if metric == "invalidValues":
+        read.known_keys(arguments, ("validValues", "pattern"), f"{where}.arguments")
+        found = []
+        values = read.entries(entry.get("validValues", arguments.get("validValues")), f"{where}.validValues")
+        if values:
+            found.append(allowed_values(values, f"{where}.validValues", column, logical_type))
+        if "pattern" in arguments:
+            if logical_type != "string":
+                raise InvalidInput(f"{where}.arguments.pattern", arguments["pattern"], "be of a field of type string")
+            pattern = bound_of(arguments["pattern"], "pattern", logical_type, f"{where}.arguments.pattern")
+            found.append(rule(column, "pattern", pattern))
+        if not found:
+            raise InvalidInput(f"{where}.arguments", arguments, "have validValues or a pattern")
+        return found
+    return []
+
+
+def _fields(
+    metric: str, arguments: dict[str, Any], where: str, column: str, columns: Sequence[str]
+) -> tuple[str, ...]:
+    if column:
+        return (column,)
+    if metric == "rowCount":
+        read.known_keys(arguments, (), f"{where}.arguments")
+        return ()
+    read.known_keys(arguments, ("properties",), f"{where}.arguments")
+    named = read.entries(arguments.get("properties"), f"{where}.arguments.properties")
+    for name in named:
+        if name not in columns:
+            raise InvalidInput(f"{where}.arguments.properties", name, f"be one of {', '.join(columns)}")
+    if not named:
+        raise InvalidInput(f"{where}.arguments.properties", named, "list the properties that are unique together")
+    return tuple(named)
+
+
+def _comparison(entry: dict[str, Any], where: str) -> Comparison | None:
+    given = [name for name in OPERATORS if name in entry]
+    if len(given) > 1:
+        raise InvalidInput(where, given, "have one operator only", "Write two entries")
+    if not given:
+        return None
+    name, value = given[0], entry[given[0]]
+    if name.endswith("Between"):
+        pair = read.entries(value, f"{where}.{name}")
+        if len(pair) != 2:
+            raise InvalidInput(f"{where}.{name}", value, "be two numbers, the smaller first")
+        low, high = (read.number(item, f"{where}.{name}") for item in pair)
+        if low > high:
+            raise InvalidInput(f"{where}.{name}", value, "be two numbers, the smaller first")
+        return Comparison(operator=name, low=low, high=high)
+    return Comparison(operator=name, low=read.number(value, f"{where}.{name}"))
+
+
+def _percent(entry: dict[str, Any], where: str) -> bool:
+    unit = entry.get("unit", "rows")
+    if unit not in {"rows", "percent"}:
+        raise InvalidInput(f"{where}.unit", unit, "be rows or percent")
+    return bool(unit == "percent")
+
+
+def _severity(entry: dict[str, Any], where: str, default: Severity) -> Severity:
+    if entry.get("severity") is None:
+        return default
+    return severity_of(entry["severity"], f"{where}.severity")

@@ -1,0 +1,356 @@
+"""What a log holds: the columns of a decision log, of an outcome log, and how a batch of rows becomes Arrow.
+
+Two shapes of one table. In the open segment the features of a row lie together in one fixed-size list, because
+writing sixty columns of a few rows each costs four times as much as writing one. In a sealed segment and in every
+frame that a reader gets, each feature is a column `f_<name>` of its own.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vitok.decision import Decision
+from vitok.errors import InvalidInput
+
+METADATA_KEY = b"vitok.log"
+FEATURE_PREFIX = "f_"
+_FEATURES = "features"
+_TIME = pa.timestamp("us", tz="UTC")
+_REQUEST_TYPES = {"float64": pa.float64(), "int64": pa.int64(), "string": pa.string()}
+_RESERVED = frozenset((*Decision.__struct_fields__, "label", "label_time", "label_ingest_time"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSchema:
+    """What one system's decisions carry besides the columns that all decisions have.
+
+    Entities and request fields keep their own names as columns of the log, so a name stands for one thing only;
+    a key that is an entity is not repeated among the request's fields.
+
+    Args:
+        system: Which system decides, such as `"fraud"`.
+        entities: Names of the entity keys, each a string column.
+        request: The request's own fields as `(name, type)`; a type is `"float64"`, `"int64"` or `"string"`.
+        features: Names of the features, in the order in which the model takes them.
+
+    Raises:
+        InvalidInput: If a name is empty, given twice or a column that every log has, or a type is unknown.
+
+    Example:
+        >>> schema = LogSchema("fraud", ("customer_id",), (("amount", "float64"),), ("count_1d", "mean_1d"))
+        >>> schema.columns[-2:]
+        ('latency_us', 'cost')
+        >>> LogSchema.from_dict(schema.to_dict()) == schema
+        True
+        >>> LogSchema("fraud", (), (("score", "float64"),), ())
+        Traceback (most recent call last):
+        vitok.errors.InvalidInput: request: got 'score', must not be a column that every log has. Rename the field
+    """
+
+    system: str
+    entities: tuple[str, ...]
+    request: tuple[tuple[str, str], ...]
+    features: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.system:
+            raise InvalidInput("system", self.system, "name the system that decides")
+        seen: set[str] = set()
+        named = [("entities", name) for name in self.entities] + [("request", name) for name, _ in self.request]
+        for field, name in named:
+            if not name or name.startswith(FEATURE_PREFIX):
+                raise InvalidInput(field, name, f"be a name that does not start with {FEATURE_PREFIX!r}")
+            if name in _RESERVED:
+                raise InvalidInput(field, name, "not be a column that every log has", "Rename the field")
+            if name in seen:
+                raise InvalidInput(field, name, "be named once", "An entity's key need not be a request field too")
+            seen.add(name)
+        for name, kind in self.request:
+            if kind not in _REQUEST_TYPES:
+                raise InvalidInput(f"request.{name}", kind, f"be one of {', '.join(_REQUEST_TYPES)}")
+        if len(set(self.features)) != len(self.features) or "" in self.features:
+            raise InvalidInput("features", self.features, "be names, each given once")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the log as readers see them, in order."""
+        return tuple(readable_schema(self).names)
+
+    @property
+    def content_hash(self) -> str:
+        """The first 16 hex digits of SHA-256 over the schema; equal schemas have equal hashes.
+
+        Example:
+            >>> LogSchema("fraud", (), (), ("count_1d",)).content_hash
+            'fd80b268a4c82247'
+        """
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the schema as plain lists and strings, fit for JSON."""
+        return {
+            "system": self.system,
+            "entities": list(self.entities),
+            "request": [list(field) for field in self.request],
+            "features": list(self.features),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LogSchema":
+        """Reads what `to_dict` wrote."""
+        return cls(
+            system=data["system"],
+            entities=tuple(data["entities"]),
+            request=tuple((name, kind) for name, kind in data["request"]),
+            features=tuple(data["features"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionBlock:
+    """A batch of n decisions by columns, in the order in which they were taken.
+
+    The fields mean what they mean in `vitok.decision.Decision`; what differs is the shape.
+
+    Attributes:
+        decision_id: n times the 16 bytes of a UUID version 7.
+        request_id: n texts.
+        event_time: n times, int64 microseconds UTC.
+        ingest_time: n times, int64 microseconds UTC.
+        entities: One column of n texts for each entity of the schema.
+        request: One column of n values for each request field of the schema; None where absent.
+        features: float64 of shape (n, number of features); NaN where there was no value.
+        feature_status: n texts.
+        model_version: n texts.
+        stage: n texts.
+        route: n texts.
+        route_reason: n texts.
+        score: n numbers; NaN where no model answered.
+        probability: n numbers; NaN where no model answered.
+        shadow_version: n texts or None.
+        shadow_probability: n numbers; NaN where no shadow answered, which the log keeps as null.
+        policy_version: n texts.
+        action: n texts.
+        propensity: n numbers.
+        latency_us: n whole numbers of microseconds, below 2**31.
+        cost: n numbers, processor seconds.
+    """
+
+    decision_id: Sequence[bytes]
+    request_id: Sequence[str]
+    event_time: Sequence[int] | npt.NDArray[np.int64]
+    ingest_time: Sequence[int] | npt.NDArray[np.int64]
+    entities: Sequence[Sequence[str]]
+    request: Sequence[Sequence[Any]]
+    features: npt.NDArray[np.float64]
+    feature_status: Sequence[str]
+    model_version: Sequence[str]
+    stage: Sequence[str]
+    route: Sequence[str]
+    route_reason: Sequence[str]
+    score: Sequence[float] | npt.NDArray[np.float64]
+    probability: Sequence[float] | npt.NDArray[np.float64]
+    shadow_version: Sequence[str | None]
+    shadow_probability: Sequence[float] | npt.NDArray[np.float64]
+    policy_version: Sequence[str]
+    action: Sequence[str]
+    propensity: Sequence[float] | npt.NDArray[np.float64]
+    latency_us: Sequence[int] | npt.NDArray[np.int32]
+    cost: Sequence[float] | npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.decision_id)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeBlock:
+    """A batch of n outcomes by columns; the fields mean what they mean in `vitok.decision.Outcome`.
+
+    Attributes:
+        request_id: n texts.
+        kind: n texts.
+        value: n finite numbers.
+        event_time: n times, int64 microseconds UTC.
+        ingest_time: n times, int64 microseconds UTC; 0 lets the log stamp its own time.
+        source: n texts.
+        supersedes: n truth values.
+    """
+
+    request_id: Sequence[str]
+    kind: Sequence[str]
+    value: Sequence[float] | npt.NDArray[np.float64]
+    event_time: Sequence[int] | npt.NDArray[np.int64]
+    ingest_time: Sequence[int] | npt.NDArray[np.int64]
+    source: Sequence[str]
+    supersedes: Sequence[bool] | npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+
+_HEAD: list[tuple[str, pa.DataType, bool]] = [
+    ("decision_id", pa.binary(16), False),
+    ("request_id", pa.string(), False),
+    ("event_time", _TIME, False),
+    ("ingest_time", _TIME, False),
+]
+_TAIL: list[tuple[str, pa.DataType, bool]] = [
+    ("feature_status", pa.string(), False),
+    ("model_version", pa.string(), False),
+    ("stage", pa.string(), False),
+    ("route", pa.string(), False),
+    ("route_reason", pa.string(), False),
+    ("score", pa.float64(), False),
+    ("probability", pa.float64(), False),
+    ("shadow_version", pa.string(), True),
+    ("shadow_probability", pa.float64(), True),
+    ("policy_version", pa.string(), False),
+    ("action", pa.string(), False),
+    ("propensity", pa.float64(), False),
+    ("latency_us", pa.int32(), False),
+    ("cost", pa.float64(), False),
+]
+_OUTCOME: list[tuple[str, pa.DataType, bool]] = [
+    ("request_id", pa.string(), False),
+    ("kind", pa.string(), False),
+    ("value", pa.float64(), False),
+    ("event_time", _TIME, False),
+    ("ingest_time", _TIME, False),
+    ("source", pa.string(), False),
+    ("supersedes", pa.bool_(), False),
+]
+
+
+def _fields(columns: list[tuple[str, pa.DataType, bool]]) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=nullable) for name, kind, nullable in columns]
+
+
+def _metadata(kind: str, schema: LogSchema | None) -> dict[bytes, bytes]:
+    content = {"kind": kind} | ({} if schema is None else {"schema": schema.to_dict()})
+    return {METADATA_KEY: json.dumps(content, separators=(",", ":")).encode()}
+
+
+def _own_fields(schema: LogSchema) -> list[pa.Field]:
+    entities = [pa.field(name, pa.string(), nullable=False) for name in schema.entities]
+    return entities + [pa.field(name, _REQUEST_TYPES[kind]) for name, kind in schema.request]
+
+
+def open_schema(schema: LogSchema) -> pa.Schema:
+    """Returns the Arrow schema of an open segment of decisions: features in one fixed-size list."""
+    # An Arrow list of size 0 cannot tell how many rows it has, so a log without features has no such column.
+    listed = [pa.field(_FEATURES, pa.list_(pa.float64(), len(schema.features)), nullable=False)]
+    fields = [*_fields(_HEAD), *_own_fields(schema), *(listed if schema.features else []), *_fields(_TAIL)]
+    return pa.schema(fields, metadata=_metadata("decisions", schema))
+
+
+def readable_schema(schema: LogSchema) -> pa.Schema:
+    """Returns the Arrow schema of a sealed segment and of every reader's frame: a column for each feature."""
+    head = _fields(_HEAD)
+    fields = [*head[:2], pa.field("system", pa.string(), nullable=False), *head[2:], *_own_fields(schema)]
+    fields += [pa.field(FEATURE_PREFIX + name, pa.float64(), nullable=False) for name in schema.features]
+    return pa.schema([*fields, *_fields(_TAIL)], metadata=_metadata("decisions", schema))
+
+
+def outcome_schema() -> pa.Schema:
+    """Returns the Arrow schema of outcomes, which is the same in open and sealed segments."""
+    return pa.schema(_fields(_OUTCOME), metadata=_metadata("outcomes", None))
+
+
+def schema_of(arrow: pa.Schema) -> LogSchema | None:
+    """Reads the schema that a segment of decisions carries; None for a segment of outcomes."""
+    content = json.loads((arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    return LogSchema.from_dict(content["schema"]) if "schema" in content else None
+
+
+def decision_batch(block: DecisionBlock, schema: LogSchema, arrow: pa.Schema) -> pa.RecordBatch:
+    """Turns a block into one Arrow batch with the schema that `open_schema(schema)` gave.
+
+    Raises:
+        InvalidInput: If a column has another length than the rest, a wrong type, or a null where none may be.
+    """
+    n, k = len(block.decision_id), len(schema.features)
+    features = np.ascontiguousarray(block.features, dtype=np.float64)
+    if features.shape != (n, k):
+        raise InvalidInput("features", features.shape, f"have the shape ({n}, {k}): decisions, features of the schema")
+    if len(block.entities) != len(schema.entities):
+        raise InvalidInput("entities", len(block.entities), f"be one column for each of {schema.entities}")
+    if len(block.request) != len(schema.request):
+        raise InvalidInput("request", len(block.request), f"be one column for each of {schema.request}")
+    values: list[Any] = [
+        block.decision_id,
+        block.request_id,
+        block.event_time,
+        block.ingest_time,
+        *block.entities,
+        *block.request,
+    ]
+    if k:
+        values.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), k))
+    shadow = np.asarray(block.shadow_probability, dtype=np.float64)
+    values += [
+        *(block.feature_status, block.model_version, block.stage, block.route, block.route_reason),
+        *(block.score, block.probability, block.shadow_version, shadow),
+        *(block.policy_version, block.action, block.propensity, block.latency_us, block.cost),
+    ]
+    return _batch(values, arrow, n)
+
+
+def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], arrow: pa.Schema) -> pa.RecordBatch:
+    """Turns outcomes into one Arrow batch, with `ingest_time` in place of the block's own.
+
+    Raises:
+        InvalidInput: If a column has another length than the rest, a wrong type, a null, or a value is not finite.
+    """
+    value = np.asarray(block.value, dtype=np.float64)
+    if not np.isfinite(value).all():
+        raise InvalidInput("value", float(value[~np.isfinite(value)][0]), "be a finite number")
+    columns = [block.request_id, block.kind, value, block.event_time, ingest_time, block.source, block.supersedes]
+    return _batch(columns, arrow, len(block.request_id))
+
+
+def _batch(values: Sequence[Any], arrow: pa.Schema, n: int) -> pa.RecordBatch:
+    arrays = []
+    for field, column in zip(arrow, values, strict=True):
+        try:
+            # NaN becomes null only where a null is allowed: a score of NaN is a fact, a missing shadow is not.
+            array = pa.array(column, type=field.type, from_pandas=field.nullable)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(field.name, column, f"be a column of {field.type}", str(error)) from None
+        if len(array) != n:
+            raise InvalidInput(field.name, f"{len(array)} values", f"have {n} values, as the first column has")
+        if array.null_count and not field.nullable:
+            raise InvalidInput(field.name, None, "have a value in every row")
+        arrays.append(array)
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow)
+
+
+def readable(table: pa.Table) -> pa.Table:
+    """Gives rows of an open segment the columns that readers see; a table that has them is returned as it is."""
+    schema = schema_of(table.schema)
+    if schema is None or "system" in table.schema.names:
+        return table
+    table = table.combine_chunks()
+    target = readable_schema(schema)
+    n, k = table.num_rows, len(schema.features)
+    flat = pa.array(np.empty(0))
+    if n and k:
+        # One transposing copy: the features of a row lie together, and each column wants its own run of memory.
+        matrix = table.column(_FEATURES).chunk(0).flatten().to_numpy().reshape(n, k)
+        flat = pa.array(np.ascontiguousarray(matrix.T).reshape(-1))
+    position = {FEATURE_PREFIX + name: index for index, name in enumerate(schema.features)}
+    columns: list[Any] = []
+    for name in target.names:
+        if name == "system":
+            columns.append(pa.repeat(schema.system, n))
+        elif name in position:
+            columns.append(flat.slice(position[name] * n, n))
+        else:
+            columns.append(table.column(name))
+    return pa.table(columns, schema=target)

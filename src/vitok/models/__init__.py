@@ -1,0 +1,10 @@
+"""What learns and how it is fitted: boosted trees, the calibrators of their scores, and their export to ONNX.
+
+Arrays go in, fitted objects that can be written to JSON or bytes come out. Where rows come from (`features`), which
+version is in force (`registry`) and how it answers (`serving`) is decided elsewhere.
+"""
+
+from vitok.models.boosting import BoostedTrees, fit_boosted_trees
+from vitok.models.calibrators import Calibrator, fit_best
+
+__all__ = ["BoostedTrees", "Calibrator", "fit_best", "fit_boosted_trees"]

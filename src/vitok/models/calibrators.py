@@ -1,0 +1,463 @@
+"""Calibrators: from a model's score to a probability that means what it says.
+
+All are non-decreasing, so they never reverse the model's order, and stay strictly inside (0, 1), so that no log loss
+and no odds are infinite. Fit them on rows that the model was not trained on. Calling one does not validate: it is on
+the request path, and a NaN score gives a NaN probability.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitok.errors import InvalidInput
+from vitok.stats import Estimate, isotonic_means, log_loss
+
+_Floats = NDArray[np.float64]
+
+_SMALLEST = 1e-12
+# A sigmoid of 30 is 1 - 1e-13: further out, float64 would round to exactly 1.
+_LARGEST_LOGIT = 30.0
+
+
+class Calibrator(Protocol):
+    """What every calibrator can do; `calibrator_from_dict` reads what `to_dict` wrote."""
+
+    @classmethod
+    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+        """Fits to scores of shape (n,) and labels of shape (n,), bool or 0 and 1."""
+        ...
+
+    def __call__(self, score: _Floats) -> _Floats:
+        """Returns probabilities of shape (n,), strictly inside (0, 1)."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold, with the key `kind`."""
+        ...
+
+
+def _read(score: ArrayLike, y: ArrayLike) -> tuple[_Floats, _Floats]:
+    try:
+        scores, given = np.asarray(score, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput("score and y", (score, y), "be arrays of numbers") from None
+    if scores.ndim != 1 or scores.shape != given.shape:
+        raise InvalidInput("score and y", (scores.shape, given.shape), "have the same shape (n,)")
+    if len(scores) == 0:
+        raise InvalidInput("score", [], "hold at least one row", "Calibrate on held-out rows with known labels")
+    for field, array, bad, rule in (
+        ("score", scores, ~np.isfinite(scores), "be finite everywhere"),
+        ("y", given, (given != 0) & (given != 1), "be 0 or 1"),
+    ):
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise InvalidInput(f"{field}[{at}]", float(array[at]), rule, "Leave such rows out of the calibration set")
+    if given.min() == given.max():
+        raise InvalidInput(
+            "y", f"{len(given)} times {given[0]:g}", "hold both classes", "Take a longer held-out period"
+        )
+    return scores, given
+
+
+def _is_unit(scores: _Floats) -> bool:
+    return bool(scores.min() >= 0.0 and scores.max() <= 1.0)
+
+
+def _unit(scores: _Floats) -> _Floats:
+    if not _is_unit(scores):
+        outside = float(scores.min() if scores.min() < 0 else scores.max())
+        raise InvalidInput(
+            "score", outside, "be in [0, 1] for beta calibration", "Use Platt or isotonic for raw scores"
+        )
+    return scores
+
+
+def _logit(score: _Floats) -> _Floats:
+    inside = np.minimum(np.maximum(score, _SMALLEST), 1 - _SMALLEST)
+    return np.log(inside / (1 - inside))
+
+
+def _sigmoid(logit: _Floats) -> _Floats:
+    return 1 / (1 + np.exp(-np.minimum(np.maximum(logit, -_LARGEST_LOGIT), _LARGEST_LOGIT)))
+
+
+def _softened(y: _Floats) -> _Floats:
+    # Platt's targets: the mean of each class under a uniform prior. Without them separable data have no finite fit.
+    n_positive = float(y.sum())
+    return np.where(y == 1, (n_positive + 1) / (n_positive + 2), 1 / (len(y) - n_positive + 2))
+
+
+def _logistic(columns: Sequence[_Floats], targets: _Floats) -> list[float]:
+    """Fits a logistic regression with an intercept by Newton's method with halved steps.
+
+    Returns:
+        One coefficient for each column, each at least 0, then the intercept. A column whose coefficient would be
+        negative is left out, as if it had not been given.
+    """
+    kept = list(range(len(columns)))
+    while True:
+        raw = np.array([columns[k] for k in kept]).reshape(len(kept), len(targets))
+        centre, spread = raw.mean(axis=1), raw.std(axis=1)
+        spread = np.where(spread > 0, spread, 1.0)
+        design = np.vstack(((raw - centre[:, None]) / spread[:, None], np.ones(len(targets))))
+        weights = _newton(design, targets)
+        slopes = weights[:-1] / spread
+        if (slopes >= 0).all():
+            coefficients = [0.0] * len(columns)
+            for k, slope in zip(kept, slopes.tolist(), strict=True):
+                coefficients[k] = slope
+            return [*coefficients, float(weights[-1] - slopes @ centre)]
+        del kept[int(np.argmin(slopes))]
+
+
+def _newton(design: _Floats, targets: _Floats) -> _Floats:
+    weights = np.zeros(len(design))
+    rate = float(targets.mean())
+    weights[-1] = math.log(rate / (1 - rate))
+
+    def loss(w: _Floats) -> float:
+        z = w @ design
+        return float(np.mean(np.logaddexp(0.0, z) - targets * z))
+
+    current = loss(weights)
+    for _ in range(100):
+        p = _sigmoid(weights @ design)
+        gradient = design @ (p - targets) / len(targets)
+        # A hair of ridge in the step alone keeps a constant column solvable and does not move the solution.
+        hessian = (design * (p * (1 - p))) @ design.T / len(targets) + 1e-12 * np.eye(len(design))
+        step = np.linalg.solve(hessian, gradient)
+        for _ in range(30):
+            moved = weights - step
+            found = loss(moved)
+            if found <= current:
+                break
+            step = step / 2
+        else:
+            return weights
+        done = current - found <= 1e-14 * abs(current) and float(np.abs(step).max()) < 1e-8
+        weights, current = moved, found
+        if done:
+            return weights
+    return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlattCalibrator:
+    """A logistic curve: two numbers, hard to overfit, right where score and log odds are on a line.
+
+    Attributes:
+        slope: At least 0; 0 where the score does not rise with the label.
+        intercept: Log odds at a (transformed) score of 0.
+        on_logit: True where the score is a probability and its log odds are taken first, kept 1e-12 from 0 and 1.
+
+    Source: Platt 1999, with his softened targets; Lin, Lin & Weng, Machine Learning 2007.
+
+    Example:
+        >>> calibrator = PlattCalibrator.fit([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1])
+        >>> calibrator(np.array([0.0, 2.0])).round(3).tolist()
+        [0.5, 0.794]
+    """
+
+    kind: ClassVar[str] = "platt"
+
+    slope: float
+    intercept: float
+    on_logit: bool
+
+    @classmethod
+    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+        """Fits slope and intercept; where all scores lie in [0, 1] they are taken as probabilities.
+
+        Args:
+            score: Finite scores of shape (n,).
+            y: Labels of shape (n,), bool or 0 and 1, both present.
+
+        Raises:
+            InvalidInput: If the input is empty, not finite, of one class, or of different shapes.
+        """
+        scores, labels = _read(score, y)
+        on_logit = _is_unit(scores)
+        slope, intercept = _logistic([_logit(scores) if on_logit else scores], _softened(labels))
+        return cls(slope=slope, intercept=intercept, on_logit=on_logit)
+
+    def __call__(self, score: _Floats) -> _Floats:
+        """Returns probabilities of shape (n,), strictly inside (0, 1)."""
+        return _sigmoid(self.slope * (_logit(score) if self.on_logit else score) + self.intercept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        return {"kind": self.kind, "slope": self.slope, "intercept": self.intercept, "on_logit": self.on_logit}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote."""
+        return cls(
+            slope=float(_part(data, "slope")),
+            intercept=float(_part(data, "intercept")),
+            on_logit=bool(_part(data, "on_logit")),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaCalibrator:
+    """A logistic curve in ln s and -ln(1 - s): bends at both ends apart, and contains the identity.
+
+    Scores are kept 1e-12 from 0 and 1.
+
+    Attributes:
+        a: Coefficient of ln s, at least 0.
+        b: Coefficient of -ln(1 - s), at least 0.
+        c: Intercept.
+
+    Source: Kull, Silva Filho & Flach, Beta calibration, AISTATS 2017; Platt's softened targets are added.
+
+    Example:
+        >>> identity = BetaCalibrator(a=1.0, b=1.0, c=0.0)
+        >>> identity(np.array([0.1, 0.7])).round(6).tolist()
+        [0.1, 0.7]
+    """
+
+    kind: ClassVar[str] = "beta"
+
+    a: float
+    b: float
+    c: float
+
+    @classmethod
+    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+        """Fits the three parameters.
+
+        Args:
+            score: Scores in [0, 1] of shape (n,).
+            y: Labels of shape (n,), bool or 0 and 1, both present.
+
+        Raises:
+            InvalidInput: If the input is empty, outside [0, 1], of one class, or of different shapes.
+        """
+        scores, labels = _read(score, y)
+        inside = np.clip(_unit(scores), _SMALLEST, 1 - _SMALLEST)
+        a, b, c = _logistic([np.log(inside), -np.log1p(-inside)], _softened(labels))
+        return cls(a=a, b=b, c=c)
+
+    def __call__(self, score: _Floats) -> _Floats:
+        """Returns probabilities of shape (n,), strictly inside (0, 1)."""
+        inside = np.minimum(np.maximum(score, _SMALLEST), 1 - _SMALLEST)
+        return _sigmoid(self.a * np.log(inside) - self.b * np.log1p(-inside) + self.c)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        return {"kind": self.kind, "a": self.a, "b": self.b, "c": self.c}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote."""
+        return cls(a=float(_part(data, "a")), b=float(_part(data, "b")), c=float(_part(data, "c")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsotonicCalibrator:
+    """A free non-decreasing curve, linear between knots: for many rows and any bend.
+
+    One pseudo-row with the base rate as its target stands at each end of the scores. It keeps the ends strictly
+    inside (0, 1), by the more the fewer rows there are, and does not move the base rate.
+
+    Attributes:
+        scores: Ascending knots.
+        probabilities: Non-decreasing values at the knots, strictly inside (0, 1); constant beyond the ends.
+
+    Source: Zadrozny & Elkan, KDD 2002.
+
+    Example:
+        >>> calibrator = IsotonicCalibrator.fit([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])
+        >>> calibrator(np.array([0.0, 0.2, 0.9])).round(3).tolist()
+        [0.25, 0.5, 0.75]
+    """
+
+    kind: ClassVar[str] = "isotonic"
+
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+        """Fits the knots.
+
+        Args:
+            score: Finite scores of shape (n,).
+            y: Labels of shape (n,), bool or 0 and 1, both present.
+
+        Raises:
+            InvalidInput: If the input is empty, not finite, of one class, or of different shapes.
+        """
+        scores, labels = _read(score, y)
+        rate = float(labels.mean())
+        x, values, _ = isotonic_means(
+            np.concatenate((scores, [scores.min(), scores.max()])),
+            np.concatenate((labels, [rate, rate])),
+            np.ones(len(scores) + 2),
+        )
+        # Pooled means of equal blocks may differ in the last bit; the inner points of a flat piece add nothing.
+        values = np.maximum.accumulate(values)
+        changed = np.diff(values) > 1e-12
+        kept = np.concatenate(([True], changed)) | np.concatenate((changed, [True]))
+        return cls(scores=tuple(x[kept].tolist()), probabilities=tuple(values[kept].tolist()))
+
+    @cached_property
+    def _knots(self) -> tuple[_Floats, _Floats]:
+        return np.array(self.scores, dtype=np.float64), np.array(self.probabilities, dtype=np.float64)
+
+    def __call__(self, score: _Floats) -> _Floats:
+        """Returns probabilities of shape (n,), strictly inside (0, 1)."""
+        return np.interp(score, *self._knots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        return {"kind": self.kind, "scores": list(self.scores), "probabilities": list(self.probabilities)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If knots are missing, do not ascend, or lie outside (0, 1).
+        """
+        x = np.array(_part(data, "scores"), dtype=np.float64)
+        values = np.array(_part(data, "probabilities"), dtype=np.float64)
+        if x.shape != values.shape or x.ndim != 1 or len(x) == 0:
+            raise InvalidInput("scores and probabilities", (x.shape, values.shape), "have the same shape (n,), n > 0")
+        if not (np.diff(x) > 0).all():
+            raise InvalidInput("scores", x.tolist(), "ascend strictly")
+        if not ((np.diff(values) >= 0).all() and values[0] > 0 and values[-1] < 1):
+            raise InvalidInput("probabilities", values.tolist(), "not descend and lie strictly between 0 and 1")
+        return cls(scores=tuple(x.tolist()), probabilities=tuple(values.tolist()))
+
+
+CALIBRATORS: tuple[type[PlattCalibrator] | type[BetaCalibrator] | type[IsotonicCalibrator], ...] = (
+    PlattCalibrator,
+    BetaCalibrator,
+    IsotonicCalibrator,
+)
+
+
+def _part(data: Mapping[str, Any], field: str) -> Any:
+    if field not in data:
+        raise InvalidInput(field, None, "be there", "Pass what to_dict returned")
+    return data[field]
+
+
+def calibrator_from_dict(data: Mapping[str, Any]) -> Calibrator:
+    """Reads a calibrator of any kind from what its `to_dict` wrote.
+
+    Raises:
+        InvalidInput: If the kind is unknown or a part is missing.
+
+    Example:
+        >>> calibrator_from_dict({"kind": "beta", "a": 1.0, "b": 1.0, "c": 0.0})
+        BetaCalibrator(a=1.0, b=1.0, c=0.0)
+    """
+    kind = _part(data, "kind")
+    for calibrator in CALIBRATORS:
+        if calibrator.kind == kind:
+            return calibrator.from_dict(data)
+    raise InvalidInput("kind", kind, "be one of " + ", ".join(calibrator.kind for calibrator in CALIBRATORS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratorChoice:
+    """The calibrator that predicted best on rows it was not fitted to, fitted to all of them.
+
+    Attributes:
+        calibrator: The winner.
+        kind: Its kind.
+        log_losses: Kind and cross-validated log loss in nats of each candidate, in the order tried.
+        uncalibrated: Log loss of the scores as they are, None where they are no probabilities.
+        n_folds: Folds of the cross-validation.
+    """
+
+    calibrator: Calibrator
+    kind: str
+    log_losses: tuple[tuple[str, Estimate], ...]
+    uncalibrated: Estimate | None
+    n_folds: int
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{kind} {loss.value:.5g}" for kind, loss in self.log_losses)
+        before = f", as given {self.uncalibrated.value:.5g}" if self.uncalibrated else ""
+        return f"{self.kind} (log loss in {self.n_folds} folds: {shown}{before})"
+
+
+def _folds(labels: _Floats, n_folds: int, seed: int) -> NDArray[np.intp]:
+    fold = np.empty(len(labels), dtype=np.intp)
+    generator = np.random.default_rng(seed)
+    for value in (0.0, 1.0):
+        rows = np.flatnonzero(labels == value)
+        fold[generator.permutation(rows)] = np.arange(len(rows)) % n_folds
+    return fold
+
+
+def fit_best(
+    score: ArrayLike,
+    y: ArrayLike,
+    *,
+    kinds: Sequence[type[PlattCalibrator] | type[BetaCalibrator] | type[IsotonicCalibrator]] | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> CalibratorChoice:
+    """Chooses a calibrator by cross-validated log loss and fits it to all rows.
+
+    Args:
+        score: Finite scores of shape (n,), of rows that the model was not trained on.
+        y: Labels of shape (n,), bool or 0 and 1, at least two of each.
+        kinds: Calibrator classes to try; the first wins a tie. None tries Platt, beta (where scores are in [0, 1])
+            and isotonic.
+        n_folds: Folds, at least 2, drawn within each class; fewer where a class has fewer rows.
+        seed: Seed of the draw.
+
+    Returns:
+        The choice with what it rests on.
+
+    Raises:
+        InvalidInput: If the input is empty, not finite, of different shapes, or has fewer than two rows of a class.
+
+    Example:
+        >>> rng = np.random.default_rng(1)
+        >>> p = rng.uniform(0.01, 0.99, 2000)
+        >>> choice = fit_best(p**2, rng.uniform(size=2000) < p)
+        >>> choice.log_losses[0][0], choice.n_folds
+        ('platt', 5)
+    """
+    scores, labels = _read(score, y)
+    smallest = int(min(labels.sum(), len(labels) - labels.sum()))
+    if n_folds < 2:
+        raise InvalidInput("n_folds", n_folds, "be at least 2")
+    if smallest < 2:
+        raise InvalidInput(
+            "y", f"{smallest} row of one class", "hold at least two of each", "Fit one kind by its own fit"
+        )
+    candidates = list(CALIBRATORS if kinds is None else kinds)
+    if kinds is None and not _is_unit(scores):
+        candidates.remove(BetaCalibrator)
+    if not candidates:
+        raise InvalidInput("kinds", (), "name at least one calibrator")
+    used = min(n_folds, smallest)
+    fold = _folds(labels, used, seed)
+    losses = []
+    for candidate in candidates:
+        held_out = np.empty(len(scores))
+        for k in range(used):
+            rest = fold != k
+            held_out[~rest] = candidate.fit(scores[rest], labels[rest])(scores[~rest])
+        losses.append((candidate.kind, log_loss(labels, held_out)))
+    best = min(range(len(losses)), key=lambda k: losses[k][1].value)
+    return CalibratorChoice(
+        calibrator=candidates[best].fit(scores, labels),
+        kind=candidates[best].kind,
+        log_losses=tuple(losses),
+        uncalibrated=log_loss(labels, scores) if _is_unit(scores) else None,
+        n_folds=used,
+    )

@@ -1,0 +1,47 @@
+"""Model packages, runs, gates, and the ledger of stages.
+
+Here lives what a model version *is* (a package: a folder whose every byte has a checksum), how it came about (a run
+in an MLflow store), why it was let through (gates and their verdicts), where it stands and stood (the ledger:
+append-only, chained by hashes, the truth about stages), and its model card. A package holds files and JSON that the
+caller gives: what a model computes, how it is fitted and how it answers live in models, features and serving; when
+to retrain, promote or roll back is decided in loop. MLflow's registry and aliases are a mirror of the ledger, never
+read back.
+"""
+
+from vitok.registry.cards import MetricRow, ModelCard, model_card
+from vitok.registry.gates import Check, Verdict, at_least, at_most, evaluate, not_worse
+from vitok.registry.ledger import Ledger
+from vitok.registry.package import Package, read_package, write_package
+from vitok.registry.provenance import DataSnapshot, Provenance, provenance
+from vitok.registry.registry import Registry
+from vitok.registry.runs import TrackedRun
+from vitok.registry.stages import Entry, ModelState, Stage, Version
+from vitok.registry.storage import Verification
+from vitok.registry.tracking import Tracker
+
+__all__ = [
+    "Check",
+    "DataSnapshot",
+    "Entry",
+    "Ledger",
+    "MetricRow",
+    "ModelCard",
+    "ModelState",
+    "Package",
+    "Provenance",
+    "Registry",
+    "Stage",
+    "TrackedRun",
+    "Tracker",
+    "Verdict",
+    "Verification",
+    "Version",
+    "at_least",
+    "at_most",
+    "evaluate",
+    "model_card",
+    "not_worse",
+    "provenance",
+    "read_package",
+    "write_package",
+]

@@ -1,0 +1,193 @@
+"""The registry: packages on disk and the ledger that says where each version stands, kept in step."""
+
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitok.errors import NotFound, StoreError
+from vitok.registry.files import exclusive
+from vitok.registry.ledger import Ledger
+from vitok.registry.package import Content, Package, check_model_name, read_package, write_package
+from vitok.registry.stages import ModelState, Version
+
+
+class Registry:
+    """All versions of all models under one folder.
+
+    The files are `home/registry/packages/<model>/<version>/` and `home/registry/ledger.sqlite`. A version exists
+    when its ledger entry does: a package is put in its place first, and one without an entry (a crash came between)
+    is set aside when the registry is opened next.
+
+    Args:
+        home: Folder of everything vitok writes; made where it does not exist.
+
+    Raises:
+        StoreError: If the folder cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> home = tempfile.TemporaryDirectory()
+        >>> registry = Registry(home.name)
+        >>> print(registry.register("fraud", {"model.onnx": b"weights"}, now=0, actor="train"))
+        fraud/1 None (no gate, registered 1970-01-01T00:00:00Z)
+        >>> registry.load("fraud", 1).bytes("model.onnx")
+        b'weights'
+        >>> registry.close(); home.cleanup()
+    """
+
+    def __init__(self, home: str | Path) -> None:
+        self.home = Path(home)
+        self._root = self.home / "registry"
+        self._lock = self._root / "register.lock"
+        self.packages = self._root / "packages"
+        try:
+            self.packages.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"registry {self._root} cannot be made: {error}") from error
+        self.ledger = Ledger(self._root / "ledger.sqlite")
+        self.repair()
+
+    def __reduce__(self) -> tuple[type["Registry"], tuple[Path]]:
+        return Registry, (self.home,)
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.home)!r})"
+
+    def close(self) -> None:
+        """Closes the ledger."""
+        self.ledger.close()
+
+    def register(
+        self,
+        name: str,
+        files: Mapping[str, Content],
+        *,
+        now: int,
+        actor: str,
+        run_id: str | None = None,
+        reason: str = "registered",
+        key: str | None = None,
+    ) -> Version:
+        """Writes a package and enters it as the next version.
+
+        Args:
+            name: Name of the model.
+            files: File name to contents, as in `write_package`.
+            now: The present, in microseconds.
+            actor: Who registers it.
+            run_id: The training run that made it.
+            reason: Why, in words.
+            key: Idempotency key: the same key again returns the version that was made first.
+
+        Returns:
+            The version, in stage None.
+
+        Raises:
+            InvalidInput: If a name or a content cannot be stored.
+            Conflict: If the key came with something else, or other processes registered all the time.
+            StoreError: If the disk is full or cannot be written; nothing is left behind.
+        """
+        check_model_name(name)
+        with exclusive(self._lock):
+            if key is not None:
+                entry = self.ledger.entry(name, key)
+                if entry is not None and entry.kind == "registered" and entry.version is not None:
+                    return self.state(name).version(entry.version)
+            number = self.state(name).latest + 1
+            folder = self.packages / name / str(number)
+            if folder.exists():
+                _set_aside(folder)
+            package = write_package(folder, name=name, version=number, files=files, created=now)
+            try:
+                self.ledger.register(
+                    name,
+                    digest=package.digest,
+                    path=f"{name}/{number}",
+                    run_id=run_id,
+                    reason=reason,
+                    now=now,
+                    actor=actor,
+                    expected=number,
+                    key=key,
+                )
+            except BaseException:
+                if self.state(name).latest < number:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+        return self.state(name).version(number)
+
+    def load(self, name: str, version: int | str = "Production") -> Package:
+        """Reads a version's package, and checks every byte of it against manifest and ledger.
+
+        Args:
+            name: Name of the model.
+            version: A number, a stage (`"Production"`, or `"Staging"` for the newest there), `"canary"` or `"latest"`.
+
+        Raises:
+            NotFound: If there is no such model, version, or package.
+            StoreError: If the package is not the one that was registered.
+        """
+        entry = self.state(name).resolve(version)
+        package = read_package(self.packages / entry.path)
+        if package.digest != entry.digest or (package.name, package.version) != (entry.model, entry.version):
+            raise StoreError(f"package {package.folder} is not the one that was registered as {entry.name}")
+        return package
+
+    def versions(self, name: str) -> tuple[Version, ...]:
+        """Returns all versions of a model, by number.
+
+        Raises:
+            NotFound: If there is no such model.
+        """
+        state = self.state(name)
+        if not state.versions:
+            raise NotFound("model", name, self.ledger.models())
+        return state.versions
+
+    def state(self, name: str) -> ModelState:
+        """Returns where a model stands; of an unknown model, the empty state."""
+        return self.ledger.state(name)
+
+    def repair(self) -> tuple[Path, ...]:
+        """Clears away what a crash left; done on opening. A package with a ledger entry is never touched.
+
+        Files half written are removed. A whole package that never came into the ledger is set aside under a name
+        that starts with `.orphan-`, not deleted.
+
+        Returns:
+            The folders that were cleared away.
+
+        Raises:
+            StoreError: If there are more packages than a crash can leave: then the ledger is older than they are.
+        """
+        if not self._left_over():
+            return ()
+        with exclusive(self._lock):
+            found = self._left_over()
+            for folder in found:
+                if folder.name.isdecimal():
+                    _set_aside(folder)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return tuple(found)
+
+    def _left_over(self) -> list[Path]:
+        found = []
+        for model in [folder for folder in self.packages.iterdir() if folder.is_dir()]:
+            # Folders before ledger: a folder's entry can come while we look, an entry's folder is always there.
+            folders = list(model.iterdir())
+            latest = self.state(model.name).latest
+            numbers = [int(folder.name) for folder in folders if folder.name.isdecimal()]
+            if max(numbers, default=0) > latest + 1:
+                raise StoreError(
+                    f"registry {self._root}: the ledger knows {latest} versions of {model.name}, but package "
+                    f"{max(numbers)} is there; the ledger is older than the packages, put the right one back"
+                )
+            found += [folder for folder in folders if folder.name.isdecimal() and int(folder.name) > latest]
+            found += [folder for folder in folders if folder.name.startswith(".") and ".new-" in folder.name]
+        return sorted(found)
+
+
+def _set_aside(folder: Path) -> None:
+    folder.rename(folder.with_name(f".orphan-{folder.name}-{uuid.uuid4().hex[:8]}"))

@@ -1,0 +1,259 @@
+"""Runs and model versions in an MLflow store on SQLite, which the plain `mlflow ui` opens.
+
+The ledger is mirrored there and never read back: MLflow keeps no history of its aliases.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitok.clock import Clock, SystemClock
+from vitok.errors import InvalidInput
+from vitok.registry.files import exclusive
+from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
+from vitok.registry.package import check_model_name
+from vitok.registry.provenance import DataSnapshot, Provenance, provenance
+from vitok.registry.runs import TrackedRun
+from vitok.registry.stages import ModelState, Version
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+class Tracker:
+    """An MLflow store under one folder: `home/mlflow.db` (SQLite, WAL) and `home/mlartifacts/`.
+
+    Open it with `mlflow ui --backend-store-uri sqlite:///home/mlflow.db` (the full `mlflow` package). Only the
+    client class with explicit addresses is used: MLflow's global state, and another store that the same program
+    tracks to, stay as they are. Usage reports of MLflow are switched off.
+
+    Args:
+        home: Folder of everything vitok writes; made where it does not exist.
+        clock: Gives the times of runs and metrics.
+
+    Example:
+        ```python
+        tracker = Tracker(".vitok")
+        with tracker.run("fraud", name="boosting", params={"leaves": 31}) as run:
+            run.log_metrics({"average_precision": 0.64})
+        ```
+    """
+
+    def __init__(self, home: str | Path, *, clock: Clock | None = None) -> None:
+        self.home = Path(home).resolve()
+        self._clock = clock or SystemClock()
+        self._opened: Any = None
+
+    def __repr__(self) -> str:
+        return f"Tracker({str(self.home)!r})"
+
+    @property
+    def uri(self) -> str:
+        """The store's address, as `mlflow ui --backend-store-uri` takes it."""
+        return f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of all runs' files."""
+        return self.home / "mlartifacts"
+
+    @staticmethod
+    def prepare(home: str | Path) -> None:
+        """Makes the store unless it is there: MLflow takes some seconds for the 69 steps of its schema.
+
+        Any number of processes and threads may call it at once; one makes the store, the others wait. Start it
+        early in a process of its own where the seconds matter.
+
+        Args:
+            home: Folder of everything vitok writes.
+
+        Raises:
+            MissingExtra: If MLflow or its SQL part is not installed.
+            StoreError: If the store cannot be made.
+        """
+        home = Path(home).resolve()
+        database = home / "mlflow.db"
+        if database.exists():
+            return
+        with exclusive(home / "mlflow.lock"):
+            if database.exists():
+                return
+            # Under another name until it is whole: a store half made would pass for a store of an old MLflow.
+            unfinished = home / "mlflow-unfinished.db"
+            unfinished.unlink(missing_ok=True)
+            import_mlflow()
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            with quiet(), store_errors(f"MLflow store {database} cannot be made"):
+                SqlAlchemyStore(f"sqlite:///{unfinished}", (home / "mlartifacts").as_uri()).engine.dispose()
+                with contextlib.closing(sqlite3.connect(unfinished)) as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                unfinished.rename(database)
+
+    def run(
+        self,
+        experiment: str,
+        *,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        seeds: Mapping[str, int] | None = None,
+        data: Mapping[str, DataSnapshot] | None = None,
+        source: Path | None = None,
+    ) -> "TrackedRun":
+        """Starts a run; use it in a `with` block, which ends it as finished, failed or killed.
+
+        Recorded besides what is given: git commit, branch and unsaved changes, Python, packages and hardware.
+
+        Args:
+            experiment: Name of the experiment; made where it does not exist.
+            name: Name of the run.
+            params: Parameters, each written once.
+            tags: Tags.
+            seeds: Seed of each random part, kept as parameters `seed.<name>`.
+            data: The data that was read, by role, kept as parameters `data.<role>.digest` and `data.<role>.rows`.
+            source: A folder of the code that runs, for git; None for the working folder.
+
+        Raises:
+            MissingExtra: If MLflow or its SQL part is not installed.
+            InvalidInput: If a name or value cannot be kept.
+            StoreError: If the store cannot be written.
+        """
+        origin = provenance(source)
+        collected = dict(params or {})
+        collected |= {f"seed.{part}": seed for part, seed in (seeds or {}).items()}
+        for role, snapshot in (data or {}).items():
+            collected |= {f"data.{role}.digest": snapshot.digest, f"data.{role}.rows": snapshot.rows}
+        client = self._client()
+        with store_errors(f"run {name!r} cannot be started"):
+            created = client.create_run(self._experiment(experiment), start_time=self._now_ms(), run_name=name)
+        run = TrackedRun(client, created.info.run_id, clock=self._clock)
+        try:
+            run.set_tags({**_origin_tags(origin), **(tags or {})})
+            run.log_params(collected)
+            if origin.commit is not None:
+                run.log_artifact("provenance/git.diff", origin.diff)
+                run.log_artifact("provenance/git-status.txt", origin.status)
+            run.log_artifact("provenance/environment.json", origin.environment())
+            run.flush()
+        except BaseException:
+            run.end("FAILED")
+            raise
+        return run
+
+    def mirror(self, state: ModelState, *, packages: Path) -> None:
+        """Shows a model's versions and stages in MLflow's registry; repeating it changes nothing.
+
+        The version in Production gets the alias `champion`; the canary, or else the newest in Staging, gets
+        `challenger`. Each MLflow version carries the tags `vitok.version`, `vitok.stage` and `vitok.digest`.
+
+        Args:
+            state: The model's state, from the ledger.
+            packages: Folder of the packages (`Registry.packages`).
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        check_model_name(state.model)
+        challenger = state.canary if state.canary is not None else max(state.staging, default=None)
+        client = self._client()
+        # Two mirrors at once would each add the versions that are missing.
+        with exclusive(self.home / "mlflow.lock"), store_errors(f"model {state.model} cannot be mirrored"):
+            present = _mirrored(client, state.model)
+            for version in state.versions:
+                tags = {"vitok.stage": version.stage, "vitok.digest": version.digest}
+                found = present.get(version.version)
+                if found is None:
+                    found = present[version.version] = self._add_version(client, version, packages)
+                for name, value in tags.items():
+                    if found.tags.get(name) != value:
+                        client.set_model_version_tag(state.model, str(found.version), name, value)
+            aliases = client.get_registered_model(state.model).aliases if state.versions else {}
+            for alias, wanted in ((CHAMPION, state.production), (CHALLENGER, challenger)):
+                if wanted is not None and aliases.get(alias) != str(present[wanted].version):
+                    client.set_registered_model_alias(state.model, alias, str(present[wanted].version))
+                elif wanted is None and alias in aliases:
+                    client.delete_registered_model_alias(state.model, alias)
+
+    def _add_version(self, client: Any, version: Version, packages: Path) -> Any:
+        return client.create_model_version(
+            version.model,
+            (Path(packages).resolve() / version.path).as_uri(),
+            run_id=version.run_id if version.run_id and self._has_run(client, version.run_id) else None,
+            tags={"vitok.version": str(version.version)},
+        )
+
+    def _has_run(self, client: Any, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.get_run(run_id)
+        except MlflowException:
+            return False
+        return True
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            self.prepare(self.home)
+            mlflow = import_mlflow()
+            fix = f"If another MLflow made the store, run: mlflow db upgrade {self.uri}"
+            with quiet(), store_errors(f"MLflow store {self.uri} cannot be opened. {fix}"):
+                client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                client.search_experiments(max_results=1)
+            self._opened = client
+        return self._opened
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        client = self._client()
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return client.create_experiment(name, artifact_location=self.artifacts.as_uri())
+            except MlflowException:
+                # Another process made it between the two lines above; else the second look raises as well.
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            fix = f"Restore it with: mlflow experiments restore -x {found.experiment_id}"
+            raise InvalidInput("experiment", name, "not be deleted", fix)
+        return found.experiment_id
+
+    def _now_ms(self) -> int:
+        return self._clock.now() // 1000
+
+
+def _origin_tags(origin: Provenance) -> dict[str, str]:
+    tags = {
+        "vitok.python": origin.python,
+        "vitok.platform": origin.platform,
+        "vitok.packages_digest": origin.packages_digest,
+        "vitok.hardware": json.dumps(origin.hardware),
+        "vitok.git": "none" if origin.commit is None else ("changed" if origin.dirty else "clean"),
+    }
+    if origin.commit is not None:
+        tags["mlflow.source.git.commit"] = origin.commit
+    if origin.branch is not None:
+        tags["mlflow.source.git.branch"] = origin.branch
+    return tags
+
+
+def _mirrored(client: Any, model: str) -> dict[int, Any]:
+    if not client.search_registered_models(filter_string=f"name = '{model}'"):
+        client.create_registered_model(model)
+    found = {}
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
+        for version in page:
+            number = version.tags.get("vitok.version", "")
+            if number.isdecimal():
+                found[int(number)] = version
+        token = page.token
+        if not token:
+            return found

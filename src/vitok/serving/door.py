@@ -1,0 +1,167 @@
+"""The hot door: the requests that one turn of the event loop has read are answered as one list.
+
+Nothing waits for company: a request alone is answered alone, and under load the lists grow by themselves.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+
+from vitok.errors import InvalidInput, ServiceError
+from vitok.serving.messages import Endpoint, HotRequest, Reply
+from vitok.serving.problems import FAULT, problem
+
+logger = logging.getLogger("vitok.serving")
+
+MAX_BODY = 65_536
+MAX_BATCH = 256
+
+
+class Connection(Protocol):
+    """Whoever is owed replies: it is told to write some of them."""
+
+    def deliver(self, data: bytes, count: int, *, close: bool) -> None:
+        """Writes `count` replies and closes the connection after the last, if so told."""
+        ...
+
+
+class Pending(NamedTuple):
+    """A request and where its reply goes; or, without an endpoint, a reply that is already known."""
+
+    connection: Connection
+    endpoint: Endpoint | None
+    request: HotRequest | None
+    reply: Reply
+    keep: bool
+
+
+class Door:
+    """Gathers requests for a turn of the event loop, has them answered, and writes the replies in order.
+
+    Args:
+        endpoints: What is served here; each path once.
+        max_body: Longest body, in bytes; a longer one is refused with 413.
+        max_batch: Most requests that an endpoint gets at once; the rest has to wait for the next turn.
+
+    Attributes:
+        requests: How many requests were answered by endpoints.
+        batches: How many lists they came in.
+        faults: How many requests got 500, because their endpoint raised.
+
+    Raises:
+        InvalidInput: If a path does not start with a slash, has a query or comes twice, or a limit is below 1.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint] = (), *, max_body: int = MAX_BODY, max_batch: int = MAX_BATCH
+    ) -> None:
+        self.table: dict[bytes, Endpoint] = {}
+        for endpoint in endpoints:
+            path = endpoint.path
+            if not path.startswith("/") or not path.isascii() or any(mark in path for mark in "?#% "):
+                raise InvalidInput("path", path, "be an exact ASCII path that starts with a slash")
+            if path.encode() in self.table:
+                raise InvalidInput("path", path, "belong to one endpoint only")
+            self.table[path.encode()] = endpoint
+        for name, value in (("max_body", max_body), ("max_batch", max_batch)):
+            if value < 1:
+                raise InvalidInput(name, value, "be at least 1")
+        self.max_body = max_body
+        self.max_batch = max_batch
+        self.requests = self.batches = self.faults = 0
+        self._waiting: list[Pending] = []
+        self._scheduled = False
+        self._heads: dict[int, bytes] = {}
+        self._common: list[tuple[bytes, bytes]] = []
+
+    def too_large(self) -> Reply:
+        """Returns the refusal of a body that is too long."""
+        return problem(413, "Content Too Large", f"body: must be at most {self.max_body} bytes long", field="body")
+
+    def add(self, pending: Pending, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes one request; it is answered in the next turn of the loop, with all others of this one."""
+        self._waiting.append(pending)
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._flush, loop)
+
+    def answer(self, endpoint: Endpoint, requests: Sequence[HotRequest]) -> list[Reply]:
+        """Has an endpoint answer; where it raises or breaks its promise, each of the requests gets 500."""
+        self.requests += len(requests)
+        self.batches += 1
+        try:
+            replies = list(endpoint.handle(requests))
+            if len(replies) != len(requests):
+                raise ServiceError(f"{endpoint.path} gave {len(replies)} replies to {len(requests)} requests")
+            for reply in replies:
+                if type(reply) is not Reply or type(reply.body) is not bytes or reply.status not in _PHRASES:
+                    raise ServiceError(f"{endpoint.path} gave {reply!r}, which is no Reply with a known status")
+        except Exception:
+            logger.exception("%s failed on %d requests", endpoint.path, len(requests))
+            self.faults += len(requests)
+            return [FAULT] * len(requests)
+        return replies
+
+    def use_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Sets the headers that every reply carries (the server's, such as the date)."""
+        if headers is not self._common:
+            self._common = headers
+            self._heads.clear()
+
+    def render(self, reply: Reply, *, keep: bool) -> bytes:
+        """Writes a reply as it goes over the wire; `keep` says whether the connection stays."""
+        head = self._heads.get(reply.status)
+        if head is None:
+            head = self._heads[reply.status] = self._head(reply.status)
+        return b"%b%d\r\n%b%b\r\n%b" % (
+            head,
+            len(reply.body),
+            reply.headers,
+            b"" if keep else b"connection: close\r\n",
+            reply.body,
+        )
+
+    def _head(self, status: int) -> bytes:
+        common = b"".join(b"%b: %b\r\n" % header for header in self._common)
+        kind = b"application/json" if status < 400 else b"application/problem+json"
+        return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\ncontent-length: " % (status, _PHRASES[status], common, kind)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting
+        batch, self._waiting = waiting[: self.max_batch], waiting[self.max_batch :]
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            loop.call_soon(self._flush, loop)
+        out: dict[Connection, list[bytes]] = {}
+        closing = set()
+        # Runs of one endpoint, not groups: what came first is also done first, whatever its path.
+        for endpoint, run in itertools.groupby(batch, key=_endpoint):
+            items = list(run)
+            if endpoint is None:
+                replies = [item.reply for item in items]
+            else:
+                replies = self.answer(endpoint, [item.request for item in items if item.request is not None])
+            for item, reply in zip(items, replies, strict=True):
+                data = self.render(reply, keep=item.keep)
+                if item.connection in out:
+                    out[item.connection].append(data)
+                else:
+                    out[item.connection] = [data]
+                if not item.keep:
+                    closing.add(item.connection)
+        for connection, parts in out.items():
+            connection.deliver(b"".join(parts), len(parts), close=connection in closing)
+
+
+def _endpoint(pending: Pending) -> Endpoint | None:
+    return pending.endpoint
+
+
+_PHRASES = {
+    status.value: status.phrase.encode()
+    for status in HTTPStatus
+    if status.value >= 200 and status.value not in (204, 205, 304)
+}

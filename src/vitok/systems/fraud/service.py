@@ -1,0 +1,631 @@
+"""The request path: from the bytes of a transaction to a logged decision, a whole batch at a time.
+
+limits, contract check, online features, route, model, calibrator, tiers, log, answer. State of the features is a
+checkpoint plus the log after it, so a killed service loses no acknowledged decision and counts no event twice.
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vitok import contracts, decisions, ids
+from vitok.clock import MINUTE, Clock, EventClock, SystemClock, isoformat
+from vitok.decision import Decision, Outcome
+from vitok.engines import open_store
+from vitok.errors import Conflict, NotFound, ServiceError, StoreError
+from vitok.features import FeatureSet, OnlineFeatures
+from vitok.models.calibrators import Calibrator, calibrator_from_dict
+from vitok.policies import TierPolicy
+from vitok.registry import Package, Registry
+from vitok.serving import HotRequest, Reply, Route, Runtime, problems
+from vitok.stats import LatencyHistogram
+from vitok.systems.fraud import rules
+from vitok.systems.fraud.features import FEATURES
+
+SYSTEM = "fraud"
+CONTRACT = Path(__file__).with_name("transactions.odcs.yaml")
+OUTCOME_KIND = "fraud"
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
+_NO_DECISION = bytes(16)
+_LOG = logging.getLogger("vitok.fraud")
+
+
+class Transaction(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request for a decision."""
+
+    transaction_id: str | int
+    event_time: dt.datetime
+    customer_id: str | int
+    terminal_id: str | int
+    amount: float
+
+
+class OutcomeItem(msgspec.Struct, forbid_unknown_fields=True):
+    """One outcome in the body of `POST /v1/outcomes`."""
+
+    request_id: str | int
+    value: float
+    event_time: dt.datetime
+    kind: str = OUTCOME_KIND
+    source: str = ""
+    supersedes: bool = False
+
+
+class OutcomeBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /v1/outcomes`."""
+
+    outcomes: list[OutcomeItem]
+
+
+class Answer(msgspec.Struct):
+    """The body of an answer to a request for a decision."""
+
+    decision_id: str
+    transaction_id: str
+    action: str
+    probability: float | None
+    propensity: float
+    model_version: str
+    route: str
+    feature_status: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model version, ready to answer."""
+
+    version: str
+    stage: str
+    runtime: Runtime
+    columns: np.ndarray
+    calibrator: Calibrator
+    policy: TierPolicy
+
+    @classmethod
+    def load(cls, package: Package, version: str, stage: str, features: FeatureSet) -> "LoadedModel":
+        """Loads a package for the features that the service computes.
+
+        Raises:
+            Conflict: If the package was made for other feature definitions.
+        """
+        wanted = package.json("features.json")["version"]
+        if wanted != features.version:
+            raise Conflict(f"model {version} was fitted on features {wanted}, the service computes {features.version}")
+        names = package.json("signature.json")["inputs"]
+        return cls(
+            version,
+            stage,
+            Runtime.load(package, version=version),
+            np.array([features.names.index(name) for name in names]),
+            calibrator_from_dict(package.json("calibrator.json")),
+            TierPolicy.from_dict(package.json("policy.json")),
+        )
+
+    def answer(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns score and calibrated probability, each of shape (n,)."""
+        score = self.runtime.score(np.ascontiguousarray(values[:, self.columns], dtype=np.float32))
+        return score, self.calibrator(score)
+
+
+def log_schema(features: FeatureSet = FEATURES) -> decisions.LogSchema:
+    """Returns the columns of the fraud system's decision log."""
+    return decisions.LogSchema(
+        system=SYSTEM,
+        entities=("customer_id", "terminal_id"),
+        request=(("transaction_id", "string"), ("amount", "float64")),
+        features=features.names,
+    )
+
+
+class FraudService:
+    """Decides on transactions and learns their outcomes; one object owns one home folder.
+
+    Args:
+        home: Folder with the registry, the online store and the logs.
+        clock: The system's clock, or an `EventClock` that the requests move (for replays of the past).
+        durability: `"process"` survives kill -9, `"fsync"` survives a power cut.
+        checkpoint_every: Events between two checkpoints of the feature state.
+
+    Raises:
+        StoreError: If another service owns the folder, or a store cannot be opened.
+    """
+
+    path = "/v1/systems/fraud/decide"
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        clock: Clock | None = None,
+        durability: decisions.Durability = "process",
+        checkpoint_every: int = 20_000,
+    ) -> None:
+        self.home = home
+        self.clock = clock or SystemClock()
+        self.features = FEATURES
+        self.registry = Registry(home)
+        self.quarantine = contracts.Quarantine(home / "quarantine")
+        self._checker = contracts.load(CONTRACT).row_checker("transactions")
+        self._decoder = msgspec.json.Decoder(Transaction)
+        self._outcome_decoder = msgspec.json.Decoder(OutcomeBatch)
+        self._encoder = msgspec.json.Encoder()
+        self._log = decisions.DecisionLog(home / "log" / "decisions", log_schema(), durability=durability)
+        self._outcomes = decisions.OutcomeLog(home / "log" / "outcomes", durability=durability, clock=self.clock)
+        self._store = open_store(f"lmdb://{home / 'online'}")
+        self._checkpoint_every = checkpoint_every
+        self._since_checkpoint = 0
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._save: Future[None] | None = None
+        self.latency = LatencyHistogram()
+        self.counts: dict[str, int] = {}
+        self.recovered_events = 0
+        self._revision = -1
+        self._next_look = 0.0
+        self.champion: LoadedModel | None = None
+        self.canary: LoadedModel | None = None
+        self.route: Route | None = None
+        self.recover()
+        self.refresh()
+
+    # State
+
+    def recover(self) -> None:
+        """Reads the feature state of the last checkpoint and adds what the logs hold after it."""
+        self.online = OnlineFeatures(self.features, self._store, lateness="6h")
+        positions = self.online.positions()
+        self.recovered_events = 0
+        tail = decisions.Tail(self.home / "log" / "decisions", positions.get("decisions"))
+        while (frame := tail.read(50_000)) is not None:
+            columns = ("request_id", "decision_id", "event_time", "customer_id", "terminal_id", "amount")
+            for row in frame.select(columns).iter_rows(named=True):
+                moment = _microseconds(row["event_time"])
+                self._advance(moment)
+                note = _note(row["decision_id"], moment, row["customer_id"], row["terminal_id"], row["amount"])
+                self.online.add("transactions", row["request_id"], moment, row, note=note)
+                self.recovered_events += 1
+        tail.close()
+        tail = decisions.Tail(self.home / "log" / "outcomes", positions.get("outcomes"))
+        while (frame := tail.read(50_000)) is not None:
+            for row in frame.iter_rows(named=True):
+                self._learn(row["request_id"], _microseconds(row["event_time"]), row["value"])
+                self.recovered_events += 1
+        tail.close()
+
+    def refresh(self) -> None:
+        """Follows the ledger: loads the versions that it names and routes by it."""
+        revision = self.registry.ledger.revision()
+        if revision == self._revision:
+            return
+        state = self.registry.ledger.state(SYSTEM)
+        loaded = {model.version: model for model in (self.champion, self.canary) if model is not None}
+        self.champion = self._load(state.production, "Production", loaded)
+        self.canary = self._load(state.canary, "Staging", loaded) if state.canary_share else None
+        if self.champion is None:
+            self.route = None
+        elif self.canary is None:
+            self.route = Route(champion=self.champion.version)
+        else:
+            self.route = Route(
+                champion=self.champion.version,
+                canary=self.canary.version,
+                share=state.canary_share,
+                salt=self.canary.version,
+            )
+        self._revision = revision
+
+    def _load(self, number: int | None, stage: str, loaded: Mapping[str, LoadedModel]) -> LoadedModel | None:
+        if number is None:
+            return None
+        version = f"{SYSTEM}/{number}"
+        if version in loaded:
+            return dataclasses.replace(loaded[version], stage=stage)
+        try:
+            return LoadedModel.load(self.registry.load(SYSTEM, number), version, stage, self.features)
+        except (NotFound, Conflict, StoreError, ServiceError) as error:
+            # An unreadable version must not stop decisions: the one before it, or the rules, go on.
+            _LOG.exception("model %s cannot be loaded", version)
+            self.count("model_load_failures")
+            del error
+            return loaded.get(self.champion.version) if self.champion is not None and stage == "Production" else None
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Adds to a counter that `/metrics` shows."""
+        self.counts[name] = self.counts.get(name, 0) + n
+
+    def _advance(self, moment: int) -> None:
+        if isinstance(self.clock, EventClock):
+            self.clock.advance(moment)
+
+    # Decisions
+
+    def handle(self, requests: Sequence[HotRequest]) -> list[Reply]:
+        """Answers a batch of requests for decisions, in order."""
+        started = time.perf_counter()
+        cpu = time.thread_time_ns()
+        if started >= self._next_look:
+            self._next_look = started + 0.05
+            self.refresh()
+        replies: list[Reply | None] = [None] * len(requests)
+        values = np.full((len(requests), len(self.features.names)), np.nan)
+        batch = _Batch()
+        repeated: dict[int, str] = {}
+        for i, request in enumerate(requests):
+            problem = self._admit(request, i, batch, repeated, values)
+            if problem is not None:
+                replies[i] = problem
+        n = len(batch.index)
+        if n:
+            failure = self._decide(requests, values[:n], batch, cpu, replies)
+            if failure is not None:
+                for i in (*batch.index, *repeated):
+                    replies[i] = failure
+                repeated = {}
+        for i, transaction_id in repeated.items():
+            replies[i] = self._again(transaction_id)
+        self.count("requests", len(requests))
+        self._maybe_checkpoint(n)
+        return [reply if reply is not None else problems.problem(500, "No answer", "This is a fault of the service.") for reply in replies]
+
+    def _admit(
+        self, request: HotRequest, i: int, batch: "_Batch", repeated: dict[int, str], values: np.ndarray
+    ) -> Reply | None:
+        # Takes one request into the batch, or says why not.
+        try:
+            item = self._decoder.decode(request.body)
+        except msgspec.DecodeError as error:
+            self.count("rejected")
+            return problems.from_decode_error(error, request.body)
+        moment = _microseconds(item.event_time)
+        row = {
+            "transaction_id": str(item.transaction_id),
+            "event_time": item.event_time,
+            "customer_id": str(item.customer_id),
+            "terminal_id": str(item.terminal_id),
+            "amount": item.amount,
+        }
+        broken = self._checker(row)
+        if broken:
+            self.count("rejected")
+            reason = "; ".join(violation.message for violation in broken)
+            self.quarantine.put_row(request.body, reason, now=self.clock.now())
+            errors = [{"field": violation.field, "detail": violation.message} for violation in broken]
+            return problems.problem(422, "The request breaks the contract", reason, field=broken[0].field, errors=errors)
+        if not isinstance(self.clock, EventClock) and moment > self.clock.now() + 5 * MINUTE:
+            self.count("rejected")
+            return problems.problem(
+                422,
+                "The request breaks the contract",
+                f"event_time: got {isoformat(moment)}, must not lie in the future (now {isoformat(self.clock.now())})",
+                field="event_time",
+            )
+        transaction_id, customer, terminal = row["transaction_id"], row["customer_id"], row["terminal_id"]
+        known = self.online.note("transactions", transaction_id)
+        fingerprint = _fingerprint(moment, customer, terminal, item.amount)
+        if known is not None:
+            if known[16:24] != fingerprint:
+                self.count("conflicts")
+                detail = f"transaction_id: {transaction_id!r} was seen before with other contents"
+                return problems.problem(409, "Conflict", detail, field="transaction_id")
+            self.count("repeated")
+            repeated[i] = transaction_id
+            return None
+        self._advance(moment)
+        at = len(batch.index)
+        values[at, 0] = item.amount
+        batch.status.append(self.online.read(row, moment, values[at]))
+        decision_id = ids.uuid7()
+        self.online.add("transactions", transaction_id, moment, row, note=decision_id + fingerprint + terminal.encode())
+        batch.index.append(i)
+        batch.decision_id.append(decision_id)
+        batch.transaction_id.append(transaction_id)
+        batch.event_time.append(moment)
+        batch.customer.append(customer)
+        batch.terminal.append(terminal)
+        batch.amount.append(item.amount)
+        return None
+
+    def _decide(
+        self,
+        requests: Sequence[HotRequest],
+        values: np.ndarray,
+        batch: "_Batch",
+        cpu: int,
+        replies: list[Reply | None],
+    ) -> Reply | None:
+        # Scores, acts, logs and answers; returns the answer for all where the log could not be written.
+        n = len(batch.index)
+        self.features.add_on_demand(values, np.array(batch.event_time, np.int64))
+        verdicts = self._verdicts(values, batch)
+        now = time.perf_counter_ns()
+        latency = [max(0, (now - requests[i].arrived) // 1000) for i in batch.index]
+        block = decisions.DecisionBlock(
+            decision_id=batch.decision_id,
+            request_id=batch.transaction_id,
+            event_time=batch.event_time,
+            ingest_time=[self.clock.now()] * n,
+            entities=(batch.customer, batch.terminal),
+            request=(batch.transaction_id, batch.amount),
+            features=values,
+            feature_status=batch.status,
+            latency_us=latency,
+            cost=np.full(n, (time.thread_time_ns() - cpu) / n / 1e9),
+            **verdicts,
+        )
+        try:
+            self._log.append(block)
+        except StoreError as error:
+            # The events of this batch are in the feature state but not in the log: go back to what the log says.
+            self.count("log_failures")
+            self._wait_for_save()
+            self.recover()
+            return problems.problem(503, "The decision could not be recorded", str(error), headers=b"retry-after: 1\r\n")
+        self.latency.record_many(np.array(latency))
+        self.count("decisions", n)
+        for row, i in enumerate(batch.index):
+            probability = float(verdicts["probability"][row])
+            answer = Answer(
+                ids.text(batch.decision_id[row]),
+                batch.transaction_id[row],
+                verdicts["action"][row],
+                probability if probability == probability else None,
+                float(verdicts["propensity"][row]),
+                verdicts["model_version"][row],
+                verdicts["route"][row],
+                batch.status[row],
+            )
+            replies[i] = Reply(200, self._encoder.encode(answer))
+        return None
+
+    def _verdicts(self, values: np.ndarray, batch: "_Batch") -> dict[str, Any]:
+        # The columns of the log that come of models, route and policy.
+        n = len(values)
+        champion, canary = self.champion, self.canary
+        if champion is None or self.route is None:
+            return self._by_rules(values, "no version is in Production")
+        amount = np.array(batch.amount)
+        try:
+            score, probability = champion.answer(values)
+        except ServiceError as error:
+            self.count("fallbacks", n)
+            return self._by_rules(values, str(error))
+        tiers = champion.policy.decide(probability, amount, batch.transaction_id)
+        columns: dict[str, Any] = {
+            "model_version": [champion.version] * n,
+            "stage": [champion.stage] * n,
+            "route": ["champion"] * n,
+            "route_reason": ["there is no canary"] * n,
+            "score": score,
+            "probability": probability,
+            "shadow_version": [None] * n,
+            "shadow_probability": np.full(n, np.nan),
+            "policy_version": [champion.policy.version] * n,
+            "action": tiers.actions,
+            "propensity": tiers.propensity,
+        }
+        if canary is None:
+            return columns
+        try:
+            canary_score, canary_probability = canary.answer(values)
+        except ServiceError:
+            self.count("canary_failures", n)
+            columns["route_reason"] = ["the canary failed"] * n
+            return columns
+        canary_tiers = canary.policy.decide(canary_probability, amount, batch.transaction_id)
+        columns["shadow_version"] = [canary.version] * n
+        columns["shadow_probability"] = canary_probability.copy()
+        for row, customer in enumerate(batch.customer):
+            assignment = self.route.assign(customer)
+            columns["route_reason"][row] = assignment.reason
+            if assignment.route != "canary":
+                continue
+            columns["route"][row] = "canary"
+            columns["model_version"][row], columns["stage"][row] = canary.version, canary.stage
+            columns["shadow_version"][row] = champion.version
+            columns["shadow_probability"][row] = probability[row]
+            columns["policy_version"][row] = canary.policy.version
+            columns["action"][row] = canary_tiers.actions[row]
+        mask = np.array(columns["route"], dtype=object) == "canary"
+        columns["score"] = np.where(mask, canary_score, score)
+        columns["probability"] = np.where(mask, canary_probability, probability)
+        columns["propensity"] = np.where(mask, canary_tiers.propensity, tiers.propensity)
+        return columns
+
+    def _by_rules(self, values: np.ndarray, reason: str) -> dict[str, Any]:
+        n = len(values)
+        score = rules.rule_score({name: values[:, i] for i, name in enumerate(self.features.names)})
+        return {
+            "model_version": [rules.VERSION] * n,
+            "stage": ["None"] * n,
+            "route": ["fallback"] * n,
+            "route_reason": [reason] * n,
+            "score": score,
+            "probability": np.full(n, np.nan),
+            "shadow_version": [None] * n,
+            "shadow_probability": np.full(n, np.nan),
+            "policy_version": [rules.VERSION] * n,
+            "action": rules.rule_actions(score),
+            "propensity": np.ones(n),
+        }
+
+    def _again(self, transaction_id: str) -> Reply:
+        # The same request gets the same decision.
+        found = decisions.find(self.home / "log" / "decisions", request_id=transaction_id)
+        if found is None:
+            detail = f"transaction_id: {transaction_id!r} belongs to the history that was loaded; it was not decided here"
+            return problems.problem(409, "Conflict", detail, field="transaction_id")
+        answer = Answer(
+            found.decision_id,
+            found.request_id,
+            found.action,
+            found.probability if found.probability == found.probability else None,
+            found.propensity,
+            found.model_version,
+            found.route,
+            found.feature_status,
+        )
+        return Reply(200, self._encoder.encode(answer))
+
+    # Outcomes
+
+    def learn(self, body: bytes) -> Reply:
+        """Takes outcomes: logs them, joins them to their transactions, and adds them to the features."""
+        try:
+            batch = self._outcome_decoder.decode(body)
+        except msgspec.DecodeError as error:
+            self.count("rejected")
+            return problems.from_decode_error(error, body)
+        accepted: list[Outcome] = []
+        rejected: list[dict[str, Any]] = []
+        duplicates = 0
+        seen: set[str] = set()
+        for index, item in enumerate(batch.outcomes):
+            request_id = str(item.request_id)
+            reason = self._refusal(item, request_id)
+            if reason:
+                self.quarantine.put_row(msgspec.json.encode(item), reason, now=self.clock.now())
+                rejected.append({"index": index, "request_id": request_id, "detail": reason})
+                continue
+            known = request_id in seen or self.online.note("labels", request_id) is not None
+            if known and not item.supersedes:
+                duplicates += 1
+                continue
+            seen.add(request_id)
+            moment = _microseconds(item.event_time)
+            self._advance(moment)
+            accepted.append(
+                Outcome(
+                    request_id=request_id,
+                    kind=item.kind,
+                    value=item.value,
+                    event_time=moment,
+                    ingest_time=self.clock.now(),
+                    source=item.source,
+                    supersedes=item.supersedes,
+                )
+            )
+        if accepted:
+            try:
+                self._outcomes.append(accepted)
+            except StoreError as error:
+                self.count("log_failures")
+                return problems.problem(503, "The outcomes could not be recorded", str(error), headers=b"retry-after: 1\r\n")
+            for outcome in accepted:
+                self._learn(outcome.request_id, outcome.event_time, outcome.value)
+        self.count("outcomes", len(accepted))
+        self.count("rejected_outcomes", len(rejected))
+        self._maybe_checkpoint(len(accepted))
+        result = {"accepted": len(accepted), "duplicates": duplicates, "rejected": rejected}
+        return Reply(200, self._encoder.encode(result))
+
+    def _refusal(self, item: OutcomeItem, request_id: str) -> str:
+        if item.kind != OUTCOME_KIND:
+            return f"kind: got {item.kind!r}, must be {OUTCOME_KIND!r}"
+        if item.value not in (0.0, 1.0):
+            return f"value: got {item.value!r}, must be 0 or 1"
+        if self.online.note("transactions", request_id) is None:
+            return f"request_id: got {request_id!r}, must be a transaction that was decided or loaded before"
+        return ""
+
+    def _learn(self, request_id: str, moment: int, value: float) -> None:
+        note = self.online.note("transactions", request_id)
+        if note is not None:
+            self._advance(moment)
+            self.online.add("labels", request_id, moment, {"terminal_id": note[24:].decode(), "is_fraud": value})
+
+    # Upkeep
+
+    def _maybe_checkpoint(self, n: int) -> None:
+        self._since_checkpoint += n
+        if self._since_checkpoint < self._checkpoint_every or (self._save is not None and not self._save.done()):
+            return
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Begins a checkpoint of the feature state; it is written in the background."""
+        self._wait_for_save()
+        self._since_checkpoint = 0
+        positions = {"decisions": list(self._log.position), "outcomes": list(self._outcomes.position)}
+        self._save = self._saver.submit(self.online.save, self.online.begin_checkpoint(positions))
+
+    def _wait_for_save(self) -> None:
+        if self._save is not None:
+            error = self._save.exception()
+            if error is not None:
+                self.count("checkpoint_failures")
+                _LOG.error("a checkpoint could not be saved: %s", error)
+            self._save = None
+
+    def ready(self) -> dict[str, str]:
+        """Says for each part whether it can do its work: `"ok"`, or what is wrong."""
+        parts = {"model": "ok" if self.champion is not None else "no version is in Production; rules answer"}
+        try:
+            self._store.get("meta", b"features")
+            parts["online_store"] = "ok"
+        except StoreError as error:
+            parts["online_store"] = str(error)
+        parts["decision_log"] = "ok" if not self.counts.get("log_failures") else "appends have failed"
+        return parts
+
+    def find(self, decision_id: str) -> Decision:
+        """Returns one decision.
+
+        Raises:
+            NotFound: If there is none of that id.
+        """
+        found = decisions.find(self.home / "log" / "decisions", decision_id=decision_id)
+        if found is None:
+            raise NotFound("decision", decision_id, ["the ids that POST /v1/systems/fraud/decide returned"])
+        return found
+
+    def close(self) -> None:
+        """Saves the feature state, seals the logs and lets the folder go."""
+        self.checkpoint()
+        self._wait_for_save()
+        self._saver.shutdown()
+        self._log.close()
+        self._outcomes.close()
+
+
+class _Batch:
+    # The accepted requests of one batch, by columns.
+    __slots__ = ("amount", "customer", "decision_id", "event_time", "index", "status", "terminal", "transaction_id")
+
+    def __init__(self) -> None:
+        self.index: list[int] = []
+        self.decision_id: list[bytes] = []
+        self.transaction_id: list[str] = []
+        self.event_time: list[int] = []
+        self.customer: list[str] = []
+        self.terminal: list[str] = []
+        self.amount: list[float] = []
+        self.status: list[str] = []
+
+
+def _microseconds(moment: dt.datetime) -> int:
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _fingerprint(moment: int, customer: str, terminal: str, amount: float) -> bytes:
+    text = f"{moment}|{customer}|{terminal}|{amount!r}"
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _note(decision_id: bytes, moment: int, customer: str, terminal: str, amount: float) -> bytes:
+    return decision_id + _fingerprint(moment, customer, terminal, amount) + terminal.encode()
+
+
+def history_note(moment: int, customer: str, terminal: str, amount: float) -> bytes:
+    """Returns what is noted with a transaction that was loaded, not decided."""
+    return _note(_NO_DECISION, moment, customer, terminal, amount)
