@@ -55,6 +55,7 @@ def contradictions(rules: list[Rule], where: str) -> None:
         ("minLength", "maxLength", False),
     ):
         first, last = bounds.get(low), bounds.get(high)
-        if isinstance(first, int | float) and isinstance(last, int | float):
-            if first > last or (open_ended and first == last):
-                raise InvalidInput(where, f"{low} {first}, {high} {last}", "leave room for a value")
+        if not isinstance(first, int | float) or not isinstance(last, int | float):
+            continue
+        if first > last or (open_ended and first == last):
+            raise InvalidInput(where, f"{low} {first}, {high} {last}", "leave room for a value")

@@ -15,7 +15,7 @@ from vitok.errors import InvalidInput, NotFound
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """A safe loader that refuses a key given twice, of which the usual one silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
@@ -51,13 +51,13 @@ def read_text(path_or_text: str | Path) -> str:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parses the text of a contract.
+    r"""Parses the text of a contract.
 
     Raises:
         InvalidInput: If it is not YAML, not a mapping, or gives a key twice.
 
     Example:
-        >>> parse("kind: DataContract\\nid: a\\n")
+        >>> parse("kind: DataContract\nid: a\n")
         {'kind': 'DataContract', 'id': 'a'}
     """
     try:
@@ -75,6 +75,11 @@ def parse(text: str) -> dict[str, Any]:
 def _line(text: str, mark: Any) -> str:
     lines = text.splitlines()
     return lines[mark.line].strip() if mark is not None and mark.line < len(lines) else text[:60]
+
+
+def keys(names: str) -> frozenset[str]:
+    """Writes a set of names that stand in one text."""
+    return frozenset(names.split())
 
 
 def known_keys(value: Mapping[str, Any], allowed: Collection[str], where: str) -> None:

@@ -6,32 +6,32 @@ from typing import Any, cast
 
 from vitok.clock import DAY, HOUR, MINUTE, SECOND
 from vitok.contracts import document as read
-from vitok.contracts.contract import Contract, Field, Freshness, Key, Table
 from vitok.contracts.bounds import allowed_values, bound_of, contradictions
+from vitok.contracts.contract import Contract, Field, Freshness, Key, Table
 from vitok.contracts.quality import Statement, quality
 from vitok.contracts.rules import LOGICAL_TYPES, LogicalType, Rule, Severity, rule, severity_of
 from vitok.errors import InvalidInput
 
 API_VERSIONS = ("v3.0.0", "v3.0.1", "v3.0.2", "v3.1.0", "v3.2.0")
 
-_ELEMENT_KEYS = frozenset(
+_ELEMENT_KEYS = read.keys(
     "id name physicalType physicalName description businessName deprecated synonyms authoritativeDefinitions tags "
-    "customProperties logicalType relationships quality properties".split()
+    "customProperties logicalType relationships quality properties"
 )
 _TABLE_KEYS = _ELEMENT_KEYS | {"dataGranularityDescription", "context"}
-_PROPERTY_KEYS = _ELEMENT_KEYS | frozenset(
+_PROPERTY_KEYS = _ELEMENT_KEYS | read.keys(
     "primaryKey primaryKeyPosition logicalTypeOptions semanticType required unique partitioned partitionKeyPosition "
     "classification encryptedName transformSourceObjects transformLogic transformDescription examples enum "
-    "criticalDataElement items map".split()
+    "criticalDataElement items map"
 )
-_CONTRACT_KEYS = frozenset(
+_CONTRACT_KEYS = read.keys(
     "version kind apiVersion id name tenant tags status servers dataProduct description domain context schema support "
     "price team roles slaDefaultElement slaProperties authoritativeDefinitions customProperties "
-    "contractCreatedTs".split()
+    "contractCreatedTs"
 )
-_SLA_KEYS = frozenset(
+_SLA_KEYS = read.keys(
     "id property value valueExt unit element driver description scheduler schedule customProperties "
-    "authoritativeDefinitions".split()
+    "authoritativeDefinitions"
 )
 _RANGE = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -270,7 +270,7 @@ def _field(
     return Field(
         name=name,
         logical_type=logical_type,
-        required=any(item.name == "required" for item in rules),
+        required=any(item.name == "required" and item.severity != "warn" for item in rules),
         description=read.optional_text(entry.get("description"), f"{where}.description").strip(),
         rules=tuple(rules),
     )
@@ -338,4 +338,3 @@ def _element(element: str, tables: list[Table], where: str) -> tuple[str, str]:
         if item.logical_type in {"timestamp", "date"}
     )
     raise InvalidInput(where, element, "be a time of the contract, as table.column", f"There is: {known or 'none'}")
-

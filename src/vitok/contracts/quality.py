@@ -13,9 +13,9 @@ from vitok.contracts.bounds import allowed_values, bound_of
 from vitok.contracts.rules import OPERATORS, Comparison, Metric, Rule, Severity, rule, severity_of
 from vitok.errors import InvalidInput
 
-_KEYS = frozenset(
+_KEYS = read.keys(
     "id authoritativeDefinitions businessImpact customProperties description dimension method name schedule scheduler "
-    "severity tags type unit metric rule arguments query engine implementation validValues".split()
+    "severity tags type unit metric rule arguments query engine implementation validValues"
 ) | frozenset(OPERATORS)
 _FIELD_METRICS = ("nullValues", "missingValues", "invalidValues", "duplicateValues")
 _TABLE_METRICS = ("rowCount", "duplicateValues")
@@ -153,9 +153,7 @@ def _broken_rules(
     return []
 
 
-def _fields(
-    metric: str, arguments: dict[str, Any], where: str, column: str, columns: Sequence[str]
-) -> tuple[str, ...]:
+def _fields(metric: str, arguments: dict[str, Any], where: str, column: str, columns: Sequence[str]) -> tuple[str, ...]:
     if column:
         return (column,)
     if metric == "rowCount":

@@ -24,7 +24,15 @@ _LARGEST = 2**63
 
 
 def _string(value: object) -> Any:
-    return value if isinstance(value, str) else UNREADABLE
+    if not isinstance(value, str):
+        return UNREADABLE
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            # JSON can escape half of a surrogate pair, which no table, file or answer can hold.
+            return UNREADABLE
+    return value
 
 
 def _number(value: object) -> Any:

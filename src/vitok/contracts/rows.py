@@ -49,7 +49,8 @@ def shown(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return f"'{value}'" if len(value) <= LONGEST_SHOWN else f"'{value[:LONGEST_SHOWN]}...'"
+        text = value[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode()
+        return f"'{text}'" if len(value) <= LONGEST_SHOWN else f"'{text}...'"
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
@@ -98,7 +99,9 @@ def compile_checker(
     def check(row: Mapping[str, Any]) -> list[Violation]:
         found: list[Violation] = []
         if type(row) is not dict and not isinstance(row, Mapping):
-            return [Violation("row", row, "type", f"row: got {shown(row)}, must be an object with the contract's fields")]
+            return [
+                Violation("row", row, "type", f"row: got {shown(row)}, must be an object with the contract's fields")
+            ]
         get = row.get
         for name, one in checks:
             one(get(name), found)
@@ -106,8 +109,9 @@ def compile_checker(
             known = ", ".join(table.names)
             for key in row:
                 if key not in names:
-                    message = f"{key}: got {shown(row[key])}, must not be given; the contract has {known}"
-                    found.append(Violation(str(key), row[key], "unknown", message))
+                    name = shown(str(key))[1:-1]
+                    message = f"{name}: got {shown(row[key])}, must not be given; the contract has {known}"
+                    found.append(Violation(name, row[key], "unknown", message))
         return found
 
     return check

@@ -29,8 +29,8 @@ _RANGE_WORDS = {
     "exclusiveMinimum": "be greater than {}",
     "maximum": "be at most {}",
     "exclusiveMaximum": "be less than {}",
-    "minLength": "have at least {} characters",
-    "maxLength": "have at most {} characters",
+    "minLength": "have a length of at least {}",
+    "maxLength": "have a length of at most {}",
     "pattern": "match {}",
 }
 # ODCS leaves the words of `severity` open and gives the first three as examples.
@@ -204,31 +204,31 @@ def severity_of(value: object, where: str) -> Severity:
 
 
 def patterns(pattern: str, where: str) -> tuple[str, str]:
-    """Writes a pattern of ECMA-262, the dialect of ODCS, for the two engines that run it: Rust's and Python's.
+    r"""Writes a pattern of ECMA-262, the dialect of ODCS, for the two engines that run it: Rust's and Python's.
 
-    Both then read `\\d` and `\\w` as ASCII and `$` as the very end, as ECMA-262 does, so that a table and a request
+    Both then read `\d` and `\w` as ASCII and `$` as the very end, as ECMA-262 does, so that a table and a request
     are judged alike.
 
     Raises:
         InvalidInput: If one of the engines cannot run it, such as a lookahead.
 
     Example:
-        >>> patterns(r"^\\d+$", "pattern")
-        ('^[0-9]+$', '^[0-9]+\\\\Z')
+        >>> patterns(r"^\d+$", "pattern")
+        ('^[0-9]+$', '^[0-9]+\\Z')
     """
     common: list[str] = []
     python: list[str] = []
     in_class = False
-    for token in re.findall(r"\\.|.", pattern, flags=re.DOTALL):
-        plain = _ASCII_CLASSES.get(token)
-        if plain is not None and (not in_class or token.islower()):
-            token = plain[1:-1] if in_class else plain
-        if token == "[" and not in_class:
+    for part in re.findall(r"\\.|.", pattern, flags=re.DOTALL):
+        plain = _ASCII_CLASSES.get(part)
+        if plain is not None and (not in_class or part.islower()):
+            part = plain[1:-1] if in_class else plain
+        if part == "[" and not in_class:
             in_class = True
-        elif token == "]" and in_class:
+        elif part == "]" and in_class:
             in_class = False
-        common.append(token)
-        python.append(r"\Z" if token == "$" and not in_class else token)
+        common.append(part)
+        python.append(r"\Z" if part == "$" and not in_class else part)
     rust_text, python_text = "".join(common), "".join(python)
     import polars as pl
 

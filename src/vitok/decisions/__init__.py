@@ -7,7 +7,7 @@ far a distribution has moved and whether a version is better are questions for t
 entities are kept by `features`.
 """
 
-from vitok.decisions.labels import join, labels, maturity
+from vitok.decisions.label_view import join, labels, maturity
 from vitok.decisions.log import DecisionLog, OutcomeLog
 from vitok.decisions.reading import find, read
 from vitok.decisions.schema import DecisionBlock, LogSchema, OutcomeBlock

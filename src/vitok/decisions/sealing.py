@@ -71,17 +71,26 @@ def _write(table: pa.Table, target: Path) -> None:
     if "decision_id" in table.schema.names:
         # Before the Parquet file has its name, so that a sealed segment always has its index.
         write_index(target, table)
+    # One piece for each column: slices of thousands of small pieces would be slow, and hold the interpreter.
+    table = table.combine_chunks()
     temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("wb") as file:
-        with pq.ParquetWriter(
+    # Arrow's own file: a Python file would ask for the interpreter at every page while requests wait for it.
+    with (
+        pa.OSFile(str(temporary), "wb") as file,
+        pq.ParquetWriter(
             file, first.schema, compression="zstd", use_dictionary=repeated, write_statistics=statistics
-        ) as writer:
-            for start in range(0, table.num_rows, ROWS_PER_GROUP):
-                writer.write_table(readable(table.slice(start, ROWS_PER_GROUP)), row_group_size=ROWS_PER_GROUP)
-        file.flush()
-        os.fsync(file.fileno())
+        ) as writer,
+    ):
+        for start in range(0, table.num_rows, ROWS_PER_GROUP):
+            writer.write_table(readable(table.slice(start, ROWS_PER_GROUP)), row_group_size=ROWS_PER_GROUP)
+    sync(temporary)
     temporary.rename(target)
-    fd = os.open(target.parent, os.O_RDONLY)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or the names in a folder, survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from vitok.decisions.sealing import seal
+from vitok.decisions.sealing import seal, sync
 from vitok.errors import InvalidInput, StoreError
 
 Durability = Literal["process", "fsync"]
@@ -77,15 +77,6 @@ def segments(folder: Path) -> list[Segment]:
     return [Segment(number, found[number]) for number in sorted(found)]
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _lock(folder: Path) -> int:
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -138,13 +129,15 @@ class SegmentWriter:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock_fd = _lock(folder)
             if self._synced:
-                sync_folder(folder.parent)
+                sync(folder.parent)
         self._fd: int | None = None
         self._length = 0
         self._rows = 0
         self._closed = False
         self._seals: list[Future[None]] = []
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="vitok-seal")
+        # At its first array pyarrow imports pandas where there is one; a first request should not wait for that.
+        pa.array([0.0])
         left = segments(folder)
         self._number = left[-1].number + 1 if left else 1
         if any(folder.glob("segment-*.arrows")) or any(folder.glob("segment-*.tmp")):
@@ -208,7 +201,7 @@ class SegmentWriter:
             self._fd = os.open(open_path(self.folder, self._number), flags, 0o644)
             self._length = 0
             if self._synced:
-                sync_folder(self.folder)
+                sync(self.folder)
             # Schema and first batch in one write: no reader meets a segment without its schema.
             parts.insert(0, memoryview(self._schema.serialize()))
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))

@@ -1,6 +1,7 @@
 """What a feature is: entities, sources, views over windows, on-demand functions, and the set that a model sees."""
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -184,23 +185,23 @@ class View:
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InvalidInput(f"view {self.name!r}: feature names", twice, "be unique", "Give one of them a name=.")
 
-    @property
+    @functools.cached_property
     def windows(self) -> tuple[Window, ...]:
         """All windows of the view, shortest first, each once."""
         spans = {Window.of(span, exact=self.exact) for item in self.aggregations for span in item.over}
         return tuple(sorted(spans, key=lambda window: window.span))
 
-    @property
+    @functools.cached_property
     def value_columns(self) -> tuple[str, ...]:
         """Columns whose sums are kept."""
         return tuple(dict.fromkeys(item.column for item in self.aggregations if item.kind in {"sum", "mean"}))
 
-    @property
+    @functools.cached_property
     def distinct_columns(self) -> tuple[str, ...]:
         """Columns whose different values are counted."""
         return tuple(dict.fromkeys(item.column for item in self.aggregations if item.kind == "distinct"))
 
-    @property
+    @functools.cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features, in the order in which they are computed."""
         return tuple(
@@ -303,23 +304,23 @@ class FeatureSet:
                 raise InvalidInput(f"on-demand feature {item.name!r}: inputs", missing, "name columns computed before")
             known.add(item.name)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all features, in the model's order."""
         windows = tuple(name for view in self.views for name in view.feature_names)
         return (*self.request, *windows, *(item.name for item in self.on_demand))
 
-    @property
+    @functools.cached_property
     def entity_keys(self) -> tuple[str, ...]:
         """Key columns of the entities, each once, in the order of the views."""
         return tuple(dict.fromkeys(view.entity.key for view in self.views))
 
-    @property
+    @functools.cached_property
     def sources(self) -> tuple[Source, ...]:
         """The sources of the views, each once."""
         return tuple(dict.fromkeys(view.source for view in self.views))
 
-    @property
+    @functools.cached_property
     def longest(self) -> int:
         """Length of the longest window in microseconds; 0 where there is none."""
         return max((window.span + window.hop for view in self.views for window in view.windows), default=0)
@@ -331,11 +332,15 @@ class FeatureSet:
             values: Shape (n, features), float64, with request and view columns filled.
             event_time: Shape (n,), int64 microseconds.
         """
-        where: Mapping[str, int] = {name: index for index, name in enumerate(self.names)}
+        where = self._where
         with np.errstate(divide="ignore", invalid="ignore"):
             for item in self.on_demand:
                 columns = [event_time if name == "event_time" else values[:, where[name]] for name in item.inputs]
                 values[:, where[item.name]] = item.function(*columns)
+
+    @functools.cached_property
+    def _where(self) -> Mapping[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def describe(self) -> dict[str, Any]:
         """Returns the whole definition, ready for JSON."""
@@ -345,7 +350,7 @@ class FeatureSet:
             "on_demand": [item.describe() for item in self.on_demand],
         }
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """Content hash of the definition: twelve hex digits, changed by anything that changes a value."""
         text = json.dumps(self.describe(), sort_keys=True)

@@ -12,7 +12,7 @@ from vitok.registry.cards import MetricRow, ModelCard, model_card
 from vitok.registry.gates import Check, Verdict, at_least, at_most, evaluate, not_worse
 from vitok.registry.ledger import Ledger
 from vitok.registry.package import Package, read_package, write_package
-from vitok.registry.provenance import DataSnapshot, Provenance, provenance
+from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.registry import Registry
 from vitok.registry.runs import TrackedRun
 from vitok.registry.stages import Entry, ModelState, Stage, Version
@@ -39,9 +39,9 @@ __all__ = [
     "at_least",
     "at_most",
     "evaluate",
+    "find_provenance",
     "model_card",
     "not_worse",
-    "provenance",
     "read_package",
     "write_package",
 ]

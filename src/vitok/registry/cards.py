@@ -1,5 +1,6 @@
-"""Model cards: what a version is, for whom, and how good (Mitchell et al., FAT* 2019, "Model Cards for Model Reporting").
+"""Model cards: what a version is, for whom, and how good.
 
+The sections are those of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019 (doi:10.1145/3287560.3287596).
 The card is made from what is already on record: the version, its run, its metrics and its gate.
 """
 

@@ -1,5 +1,6 @@
 """Where a run comes from: git commit and unsaved changes, environment, hardware, data and seeds."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -79,14 +80,14 @@ class Provenance:
         return f"{code}{' with changes' if self.dirty else ''}, Python {self.python}, {len(self.packages)} packages"
 
 
-def provenance(source: Path | None = None) -> Provenance:
+def find_provenance(source: Path | None = None) -> Provenance:
     """Finds out where a run comes from; outside a git checkout, or without git, that part is empty.
 
     Args:
         source: A folder of the code that runs; None for the working folder.
 
     Example:
-        >>> provenance().python == platform.python_version()
+        >>> find_provenance().python == platform.python_version()
         True
     """
     folder = Path(source) if source is not None else Path.cwd()
@@ -144,15 +145,14 @@ def _hardware() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     memory: int | None = None
     cores = os.cpu_count()
-    try:
+    # /proc and these calls are Linux's own.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        cores = len(os.sched_getaffinity(0))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
-        cores = len(os.sched_getaffinity(0))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError, AttributeError):
-        processor = processor or "unknown"  # /proc and these calls are Linux's own
     return {"processor": processor, "cores": cores, "memory": memory, "bits": sys.maxsize.bit_length() + 1}
 
 

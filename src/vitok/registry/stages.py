@@ -234,6 +234,9 @@ def replay(entries: Iterable[Entry], *, start: ModelState) -> ModelState:
     Returns:
         The state after them.
 
+    Raises:
+        LookupError: If they cannot be the entries of one ledger.
+
     Example:
         >>> print(replay([], start=ModelState(model="fraud")))
         nothing in Production, 0 versions
@@ -243,6 +246,8 @@ def replay(entries: Iterable[Entry], *, start: ModelState) -> ModelState:
     for entry in entries:
         changes: dict[str, Any] = {"revision": entry.seq, "time_us": entry.time_us}
         if entry.kind == "registered":
+            if entry.version != len(versions) + 1:
+                raise LookupError(f"entry {entry.seq} registers version {entry.version} after {len(versions)}")
             versions.append(_registered(entry))
         elif entry.version is not None:
             index = entry.version - 1

@@ -15,7 +15,7 @@ from vitok.errors import InvalidInput
 from vitok.registry.files import exclusive
 from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
 from vitok.registry.package import check_model_name
-from vitok.registry.provenance import DataSnapshot, Provenance, provenance
+from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.runs import TrackedRun
 from vitok.registry.stages import ModelState, Version
 
@@ -35,11 +35,8 @@ class Tracker:
         clock: Gives the times of runs and metrics.
 
     Example:
-        ```python
-        tracker = Tracker(".vitok")
-        with tracker.run("fraud", name="boosting", params={"leaves": 31}) as run:
-            run.log_metrics({"average_precision": 0.64})
-        ```
+        >>> Tracker("/data/vitok").uri
+        'sqlite:////data/vitok/mlflow.db'
     """
 
     def __init__(self, home: str | Path, *, clock: Clock | None = None) -> None:
@@ -122,7 +119,7 @@ class Tracker:
             InvalidInput: If a name or value cannot be kept.
             StoreError: If the store cannot be written.
         """
-        origin = provenance(source)
+        origin = find_provenance(source)
         collected = dict(params or {})
         collected |= {f"seed.{part}": seed for part, seed in (seeds or {}).items()}
         for role, snapshot in (data or {}).items():

@@ -11,12 +11,13 @@ from vitok.serving.client import Answer, ConnectionBroken, PacedReport, Pipeline
 from vitok.serving.door import Door
 from vitok.serving.messages import Endpoint, HotRequest, Reply
 from vitok.serving.metrics import Counter, Metrics
-from vitok.serving.problems import from_decode_error, from_error, handlers, problem
+from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, handlers, problem
 from vitok.serving.routes import Assignment, Route
 from vitok.serving.runtime import Cost, Runtime, RuntimeSet
 from vitok.serving.server import Running, running, serve
 
 __all__ = [
+    "UNDECODABLE",
     "Answer",
     "Assignment",
     "ConnectionBroken",

@@ -136,6 +136,8 @@ class PipelinedClient:
                     exhausted = taken - answered + len(parts) < window
                     taken += len(parts)
                     outgoing = memoryview(b"".join(parts))
+                    if outgoing and self._socket is None:
+                        connection = self._connected(answered)
                 if outgoing:
                     outgoing = outgoing[_send(connection, outgoing, answered) :]
                 if taken == answered and exhausted and not outgoing:
@@ -150,8 +152,6 @@ class PipelinedClient:
                         raise ConnectionBroken("the server closed the connection", answered)
                     # Nothing is in flight, so another connection can take up what is left.
                     self.close()
-                    if not exhausted:
-                        connection = self._connected(answered)
         except BaseException:
             # What is still in flight must not be taken for the answers of the next call.
             self.close()
@@ -351,6 +351,8 @@ class _Replies:
             name, _, value = line.partition(b":")
             name = name.lower()
             if name == b"content-length" and length < 0:
+                if not value.strip().isdigit():
+                    raise ConnectionBroken(f"a reply with the Content-Length {value[:80]!r}", answered)
                 length = int(value)
             elif name == b"connection":
                 closing = b"close" in value.lower()

@@ -3,12 +3,11 @@
 Nothing waits for company: a request alone is answered alone, and under load the lists grow by themselves.
 """
 
-import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.messages import Endpoint, HotRequest, Reply
@@ -25,6 +24,14 @@ class Connection(Protocol):
 
     def deliver(self, data: bytes, count: int, *, close: bool) -> None:
         """Writes `count` replies and closes the connection after the last, if so told."""
+        ...
+
+
+class Loop(Protocol):
+    """The part of an event loop that the door needs."""
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
+        """Calls `callback` in the next turn."""
         ...
 
 
@@ -81,7 +88,7 @@ class Door:
         """Returns the refusal of a body that is too long."""
         return problem(413, "Content Too Large", f"body: must be at most {self.max_body} bytes long", field="body")
 
-    def add(self, pending: Pending, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, pending: Pending, loop: Loop) -> None:
         """Takes one request; it is answered in the next turn of the loop, with all others of this one."""
         self._waiting.append(pending)
         if not self._scheduled:
@@ -129,7 +136,7 @@ class Door:
         kind = b"application/json" if status < 400 else b"application/problem+json"
         return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\ncontent-length: " % (status, _PHRASES[status], common, kind)
 
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _flush(self, loop: Loop) -> None:
         waiting = self._waiting
         batch, self._waiting = waiting[: self.max_batch], waiting[self.max_batch :]
         self._scheduled = bool(self._waiting)

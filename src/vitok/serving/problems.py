@@ -1,6 +1,7 @@
 """Problem documents (RFC 9457): how every error leaves the service, and handlers that make Starlette's errors such."""
 
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -75,11 +76,15 @@ def from_error(error: VitokError) -> Reply:
     return problem(status, title, str(error), field=error.field if isinstance(error, InvalidInput) else None)
 
 
-def from_decode_error(error: msgspec.DecodeError, body: bytes = b"") -> Reply:
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a wrong body: also text that is not UTF-8, and brackets nested too deeply. Catch all."""
+
+
+def from_decode_error(error: Exception, body: bytes = b"") -> Reply:
     """Writes what msgspec says about a body as a problem document that names the field.
 
     Args:
-        error: A `msgspec.ValidationError` (status 422), or a plain `DecodeError` (the body is no JSON, status 400).
+        error: One of `UNDECODABLE`: a `msgspec.ValidationError` (status 422), or else the body is no JSON (status 400).
         body: The body, where at hand: for a body that is no JSON, the field is the last key before the fault.
 
     Example:
@@ -87,7 +92,7 @@ def from_decode_error(error: msgspec.DecodeError, body: bytes = b"") -> Reply:
         ...     amount: float
         >>> try:
         ...     msgspec.json.decode(b'{"amount": "much"}', type=Payment)
-        ... except msgspec.DecodeError as error:
+        ... except UNDECODABLE as error:
         ...     print(msgspec.json.decode(from_decode_error(error).body)["detail"])
         amount: Expected `float`, got `str`
     """
@@ -102,9 +107,22 @@ def from_decode_error(error: msgspec.DecodeError, body: bytes = b"") -> Reply:
     field = None
     # Without a position the fault is the end of the body, as in a body that was cut off.
     place = int(match[1]) if (match := _BYTE.search(text)) else len(body)
+    if isinstance(error, UnicodeDecodeError):
+        place, text = _not_utf8(body), "Text must be UTF-8"
+    elif isinstance(error, RecursionError):
+        place, text = 0, "JSON is nested too deeply"
     if keys := _KEY.findall(body[:place]):
         field = keys[-1].decode("utf-8", "replace")
     return problem(400, "Not JSON", f"{field}: {text}" if field else text, field=field)
+
+
+def _not_utf8(body: bytes) -> int:
+    # The error counts from the start of one string; the whole body tells the place.
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(body)
 
 
 FAULT = problem(500, "Internal Server Error", "The fault is ours; it has been logged")
@@ -137,7 +155,9 @@ def handlers() -> dict[Any, _Handler]:
         return response(from_error(error))
 
     async def undecodable(_: "Request", error: Exception) -> Response:
-        assert isinstance(error, msgspec.DecodeError)  # noqa: S101
+        if isinstance(error, RecursionError):
+            # Most likely a body, but it may be a fault of ours.
+            logging.getLogger("vitok.serving").warning("recursion", exc_info=error)
         return response(from_decode_error(error))
 
     async def not_json(_: "Request", error: Exception) -> Response:
@@ -153,8 +173,7 @@ def handlers() -> dict[Any, _Handler]:
         Conflict: known,
         StoreError: known,
         ServiceError: known,
-        msgspec.DecodeError: undecodable,
+        **dict.fromkeys(UNDECODABLE, undecodable),
         json.JSONDecodeError: not_json,
-        UnicodeDecodeError: not_json,
         Exception: fault,
     }

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from vitok.serving.asgi import send_reply
 from vitok.serving.door import Door, Pending, logger
 from vitok.serving.messages import Endpoint, HotRequest, Reply
 from vitok.serving.problems import FAULT, problem
@@ -310,7 +311,14 @@ class HotProtocol(HttpToolsProtocol):
         if self._asgi_busy() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        if self._asgi_busy() and (self.pipeline or self.cycle.response_started):
+        if self._asgi_busy() and self.pipeline:
+            # It has not begun, so another application takes its place in the queue.
+            async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
+                await send_reply(reply, send, ((b"connection", b"close"),))
+
+            self.pipeline[0] = (self.cycle, refuse)
+            return
+        if self._asgi_busy() and self.cycle.response_started:
             self.transport.close()
             return
         self._lingering = True

@@ -1,5 +1,6 @@
 """Which model version answers a unit: a fixed share goes to the canary, the same units each time."""
 
+import functools
 import hashlib
 import threading
 from dataclasses import dataclass, field
@@ -80,17 +81,21 @@ class Route:
         return self._assign(unit)
 
     def _assign(self, unit: str) -> Assignment:
-        if self.canary is None or self.share == 0:
-            assignment = Assignment(self.champion, "champion", "there is no canary")
-        elif self.position(unit) < self.share:
-            assignment = Assignment(self.canary, "canary", self._reason("within"))
-        else:
-            assignment = Assignment(self.champion, "champion", self._reason("outside"))
+        champion, canary = self._both
+        assignment = canary if self.share > 0 and self.position(unit) < self.share else champion
         with self._lock:
             if len(self._cache) >= CACHED_UNITS:
                 self._cache.clear()
             self._cache[unit] = assignment
         return assignment
 
-    def _reason(self, side: str) -> str:
-        return f"hash of the unit is {side} the {100 * self.share:.6g} % of the canary {self.canary}"
+    @functools.cached_property
+    def _both(self) -> tuple[Assignment, Assignment]:
+        champion = Assignment(self.champion, "champion", "there is no canary")
+        if self.canary is None or self.share == 0:
+            return champion, champion
+        share = f"the {100 * self.share:.6g} % of the canary {self.canary}"
+        return (
+            champion._replace(reason=f"hash of the unit is outside {share}"),
+            Assignment(self.canary, "canary", f"hash of the unit is within {share}"),
+        )

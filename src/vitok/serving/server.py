@@ -8,24 +8,18 @@ import signal
 import socket
 import stat
 import threading
-import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitok.errors import InvalidInput, MissingExtra, ServiceError
+from vitok.serving.asgi import AsgiRoad
 from vitok.serving.door import MAX_BATCH, MAX_BODY, Door
-from vitok.serving.messages import Endpoint, HotRequest, Reply
-from vitok.serving.problems import MEDIA_TYPE, problem
+from vitok.serving.messages import Endpoint
 
-MAX_ASGI_BODY = 1_048_576
 DRAIN_SECONDS = 10
 BACKLOG = 1024
-
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Any]
-_Send = Callable[[_Message], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,82 +46,6 @@ class Running:
         if self.uds is not None:
             return f"unix:{self.uds}"
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
-
-
-class AsgiRoad:
-    """The ASGI application as the server sees it: hot endpoints are answered here too, and every body has a limit.
-
-    A request for a hot path comes this way when it has a query, asks for `100-continue`, or stands in a pipeline
-    behind a request to the application; and in tests that call the application without a server.
-
-    Args:
-        app: The application for all other paths.
-        door: Whose endpoints are answered.
-        max_body: Longest body that the application gets, in bytes; it gets each body in one piece.
-    """
-
-    def __init__(self, app: Any, door: Door, *, max_body: int = MAX_ASGI_BODY) -> None:
-        self._app = app
-        self._door = door
-        self._max_body = max_body
-
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answers one request, as ASGI has it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        endpoint = self._door.table.get(scope["path"].encode())
-        if endpoint is not None and scope["method"] != "POST":
-            refusal = problem(405, "Method Not Allowed", f"{scope['method']}: this path takes POST only")
-            await _send_reply(refusal, send, ((b"allow", b"POST"),))
-            return
-        limit = self._max_body if endpoint is None else self._door.max_body
-        body = await _read(scope, receive, limit)
-        if body is None:
-            detail = f"body: must be at most {limit} bytes long"
-            await _send_reply(problem(413, "Content Too Large", detail, field="body"), send)
-        elif endpoint is None:
-            await self._app(scope, _replayed(body, receive), send)
-        else:
-            request = HotRequest(body, time.perf_counter_ns(), list(scope["headers"]))
-            await _send_reply(self._door.answer(endpoint, [request])[0], send)
-
-
-async def _read(scope: _Message, receive: _Receive, limit: int) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit:
-            return None
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return body
-        body += message.get("body", b"")
-        if len(body) > limit:
-            return None
-        if not message.get("more_body", False):
-            return body
-
-
-def _replayed(body: bytes, receive: _Receive) -> _Receive:
-    messages: list[_Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> _Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
-
-
-async def _send_reply(reply: Reply, send: _Send, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    lines = [line.partition(b":") for line in reply.headers.split(b"\r\n") if line]
-    headers = [
-        (b"content-type", b"application/json" if reply.status < 400 else MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(reply.body)),
-        *((name.strip().lower(), value.strip()) for name, _, value in lines),
-        *extra,
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
 
 
 def serve(

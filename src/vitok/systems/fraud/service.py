@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from vitok import contracts, decisions, ids
 from vitok.clock import MINUTE, Clock, EventClock, SystemClock, isoformat
 from vitok.decision import Decision, Outcome
-from vitok.engines import open_store
+from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
 from vitok.features import FeatureSet, OnlineFeatures
 from vitok.models.calibrators import Calibrator, calibrator_from_dict
@@ -122,7 +122,7 @@ def log_schema(features: FeatureSet = FEATURES) -> decisions.LogSchema:
     return decisions.LogSchema(
         system=SYSTEM,
         entities=("customer_id", "terminal_id"),
-        request=(("transaction_id", "string"), ("amount", "float64")),
+        request=(("amount", "float64"),),
         features=features.names,
     )
 
@@ -147,7 +147,7 @@ class FraudService:
         home: Path,
         *,
         clock: Clock | None = None,
-        durability: decisions.Durability = "process",
+        durability: Literal["process", "fsync"] = "process",
         checkpoint_every: int = 20_000,
     ) -> None:
         self.home = home
@@ -161,7 +161,7 @@ class FraudService:
         self._encoder = msgspec.json.Encoder()
         self._log = decisions.DecisionLog(home / "log" / "decisions", log_schema(), durability=durability)
         self._outcomes = decisions.OutcomeLog(home / "log" / "outcomes", durability=durability, clock=self.clock)
-        self._store = open_store(f"lmdb://{home / 'online'}")
+        self._store = LmdbStore(home / "online")
         self._checkpoint_every = checkpoint_every
         self._since_checkpoint = 0
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -354,7 +354,7 @@ class FraudService:
             event_time=batch.event_time,
             ingest_time=[self.clock.now()] * n,
             entities=(batch.customer, batch.terminal),
-            request=(batch.transaction_id, batch.amount),
+            request=(batch.amount,),
             features=values,
             feature_status=batch.status,
             latency_us=latency,
@@ -594,6 +594,8 @@ class FraudService:
         self._saver.shutdown()
         self._log.close()
         self._outcomes.close()
+        self._store.close()
+        self.registry.close()
 
 
 class _Batch:

@@ -1,0 +1,4 @@
+"""The two faces of vitok for people: the `vitok` command and the pages beside a service's API.
+
+Both are views of the same read functions; nothing is decided or computed here that another room does not offer.
+"""

@@ -1,0 +1,135 @@
+"""What a check found: a frozen report that prints itself and becomes JSON."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from vitok.contracts.rules import Severity
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleResult:
+    """What one rule found.
+
+    Attributes:
+        field: The field it is about, several joined by commas, or "" for the whole table.
+        rule: Name of the rule, such as `"minimum"` or `"rowCount"`.
+        wanted: The rule as a phrase that follows "must".
+        severity: What breaking it does.
+        status: `"skipped"` where it could not be judged, and `observed` says why.
+        n_checked: How many values it looked at.
+        n_failed: How many of them break it; for a rule of the whole table, the rows that it counted against it.
+        observed: What was seen, in words; "" where the counts say it all.
+    """
+
+    field: str
+    rule: str
+    wanted: str
+    severity: Severity
+    status: Status
+    n_checked: int
+    n_failed: int
+    observed: str = ""
+
+    @property
+    def label(self) -> str:
+        """Field and rule in one word, such as `"amount.minimum"`."""
+        return f"{self.field}.{self.rule}" if self.field else self.rule
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the result as what JSON can hold."""
+        return {
+            "field": self.field,
+            "rule": self.rule,
+            "wanted": self.wanted,
+            "severity": self.severity,
+            "status": self.status,
+            "n_checked": self.n_checked,
+            "n_failed": self.n_failed,
+            "observed": self.observed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckReport:
+    """What a contract says of one table of data.
+
+    Attributes:
+        contract: Name of the contract.
+        version: Version of the contract.
+        table: Name of the table in the contract.
+        n_rows: Rows that came in.
+        results: One result a rule, in the order of the contract.
+        not_checked: What the contract says and was not checked, a sentence each.
+        accepted: Rows that keep all rules, cast to the contract's types; other columns as they came.
+        rejected: The other rows as they came, with `reason` (the first broken rule in a sentence) and `rules`
+            (the names of all broken ones, such as `"amount.minimum"`).
+    """
+
+    contract: str
+    version: str
+    table: str
+    n_rows: int
+    results: tuple[RuleResult, ...]
+    not_checked: tuple[str, ...]
+    accepted: "pl.DataFrame" = field(repr=False)
+    rejected: "pl.DataFrame" = field(repr=False)
+
+    @property
+    def n_accepted(self) -> int:
+        """Rows that keep all rules."""
+        return self.accepted.height
+
+    @property
+    def n_rejected(self) -> int:
+        """Rows that break at least one."""
+        return self.rejected.height
+
+    @property
+    def failed(self) -> tuple[RuleResult, ...]:
+        """The results of the rules that are broken, warnings included."""
+        return tuple(result for result in self.results if result.status == "failed")
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns all but the rows as what JSON can hold."""
+        return {
+            "contract": self.contract,
+            "version": self.version,
+            "table": self.table,
+            "n_rows": self.n_rows,
+            "n_accepted": self.n_accepted,
+            "n_rejected": self.n_rejected,
+            "results": [result.to_dict() for result in self.results],
+            "not_checked": list(self.not_checked),
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.contract} {self.version}, {self.table}: {self.n_rows:,} rows, {self.n_accepted:,} accepted, "
+            f"{self.n_rejected:,} rejected"
+        )
+        told = tuple(result for result in self.results if result.status != "passed" or result.observed)
+        rest = len(self.results) - len(told)
+        lines = [head, *table_lines(told)]
+        if rest:
+            lines.append(f"{rest} other rules hold" if told else f"all {rest} rules hold")
+        return "\n".join([*lines, *(f"not checked: {item}" for item in self.not_checked)])
+
+
+def table_lines(results: tuple[RuleResult, ...]) -> list[str]:
+    """Writes results as the lines of a table."""
+    if not results:
+        return []
+    width = max(len("rule"), *(len(result.label) for result in results))
+    lines = [f"{'rule':<{width}}  {'status':<7}  {'checked':>9}  {'failed':>9}  {'severity':<10}  must"]
+    for result in results:
+        seen = f" ({result.observed})" if result.observed else ""
+        lines.append(
+            f"{result.label:<{width}}  {result.status:<7}  {result.n_checked:>9,}  {result.n_failed:>9,}  "
+            f"{result.severity:<10}  {result.wanted}{seen}"
+        )
+    return lines

@@ -1,0 +1,212 @@
+"""The HTTP side of the fraud service: outcomes, look-ups, health, metrics, and the OpenAPI document."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from vitok import __version__, contracts, ids
+from vitok.clock import isoformat
+from vitok.decision import Decision
+from vitok.errors import InvalidInput
+from vitok.models import BoostedTrees
+from vitok.serving import Metrics, handlers
+from vitok.systems.fraud.service import CONTRACT, SYSTEM, Answer, FraudService, OutcomeBatch
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute
+
+PROBLEM = "application/problem+json"
+Explain = Callable[[Decision], list[tuple[str, float]]]
+
+
+def application(service: FraudService, *, pages: "Sequence[BaseRoute]" = ()) -> "Starlette":
+    """Makes the ASGI application; decisions themselves take the hot door beside it.
+
+    Args:
+        service: What it shows.
+        pages: Further routes, such as the console's.
+    """
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    metrics = _metrics(service)
+
+    async def outcomes(request: "Request") -> "Response":
+        reply = service.learn(await request.body())
+        media = "application/json" if reply.status < 400 else PROBLEM
+        return Response(reply.body, reply.status, media_type=media)
+
+    async def decision(request: "Request") -> "Response":
+        text = request.path_params["decision_id"]
+        if not _is_uuid(text):
+            raise InvalidInput("decision_id", text, "be a UUID", "It is the decision_id of an answer.")
+        found = service.find(text)
+        document = msgspec.to_builtins(found)
+        document["features"] = {name: None if value != value else value for name, value in found.features.items()}
+        document["event_time"], document["ingest_time"] = isoformat(found.event_time), isoformat(found.ingest_time)
+        document["reasons"] = [{"feature": name, "log_odds": value} for name, value in reasons(service, found)]
+        return Response(msgspec.json.encode(document), media_type="application/json")
+
+    async def healthy(_: "Request") -> "Response":
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def ready(_: "Request") -> "Response":
+        parts = service.ready()
+        good = all(parts[name] == "ok" for name in ("online_store", "decision_log"))
+        return JSONResponse({"status": "ok" if good else "not ready", **parts}, 200 if good else 503)
+
+    async def exposition(_: "Request") -> "Response":
+        return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def document(_: "Request") -> "Response":
+        return JSONResponse(openapi())
+
+    return Starlette(
+        routes=[
+            Route("/v1/outcomes", outcomes, methods=["POST"]),
+            Route("/v1/decisions/{decision_id}", decision),
+            Route("/healthz", healthy),
+            Route("/readyz", ready),
+            Route("/metrics", exposition),
+            Route("/openapi.json", document),
+            *pages,
+        ],
+        exception_handlers=handlers(),
+    )
+
+
+def reasons(service: FraudService, decision: Decision, *, most: int = 6) -> list[tuple[str, float]]:
+    """Says what moved a decision's score: the features with the largest part in the log-odds, from its own version.
+
+    Returns:
+        (feature, change of the log-odds), largest first; empty where rules answered.
+    """
+    if "/" not in decision.model_version:
+        return []
+    package = service.registry.load(SYSTEM, int(decision.model_version.partition("/")[2]))
+    names = tuple(package.json("signature.json")["inputs"])
+    trees = BoostedTrees(package.text("model.txt"), names, 0)
+    row = np.array([[decision.features.get(name, np.nan) for name in names]], dtype=np.float64)
+    parts = trees.contributions(row)[0]
+    order = np.argsort(-np.abs(parts))[:most]
+    return [(names[i], round(float(parts[i]), 4)) for i in order]
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return ids.text(bytes.fromhex(text.replace("-", ""))) == text.lower()
+    except ValueError:
+        return False
+
+
+def _metrics(service: FraudService) -> Metrics:
+    metrics = Metrics()
+    metrics.read_counter(
+        "vitok_events_total",
+        "What happened, by kind.",
+        lambda: {(name,): float(count) for name, count in service.counts.items()},
+        labels=("kind",),
+    )
+    metrics.latencies(
+        "vitok_decision_seconds",
+        "From the arrival of a request to the write of its record.",
+        lambda: {(): service.latency},
+    )
+    metrics.gauge(
+        "vitok_ready",
+        "1 where a part can do its work.",
+        lambda: {(name,): float(state == "ok") for name, state in service.ready().items()},
+        labels=("part",),
+    )
+    return metrics
+
+
+def openapi() -> dict[str, Any]:
+    """Returns the OpenAPI 3.1 document of the service."""
+    (answer, batch), components = msgspec.json.schema_components(
+        (Answer, OutcomeBatch), ref_template="#/components/schemas/{name}"
+    )
+    components["Transaction"] = contracts.load(CONTRACT).json_schema("transactions")
+    components["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457",
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "field": {"type": "string"},
+            "errors": {"type": "array", "items": {"type": "object"}},
+        },
+        "required": ["type", "title", "status", "detail"],
+    }
+
+    def response(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+        content = {"application/json": {"schema": schema or {"type": "object"}}}
+        return {"description": description, "content": content}
+
+    def trouble(description: str) -> dict[str, Any]:
+        return {"description": description, "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+    refused = {
+        "400": trouble("The body is not JSON."),
+        "413": trouble("The body is too large."),
+        "422": trouble("A field is missing, unknown, of the wrong type, or breaks the contract."),
+        "503": trouble("The log cannot be written; nothing was decided."),
+    }
+
+    def body(schema: dict[str, Any]) -> dict[str, Any]:
+        return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+    text = {"200": {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    uuid = {"name": "decision_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "vitok fraud", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": {
+            "/v1/systems/fraud/decide": {
+                "post": {
+                    "summary": "Decides on one transaction; the same transaction_id always gets the same decision.",
+                    "requestBody": body({"$ref": "#/components/schemas/Transaction"}),
+                    "responses": {
+                        "200": response("The decision", answer),
+                        **refused,
+                        "409": trouble("The transaction_id came before with other contents."),
+                    },
+                }
+            },
+            "/v1/outcomes": {
+                "post": {
+                    "summary": "Takes what became of transactions.",
+                    "requestBody": body(batch),
+                    "responses": {"200": response("How many were taken, and which were not"), **refused},
+                }
+            },
+            "/v1/decisions/{decision_id}": {
+                "get": {
+                    "summary": "Shows one decision with everything that made it.",
+                    "parameters": [uuid],
+                    "responses": {
+                        "200": response("The decision"),
+                        "404": trouble("There is no such decision."),
+                        "422": trouble("The id is not a UUID."),
+                    },
+                }
+            },
+            "/healthz": {"get": {"summary": "Whether the process lives.", "responses": {"200": response("It does")}}},
+            "/readyz": {
+                "get": {
+                    "summary": "Whether it can decide and record.",
+                    "responses": {"200": response("It can"), "503": response("It cannot; the body says which part")},
+                }
+            },
+            "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": text}},
+        },
+        "components": {"schemas": components},
+    }

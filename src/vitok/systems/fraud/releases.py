@@ -1,0 +1,197 @@
+"""Making versions: reading rows with what is known of them today, fitting, registering with gate, run and card."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitok import decisions, settings
+from vitok.clock import DAY, isoformat
+from vitok.policies import Costs
+from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
+from vitok.systems.fraud import training
+from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.service import SYSTEM, LoadedModel
+from vitok.systems.fraud.training import Candidate, Sample
+
+if TYPE_CHECKING:
+    import polars as pl
+
+EXPERIMENT = "fraud"
+_DAYS_TO_LEARN = 28
+_DAYS_TO_VALIDATE = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """A version that was made.
+
+    Attributes:
+        version: Its number.
+        verdict: What its gate said.
+    """
+
+    version: int
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        """Such as `"fraud/2"`."""
+        return f"{SYSTEM}/{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """Where versions of the fraud model are made.
+
+    Args:
+        home: Home folder: registry, logs, tracking.
+        history: The rows before the service began: features, `event_time`, `customer_id`, `amount`, `transaction_id`.
+        labels: Their labels: `transaction_id`, `is_fraud`, `label_time`.
+        fingerprint: Hash of the data behind the history.
+        costs: What actions cost.
+    """
+
+    home: Path
+    history: "pl.DataFrame"
+    labels: "pl.DataFrame"
+    fingerprint: str
+    costs: Costs
+
+    def rows(self, now: int, *, since: int) -> Sample:
+        """Reads all rows of `[since, now)` with the labels known at `now`, from the history and the decision log."""
+        import polars as pl
+
+        moment = pl.lit(now).cast(pl.Datetime("us", "UTC"))
+        first = pl.lit(since).cast(pl.Datetime("us", "UTC"))
+        known = self.labels.filter(pl.col("label_time") <= moment).select("transaction_id", "is_fraud")
+        columns = ["event_time", "customer_id", "amount", *FEATURES.names]
+        parts = [
+            self.history.filter((pl.col("event_time") >= first) & (pl.col("event_time") < moment))
+            .join(known, on="transaction_id", how="left")
+            .select(*dict.fromkeys(columns), pl.col("is_fraud").cast(pl.Float64))
+        ]
+        folder = self.home / "log" / "decisions"
+        if folder.exists() and any(folder.glob("segment-*")):
+            logged = decisions.read(folder, since=since, until=now)
+            outcomes = self.home / "log" / "outcomes"
+            if any(outcomes.glob("segment-*")):
+                logged = decisions.join(logged, decisions.labels(outcomes, as_of=now, kind=SYSTEM))
+            else:
+                logged = logged.with_columns(label=pl.lit(None, pl.Float64))
+            features = [pl.col(f"f_{name}").alias(name) for name in FEATURES.names if name != "amount"]
+            parts.append(
+                logged.select(
+                    "event_time", "customer_id", "amount", *features, pl.col("label").cast(pl.Float64).alias("is_fraud")
+                ).select(parts[0].columns)
+            )
+        return Sample.of(pl.concat(parts, how="vertical_relaxed").sort("event_time", maintain_order=True))
+
+    def first(self, timeline: training.Timeline) -> Candidate:
+        """Fits the first version by the timeline's split."""
+        rows = self.rows(timeline.replay_start, since=timeline.train_start)
+        return training.fit(
+            rows.between(timeline.train_start, timeline.train_end),
+            rows.between(timeline.validation_start, timeline.validation_end),
+            rows.between(timeline.validation_end, timeline.replay_start),
+            costs=self.costs,
+        )
+
+    def again(self, now: int, *, label_delay: int, changed: int | None, incumbent: LoadedModel | None) -> Candidate:
+        """Fits a version on what is known today.
+
+        There is no gap of the label delay before the validation days: after a change the newest matured days are the
+        ones to learn from, and the canary judges the version on later days anyway.
+
+        Args:
+            now: The present.
+            label_delay: Age at which labels are known.
+            changed: When the world changed, as far as the alerts say; earlier rows then count a fifth.
+            incumbent: The version in force, to be compared with on the validation rows.
+        """
+        train, validation, reference = self._recent(now, label_delay=label_delay)
+        if changed is not None and int(np.nansum(train.is_fraud[train.event_time >= changed])) >= 10:
+            train = _newer(train, changed)
+        against = None
+        if incumbent is not None:
+            _, probability = incumbent.answer(validation.values)
+            policy = dataclasses.replace(incumbent.policy, pass_through=0.0)
+            actions = policy.decide(probability, validation.amount, [""] * len(validation)).actions
+            cost = self.costs.realised(np.array(actions), validation.amount, validation.is_fraud)
+            against = (incumbent.version, cost)
+        return training.fit(train, validation, reference, costs=self.costs, incumbent=against)
+
+    def upside_down(self, now: int, *, label_delay: int) -> Candidate:
+        """Fits a deliberately bad version: as if an export had flipped the meaning of the labels."""
+        train, validation, reference = self._recent(now, label_delay=label_delay)
+        train = dataclasses.replace(train, is_fraud=1 - train.is_fraud)
+        validation = dataclasses.replace(validation, is_fraud=1 - validation.is_fraud)
+        return training.fit(train, validation, reference, costs=self.costs)
+
+    def _recent(self, now: int, *, label_delay: int) -> tuple[Sample, Sample, Sample]:
+        matured = (now - label_delay) // DAY * DAY
+        middle, start = matured - _DAYS_TO_VALIDATE * DAY, matured - (_DAYS_TO_LEARN + _DAYS_TO_VALIDATE) * DAY
+        rows = self.rows(now, since=start)
+        known = rows.where(np.isfinite(rows.is_fraud))
+        reference = rows.between(max(start, now - 7 * DAY), now)
+        return known.between(start, middle), known.between(middle, matured), reference
+
+
+def _newer(train: Sample, changed: int) -> Sample:
+    # Earlier rows are thinned to a fifth by their time, which is no property of what they are.
+    keep = (train.event_time >= changed) | (np.arange(len(train)) % 5 == 0)
+    return train.where(keep)
+
+
+def register(
+    workshop: Workshop,
+    registry: Registry,
+    tracker: Tracker,
+    candidate: Candidate,
+    *,
+    name: str,
+    now: int,
+    actor: str,
+    key: str,
+) -> Made:
+    """Tracks the run, registers the package, records the gate, and writes the model card.
+
+    The same key again makes nothing new.
+    """
+    seeds = {"training": settings.current().seed}
+    data = {"transactions": DataSnapshot(workshop.fingerprint, candidate.parameters["train_rows"])}
+    with tracker.run(EXPERIMENT, name=name, params=candidate.parameters, seeds=seeds, data=data) as run:
+        run.log_metrics(candidate.metrics)
+        run.log_artifact("gate.json", candidate.verdict.to_dict())
+        run.log_artifact("importance.json", candidate.trees.importance())
+        version = registry.register(
+            SYSTEM, candidate.files(), now=now, actor=actor, run_id=run.run_id, reason=name, key=key
+        )
+        registry.ledger.record_gate(SYSTEM, version.version, candidate.verdict, now=now, actor="gate", key=f"{key}/gate")
+        card = model_card(
+            version,
+            metrics=candidate.metrics,
+            gate=candidate.verdict,
+            parameters=candidate.parameters,
+            intended_use="Verdicts on card transactions: allow, review, block.",
+            training_data=f"{candidate.parameters['train_rows']} transactions, "
+            f"{candidate.parameters['train_start']} to {candidate.parameters['train_end']}",
+            evaluation_data=f"The later half of {candidate.parameters['validation_start']} to "
+            f"{candidate.parameters['validation_end']}; nothing was fitted on it",
+        )
+        run.log_artifact("card.md", card.markdown())
+        run.log_folder(registry.packages / version.path, "package")
+    tracker.mirror(registry.state(SYSTEM), packages=registry.packages)
+    return Made(version=version.version, verdict=candidate.verdict)
+
+
+def load(registry: Registry, version: int) -> LoadedModel:
+    """Loads a version for use outside the service."""
+    return LoadedModel.load(registry.load(SYSTEM, version), f"{SYSTEM}/{version}", "", FEATURES)
+
+
+def describe(candidate: Candidate, moment: int) -> str:
+    """Says in a sentence what was fitted."""
+    found = candidate.metrics["average_precision"]
+    return f"{candidate.trees.n_trees} trees on {isoformat(moment)[:10]}, average precision {found.value:.3f}"

@@ -1,0 +1,357 @@
+"""From rows with labels to a version: trees, calibrator, tiers, reference profile, and the gate that judges it."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from vitok import __version__, stats
+from vitok.clock import DAY, isoformat
+from vitok.errors import InvalidInput
+from vitok.features import FeatureSet
+from vitok.models import BoostedTrees, fit_best, fit_boosted_trees
+from vitok.models.calibrators import Calibrator, IsotonicCalibrator, PlattCalibrator
+from vitok.monitoring import ReferenceProfile
+from vitok.policies import Costs, TierPolicy
+from vitok.registry import Check, Verdict, at_most, evaluate, not_worse
+from vitok.systems.fraud import rules
+from vitok.systems.fraud.features import CALENDAR, FEATURES
+
+if TYPE_CHECKING:
+    import polars as pl
+
+EXAMPLES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """How a stretch of data is used: warm-up, training, delay gap, validation, delay gap, replay.
+
+    Each gap is as long as a label takes, so that nothing is learnt or judged from labels that were not known yet.
+    All times are microseconds.
+    """
+
+    start: int
+    train_start: int
+    train_end: int
+    validation_start: int
+    validation_end: int
+    replay_start: int
+    end: int
+    label_delay: int
+
+    @classmethod
+    def plan(cls, start: int, end: int, *, label_delay: int) -> Self:
+        """Lays out whole days: a fifth for training, a tenth for validation, two fifths for the replay, and the rest
+        before training, so that windows of 30 days fill.
+
+        Raises:
+            InvalidInput: If the data are shorter than two label delays and twelve days.
+
+        Example:
+            >>> print(Timeline.plan(0, 61 * DAY, label_delay=7 * DAY))
+            warm-up 14 d, training 9 d from 1970-01-15, gap 7 d, validation 5 d from 1970-01-31, gap 7 d, replay 19 d from 1970-02-12
+        """
+        first, last = start // DAY, -(-end // DAY)
+        gap = -(-label_delay // DAY)
+        free = last - first - 2 * gap
+        if free < 12:
+            raise InvalidInput(
+                "transactions: length",
+                f"{last - first} days",
+                f"be at least {2 * gap + 12} days with a label delay of {gap} days",
+                "Give more days, or a shorter --label-delay if labels really come sooner.",
+            )
+        validation = min(7, max(3, round(free * 0.1)))
+        replay = min(56, max(5, round(free * 0.4)))
+        train = min(28, max(3, round(free * 0.2)))
+        train_start = first + free - validation - replay - train
+        days = {"start": first, "train_start": train_start, "train_end": train_start + train}
+        days["validation_start"] = days["train_end"] + gap
+        days["validation_end"] = days["validation_start"] + validation
+        days["replay_start"] = days["validation_end"] + gap
+        return cls(**{name: day * DAY for name, day in days.items()}, end=last * DAY, label_delay=label_delay)
+
+    def __str__(self) -> str:
+        """Says it in one line."""
+
+        def span(a: int, b: int) -> str:
+            return f"{(b - a) // DAY} d"
+
+        def date(moment: int) -> str:
+            return isoformat(moment)[:10]
+
+        return (
+            f"warm-up {span(self.start, self.train_start)}, "
+            f"training {span(self.train_start, self.train_end)} from {date(self.train_start)}, "
+            f"gap {span(self.train_end, self.validation_start)}, "
+            f"validation {span(self.validation_start, self.validation_end)} from {date(self.validation_start)}, "
+            f"gap {span(self.validation_end, self.replay_start)}, "
+            f"replay {span(self.replay_start, self.end)} from {date(self.replay_start)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Rows with features and, where they are known, labels.
+
+    Attributes:
+        values: Shape (n, features), float64, in the order of the feature set.
+        is_fraud: Shape (n,), 0 or 1; NaN where not known.
+        event_time: Shape (n,), int64 microseconds.
+        customer: Shape (n,), codes.
+        amount: Shape (n,).
+    """
+
+    values: np.ndarray
+    is_fraud: np.ndarray
+    event_time: np.ndarray
+    customer: np.ndarray
+    amount: np.ndarray
+
+    @classmethod
+    def of(cls, frame: "pl.DataFrame", features: FeatureSet = FEATURES, *, prefix: str = "") -> Self:
+        """Reads a frame with feature columns, `event_time`, `customer_id` and, optionally, `is_fraud`."""
+        import polars as pl
+
+        label = frame["is_fraud"].cast(pl.Float64) if "is_fraud" in frame.columns else pl.Series([None] * len(frame))
+        values = np.empty((len(frame), len(features.names)))
+        for i, name in enumerate(features.names):
+            values[:, i] = frame[f"{prefix}{name}"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return cls(
+            values=values,
+            is_fraud=label.cast(pl.Float64).fill_null(float("nan")).to_numpy(),
+            event_time=frame["event_time"].cast(pl.Datetime("us", "UTC")).to_physical().to_numpy().astype(np.int64),
+            customer=frame["customer_id"].rank("dense").to_numpy().astype(np.int64),
+            amount=frame["amount"].to_numpy().astype(np.float64),
+        )
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.is_fraud)
+
+    def where(self, mask: np.ndarray) -> Self:
+        """Returns the rows of a mask of shape (n,)."""
+        return type(self)(**{item.name: getattr(self, item.name)[mask] for item in dataclasses.fields(self)})
+
+    def between(self, start: int, end: int) -> Self:
+        """Returns the rows of `[start, end)`."""
+        return self.where((self.event_time >= start) & (self.event_time < end))
+
+    @property
+    def days(self) -> np.ndarray:
+        """Day of each row, whole days since 1970."""
+        return self.event_time // DAY
+
+    def columns(self, features: FeatureSet = FEATURES) -> dict[str, np.ndarray]:
+        """Returns the feature columns by name."""
+        return {name: self.values[:, i] for i, name in enumerate(features.names)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A fitted version before it is registered."""
+
+    trees: BoostedTrees
+    calibrator: Calibrator
+    policy: TierPolicy
+    profile: ReferenceProfile
+    metrics: Mapping[str, stats.Estimate]
+    verdict: Verdict
+    parameters: Mapping[str, Any]
+    examples: np.ndarray
+
+    def files(self, features: FeatureSet = FEATURES) -> dict[str, Any]:
+        """Returns the files of the model package."""
+        X = self.examples.astype(np.float32)
+        return {
+            "model.onnx": self.trees.to_onnx(),
+            "model.txt": self.trees.text,
+            "signature.json": {"inputs": list(features.names), "dtype": "float32", "output": "probability of fraud"},
+            "features.json": {"version": features.version, **features.describe()},
+            "calibrator.json": self.calibrator.to_dict(),
+            "policy.json": self.policy.describe(),
+            "profile.json": self.profile.to_dict(),
+            "metrics.json": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "examples.json": {
+                "inputs": [[None if value != value else float(value) for value in row] for row in X],
+                "outputs": self.trees.score(X).tolist(),
+            },
+        }
+
+
+def measure(sample: Sample, score: np.ndarray, *, k: int = 100) -> dict[str, stats.Estimate]:
+    """Measures a score on rows with known labels: AUC, average precision, card precision@k."""
+    return {
+        "auc": stats.roc_auc(sample.is_fraud, score),
+        "average_precision": stats.average_precision(sample.is_fraud, score),
+        f"card_precision_{k}": stats.card_precision_at_k(
+            day=sample.days, card=sample.customer, is_fraud=sample.is_fraud, score=score, k=k
+        ),
+    }
+
+
+def rule_cost(sample: Sample, costs: Costs) -> np.ndarray:
+    """Returns what the rules' action would have cost on each row, shape (n,)."""
+    actions = np.array(rules.rule_actions(rules.rule_score(sample.columns())))
+    return costs.realised(actions, sample.amount, sample.is_fraud)
+
+
+def fit(
+    train: Sample,
+    validation: Sample,
+    reference: Sample,
+    *,
+    costs: Costs,
+    review_share: float = 0.01,
+    pass_through: float = 0.01,
+    incumbent: tuple[str, np.ndarray] | None = None,
+    features: FeatureSet = FEATURES,
+) -> Candidate:
+    """Fits a version and judges it.
+
+    The earlier half of the validation days stops the trees and fits the calibrator; tiers and gate use the later
+    half, which nothing was fitted on.
+
+    Args:
+        train: Rows with labels.
+        validation: Later rows with labels.
+        reference: The most recent rows, labels not needed: their distributions become the reference profile.
+        costs: What actions cost.
+        review_share: Share of the transactions that reviewers can look at.
+        pass_through: Share of blocks let pass at random.
+        incumbent: Name of the version in force, and the cost of its actions on the validation rows, shape (n,).
+        features: The definitions.
+
+    Raises:
+        InvalidInput: If there are fewer than ten frauds to learn from or to validate on.
+    """
+    for name, sample in (("training", train), ("validation", validation)):
+        frauds = int(np.nansum(sample.is_fraud))
+        if frauds < 10:
+            raise InvalidInput(f"{name}: frauds", frauds, "be at least 10", "Give a longer or larger data set.")
+    middle = _middle(validation)
+    early, late = validation.where(validation.days < middle), validation.where(validation.days >= middle)
+    trees = fit_boosted_trees(
+        train.values, train.is_fraud, names=features.names, held_out=(early.values, early.is_fraud), n_trees=400
+    )
+    choice = fit_best(trees.score(early.values), early.is_fraud, kinds=(PlattCalibrator, IsotonicCalibrator))
+    calibrator = choice.calibrator
+    probability = calibrator(trees.score(late.values))
+    n_days = max(1, len(np.unique(late.days)))
+    policy = TierPolicy.fit(
+        probability,
+        late.amount,
+        days=n_days,
+        reviews_per_day=max(1.0, review_share * len(late) / n_days),
+        costs=costs,
+        pass_through=pass_through,
+    )
+    units = [""] * len(late)
+    acting = dataclasses.replace(policy, pass_through=0.0)
+    cost = costs.realised(np.array(acting.decide(probability, late.amount, units).actions), late.amount, late.is_fraud)
+    metrics = measure(late, probability)
+    metrics["calibration_error"] = stats.calibration_error(late.is_fraud, probability)
+    metrics["brier"] = stats.brier(late.is_fraud, probability)
+    metrics["cost_per_decision"] = stats.mean_interval(cost, name="cost_per_decision")
+    rules_cost = rule_cost(late, costs)
+    metrics["rules_cost_per_decision"] = stats.mean_interval(rules_cost, name="rules_cost_per_decision")
+    metrics["rules_average_precision"] = stats.average_precision(
+        late.is_fraud, rules.rule_score(late.columns(features))
+    )
+    present = calibrator(trees.score(reference.values))
+    profile = ReferenceProfile.fit(
+        list(features.names),
+        reference.values,
+        present,
+        start=int(reference.event_time.min()),
+        end=int(reference.event_time.max()) + 1,
+        baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
+        ignored=CALENDAR,
+    )
+    checks = _checks(train, late, metrics, cost, rules_cost)
+    if incumbent is not None:
+        name, incumbent_cost = incumbent
+        theirs = incumbent_cost[validation.days >= middle]
+        checks.append(
+            not_worse(
+                f"cost against {name}",
+                candidate=float(cost.mean()),
+                incumbent=float(theirs.mean()),
+                difference=stats.mean_interval(cost - theirs, name="difference"),
+                margin=0.05 * float(theirs.mean()),
+                better="lower",
+            )
+        )
+    return Candidate(
+        trees=trees,
+        calibrator=calibrator,
+        policy=policy,
+        profile=profile,
+        metrics=metrics,
+        verdict=evaluate(checks),
+        parameters={
+            "trees": trees.n_trees,
+            "calibrator": choice.kind,
+            "train_rows": len(train),
+            "train_frauds": int(train.is_fraud.sum()),
+            "train_start": isoformat(int(train.event_time.min())),
+            "train_end": isoformat(int(train.event_time.max())),
+            "validation_rows": len(validation),
+            "validation_start": isoformat(int(validation.event_time.min())),
+            "validation_end": isoformat(int(validation.event_time.max())),
+            "features": features.version,
+            "policy": policy.version,
+            "review_price": policy.review_price,
+            "vitok": __version__,
+        },
+        examples=late.values[:EXAMPLES],
+    )
+
+
+def _middle(sample: Sample) -> int:
+    days = np.unique(sample.days)
+    return int(days[len(days) // 2])
+
+
+def _checks(
+    train: Sample,
+    late: Sample,
+    metrics: Mapping[str, stats.Estimate],
+    cost: np.ndarray,
+    rules_cost: np.ndarray,
+) -> list[Check]:
+    found = metrics["average_precision"].value
+    chance = float(late.is_fraud.mean())
+    return [
+        Check(
+            name="training data",
+            passed=bool(train.is_fraud.sum() >= 10),
+            value=float(train.is_fraud.sum()),
+            bound=10.0,
+            reason=f"{int(train.is_fraud.sum())} frauds in {len(train)} rows",
+        ),
+        Check(
+            name="average precision",
+            passed=found >= 5 * chance,
+            value=found,
+            bound=5 * chance,
+            reason=f"{metrics['average_precision']} against five times the chance level {chance:.4f}",
+        ),
+        not_worse(
+            "cost against rules",
+            candidate=float(cost.mean()),
+            incumbent=float(rules_cost.mean()),
+            difference=stats.mean_interval(cost - rules_cost, name="difference"),
+            margin=0.05 * float(rules_cost.mean()),
+            better="lower",
+        ),
+        at_most("calibration error", metrics["calibration_error"].value, 0.05),
+    ]
+
+
+def date(moment: int) -> str:
+    """Writes a day."""
+    return (dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=moment)).strftime("%Y-%m-%d")
