@@ -20,7 +20,7 @@ def uuid7() -> bytes:
         >>> uuid7() < uuid7()
         True
     """
-    global _last_ms, _counter  # noqa: PLW0603
+    global _last_ms, _counter
     with _lock:
         now = time.time_ns() // 1_000_000
         if now > _last_ms:

@@ -26,14 +26,13 @@ class Settings:
     seed: int = 0
 
 
-_current: contextvars.ContextVar[Settings] = contextvars.ContextVar(
-    "vitok_settings", default=Settings(home=Path(os.environ.get("VITOK_HOME", ".vitok")))
-)
+_DEFAULT = Settings(home=Path(os.environ.get("VITOK_HOME", ".vitok")))
+_current: contextvars.ContextVar[Settings | None] = contextvars.ContextVar("vitok_settings", default=None)
 
 
 def current() -> Settings:
     """Returns the settings in force."""
-    return _current.get()
+    return _current.get() or _DEFAULT
 
 
 @contextlib.contextmanager
@@ -45,8 +44,9 @@ def using(**changes: Any) -> Iterator[Settings]:
         ...     current().confidence_level
         0.9
     """
-    token = _current.set(dataclasses.replace(_current.get(), **changes))
+    changed = dataclasses.replace(current(), **changes)
+    token = _current.set(changed)
     try:
-        yield _current.get()
+        yield changed
     finally:
         _current.reset(token)

@@ -159,8 +159,31 @@ def test_nothing_is_left_running_after_close(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "loop.sqlite").write_bytes(b"something else" * 100)
-    with pytest.raises(StoreError, match="loop.sqlite"):
+    with pytest.raises(StoreError, match=r"loop\.sqlite"):
         Durable(tmp_path).run("turn", [("a", lambda done: {})])
     (tmp_path / "loop.sqlite").unlink()
     with Durable(tmp_path) as durable:
         assert durable.run("turn", [("a", lambda done: {"a": 1})]) == {"a": 1}
+
+
+def test_a_key_that_dbos_took_up_without_its_steps_is_run_all_the_same(tmp_path: Path) -> None:
+    from dbos import DBOS
+
+    trace: list[str] = []
+
+    def fit(done: dict[str, Any]) -> dict[str, Any]:
+        trace.append("fit")
+        if len(trace) == 1:
+            raise OSError("no space")
+        return {"fit": 1}
+
+    steps = [("rows", lambda done: {"rows": 1}), ("fit", fit)]
+    with Durable(tmp_path) as durable:
+        with pytest.raises(OSError, match="no space"):
+            durable.run("turn", steps)
+        # As where a process is killed right after it asked DBOS to go on: the key waits, its steps are not known.
+        handle = DBOS.rewind_workflow("turn", start_step=2)
+        with pytest.raises(Exception, match="not known in this process"):
+            handle.get_result(polling_interval_sec=0.02)
+        assert durable.run("turn", steps) == {"rows": 1, "fit": 1}
+    assert trace == ["fit", "fit"]

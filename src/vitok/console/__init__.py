@@ -2,3 +2,7 @@
 
 Both are views of the same read functions; nothing is decided or computed here that another room does not offer.
 """
+
+from vitok.console.main import run
+
+__all__ = ["run"]

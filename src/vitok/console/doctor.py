@@ -100,7 +100,9 @@ def _registry(home: Path) -> Finding:
         ledger.close()
     except VitokError as error:
         return Finding("registry", "bad", str(error))
-    told = ", ".join(f"{state.model}: {len(state.versions)} versions, Production {state.production}" for state in states)
+    told = ", ".join(
+        f"{state.model}: {len(state.versions)} versions, Production {state.production}" for state in states
+    )
     return Finding("registry", "ok" if verification.intact else "bad", f"{told}; ledger: {verification}")
 
 

@@ -67,7 +67,7 @@ def serve_fraud(
     chosen: Clock = clocks[clock]()
     # A thread that packs a checkpoint must not hold the loop for the usual 5 ms.
     sys.setswitchinterval(0.0005)
-    service = FraudService(folder, clock=chosen, durability=durability)
+    service = FraudService(folder, clock=chosen, durability="fsync" if durability == "fsync" else "process")
 
     def ready(running: Running) -> None:
         announce(folder, running.port)
@@ -139,5 +139,3 @@ def doctor(home: Home = None) -> None:
     typer.echo(str(report))
     if not report.good:
         raise typer.Exit(1)
-
-

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from vitok.engines.key_value import Write
 from vitok.errors import StoreError
@@ -36,11 +37,11 @@ class LmdbStore:
             self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, max_dbs=64, sync=False, writemap=False)
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"the store at {self.folder} cannot be opened: {error}") from error
-        self._tables: dict[str, object] = {}
+        self._tables: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
-    def _table(self, name: str) -> object | None:
+    def _table(self, name: str) -> Any:
         handle = self._tables.get(name)
         if handle is None:
             with self._opening:
@@ -57,9 +58,8 @@ class LmdbStore:
         if handle is None:
             return None
         try:
-            with self._env.begin(db=handle, buffers=False) as transaction:
-                value: bytes | None = transaction.get(key)
-                return value
+            with self._env.begin(db=handle) as transaction:
+                return transaction.get(key)
         except self._error as error:
             raise StoreError(f"the store at {self.folder} could not be read: {error}") from error
 

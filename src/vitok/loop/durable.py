@@ -137,8 +137,8 @@ class Durable:
             raise job.error
 
     def close(self) -> None:
-        """Stops DBOS and lets the home go; the next `run` starts it again. It takes about a second."""
-        global _open  # noqa: PLW0603
+        """Stops DBOS and lets the home go; the next `run` starts it again."""
+        global _open
         with _lock:
             if self._resources is not None:
                 self._resources.close()
@@ -146,7 +146,7 @@ class Durable:
                 _open = None
 
     def _launch(self) -> None:
-        global _open  # noqa: PLW0603
+        global _open
         with _lock:
             if _open is self:
                 return
@@ -186,7 +186,7 @@ def _start(path: Path, stack: contextlib.ExitStack) -> None:
             "log_level": "CRITICAL",
             "enable_otlp": False,
             "notification_listener_polling_interval_sec": _LISTEN_S,
-            "serializer": _serializer(),
+            "serializer": _Json(),
         }
     )
     if DBOS.executor_id != executor:
@@ -259,25 +259,21 @@ def _jsonable(name: str, value: object) -> Results:
         raise InvalidInput(f"step {name}: result", value, f"become JSON ({error})") from None
 
 
-@functools.cache
-def _serializer() -> Any:
-    """Makes what turns results into text: JSON, which a person can read in the file and which runs no code."""
-    from dbos import Serializer
+class _Json:
+    """How DBOS writes results into its file: JSON, which a person can read there and which runs no code."""
 
-    class Json(Serializer):
-        def serialize(self, data: Any) -> str:
-            if isinstance(data, BaseException):
-                return json.dumps({_ERROR: str(data)})
-            return json.dumps(data, allow_nan=False)
+    def serialize(self, data: Any) -> str:
+        """Writes a result, or the message of an error."""
+        return json.dumps({_ERROR: str(data)} if isinstance(data, BaseException) else data, allow_nan=False)
 
-        def deserialize(self, serialized_data: str) -> Any:
-            data = json.loads(serialized_data)
-            return _Failed(data[_ERROR]) if isinstance(data, dict) and _ERROR in data else data
+    def deserialize(self, serialized_data: str) -> Any:
+        """Reads what `serialize` wrote."""
+        data = json.loads(serialized_data)
+        return _Failed(data[_ERROR]) if isinstance(data, dict) and _ERROR in data else data
 
-        def name(self) -> str:
-            return "vitok_json"
-
-    return Json()
+    def name(self) -> str:
+        """Names the form; it stands beside every value in the file."""
+        return "vitok_json"
 
 
 @contextlib.contextmanager

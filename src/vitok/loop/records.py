@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -96,19 +96,26 @@ class Record:
         """Writes the record as a page."""
         outcome = "open" if self.closed is None else f"{self.outcome} ({isoformat(self.closed)})"
         facts = {"system": self.system, "version": self.version or "none", "opened": isoformat(self.opened)}
-        lines = [f"# {self.record_id}: {self.title}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_cell(value)} |" for name, value in (facts | {"outcome": outcome}).items()]
+        lines = [f"# {self.record_id}: {_line(self.title)}", "", "| | |", "|---|---|"]
+        lines += [
+            f"| {name} | {_line(value).replace('|', '/')} |" for name, value in (facts | {"outcome": outcome}).items()
+        ]
         lines += ["", "## Why", "", self.why, ""]
         if self.details:
             lines += ["## Details", "", *_block(self.details), ""]
         lines += ["## Timeline", ""]
         for entry in self.timeline:
-            lines.append(f"- **{isoformat(entry.time_us)}** {' '.join(entry.text.split())}")
+            lines.append(f"- **{isoformat(entry.time_us)}** {_line(entry.text)}")
             if entry.data:
                 lines += ["", *(f"  {line}" for line in _block(entry.data)), ""]
-        lines += ["" if self.timeline and not self.timeline[-1].data else "Nothing yet." if not self.timeline else ""]
-        lines += [f"Written from `{self.record_id}.json`; an edit of this page is lost when the record goes on."]
-        return "\n".join(line for line in lines) + "\n"
+        if not self.timeline:
+            lines.append("Nothing yet.")
+        lines += [
+            "",
+            f"Written from `{self.record_id}.json`; an edit of this page is lost when the record goes on.",
+            "",
+        ]
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         state = "open" if self.is_open else self.outcome
@@ -266,7 +273,7 @@ class Records:
             raise StoreError(f"record {path} cannot be read: {error}") from error
         return record
 
-    def _writing(self) -> Any:
+    def _writing(self) -> AbstractContextManager[None]:
         return exclusive(self.folder / ".lock")
 
     def _save(self, record: Record) -> Record:
@@ -287,7 +294,7 @@ def _replace(path: Path, content: bytes) -> None:
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         write_durable(new, content)
-        os.replace(new, path)
+        new.replace(path)
         sync_folder(path.parent)
     except OSError:
         new.unlink(missing_ok=True)
@@ -310,8 +317,8 @@ def _jsonable(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidInput(name, value, f"become JSON ({error})", "Write a number, text or None") from None
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _block(data: Mapping[str, Any]) -> "list[str]":

@@ -102,7 +102,8 @@ def _round_down(graph: Any, trees: Sequence[Mapping[str, Any]]) -> None:
             if "threshold" not in node:
                 continue
             stack += [node["left_child"], node["right_child"]]
-            rounded = np.float32(node["threshold"])
+            with np.errstate(over="ignore"):  # the last threshold of a feature may be the largest 64-bit number
+                rounded = np.float32(node["threshold"])
             if float(rounded) > float(node["threshold"]):
                 down = float(np.nextafter(rounded, np.float32(-np.inf)))
                 lower[index, int(node["split_feature"]), float(rounded)] = down

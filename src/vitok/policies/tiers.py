@@ -42,9 +42,7 @@ class Costs:
         Allow p L; review r + p (1 - q) L; block (1 - p) F.
         """
         lost = probability * amount
-        return np.stack(
-            [lost, self.review + (1 - self.reviewer_recall) * lost, (1 - probability) * self.false_block]
-        )
+        return np.stack([lost, self.review + (1 - self.reviewer_recall) * lost, (1 - probability) * self.false_block])
 
     def realised(self, action: np.ndarray, amount: np.ndarray, is_fraud: np.ndarray) -> np.ndarray:
         """Returns what each action cost once the truth is known, shape (n,); a review counts by its expectation.

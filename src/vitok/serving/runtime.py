@@ -174,6 +174,7 @@ class Runtime:
 
         Raises:
             InvalidInput: If type or shape are others.
+            ServiceError: If the engine fails, for instance for want of memory.
         """
         if X.dtype != np.float32:
             raise InvalidInput("X", str(X.dtype), "be float32", "Convert once, where the rows are made")
@@ -182,7 +183,10 @@ class Runtime:
         if len(X) == 0:
             return np.empty(0)
         started = time.thread_time_ns()
-        scores = self._run(X)
+        try:
+            scores = self._run(X)
+        except Exception as error:  # the engine's own exceptions share no other base class
+            raise ServiceError(f"{self.version}: the model failed on {len(X)} rows: {error}") from error
         spent = time.thread_time_ns() - started
         with self._lock:
             self._batches += 1

@@ -12,7 +12,8 @@ from vitok.decision import Decision
 from vitok.errors import InvalidInput
 from vitok.models import BoostedTrees
 from vitok.serving import Metrics, handlers
-from vitok.systems.fraud.service import CONTRACT, SYSTEM, Answer, FraudService, OutcomeBatch
+from vitok.systems.fraud.messages import SYSTEM, Answer, OutcomeBatch
+from vitok.systems.fraud.service import CONTRACT, FraudService
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

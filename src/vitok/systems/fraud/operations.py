@@ -1,7 +1,6 @@
 """What runs beside the service: sketches, watch, retraining, canary, probation and rollback, all from the log."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from vitok import decisions, monitoring
 from vitok.clock import DAY, isoformat
 from vitok.loop import (
     Durable,
-    JudgeRules,
     PairedJudge,
     Records,
     ReleaseVerdict,
@@ -20,28 +18,28 @@ from vitok.loop import (
     roll_back,
     settle_canary,
 )
-from vitok.policies import Costs, TierPolicy
+from vitok.policies import TierPolicy
 from vitok.registry import Registry, Tracker
-from vitok.systems.fraud.releases import Made, Workshop, load, register
-from vitok.systems.fraud.service import SYSTEM
+from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.releases import Workshop, load, register
+from vitok.systems.fraud.service import PROBATION
 
 if TYPE_CHECKING:
     import polars as pl
 
 CANARY_SHARE = 0.1
-ACTOR = "loop"
+LOOP, DRILL = "loop", "release drill"
 
 
 @dataclasses.dataclass
 class Trial:
-    """A version that is being judged: a canary beside the champion, or a champion on probation."""
+    """A version under judgement: a canary beside the champion, or a new champion beside the version before."""
 
     judge: PairedJudge
     version: int
-    kind: str
+    incumbent: int
     started: int
-    seen: "list[pl.DataFrame]" = dataclasses.field(default_factory=list)
-    matured: set[str] = dataclasses.field(default_factory=set)
+    canary: bool
 
 
 class Operator:
@@ -53,6 +51,8 @@ class Operator:
         tracker: Where runs are kept.
         workshop: Where versions are made.
         label_delay: Age at which labels are known, microseconds.
+        trigger: When to retrain.
+        trained_at: When the version in force was trained, microseconds.
         tell: Gets (time, text) for everything worth telling.
     """
 
@@ -65,22 +65,207 @@ class Operator:
         *,
         label_delay: int,
         trigger: RetrainTrigger,
+        trained_at: int,
         tell: Callable[[int, str], None],
     ) -> None:
         self.home = home
         self.registry, self.tracker, self.workshop = registry, tracker, workshop
-        self.costs: Costs = workshop.costs
         self.label_delay = label_delay
         self.trigger = trigger
+        self._trained_at = trained_at
         self.tell = tell
         self.records = Records(home)
         self.durable = Durable(home)
         self.sketches = monitoring.Sketches(home / "monitoring" / "sketches.sqlite")
         self.alerts = monitoring.Alerts(home / "monitoring" / "alerts.sqlite")
-        self.tail = decisions.Tail(home / "log" / "decisions", self.sketches.position())
-        self.profiles: dict[str, monitoring.ReferenceProfile] = {}
+        self.watch = monitoring.Watch(SYSTEM, self.sketches, self.alerts, self.profile)
+        self._tail = decisions.Tail(home / "log" / "decisions", self.sketches.position())
+        self._profiles: dict[str, monitoring.ReferenceProfile] = {}
         self.trial: Trial | None = None
         self.last_retrain: int | None = None
         self.retrainings = 0
+        self.latest_retrained: int | None = None
         self.rollback_seconds: list[float] = []
-        self.promoted_at: dict[int, int] = {}
+
+    def profile(self, version: str) -> monitoring.ReferenceProfile | None:
+        """Returns the reference profile of a version such as `"fraud/2"`; None for the rules."""
+        if "/" not in version:
+            return None
+        if version not in self._profiles:
+            package = self.registry.load(SYSTEM, int(version.partition("/")[2]))
+            self._profiles[version] = monitoring.ReferenceProfile.from_dict(package.json("profile.json"))
+        return self._profiles[version]
+
+    # Each hour
+
+    def hour(self, now: int) -> None:
+        """Sketches what was logged since, and judges the version on trial at once."""
+        frame = self._tail.read()
+        if frame is None:
+            return
+        self.sketches.follow(frame, self.profile, position=self._tail.position)
+        if self.trial is not None:
+            self.trial.judge.see(frame)
+            self._act(self.trial.judge.verdict(now), now)
+
+    def _act(self, verdict: ReleaseVerdict, now: int) -> None:
+        trial = self.trial
+        assert trial is not None  # noqa: S101
+        name = f"{SYSTEM}/{trial.version}"
+        if verdict.state == "continue":
+            if not trial.canary and now - trial.started > PROBATION:
+                self.tell(now, f"{name} has passed its probation")
+                self.trial = None
+            return
+        if trial.canary:
+            settle_canary(self.registry, self.records, SYSTEM, verdict, now=now, actor=LOOP)
+            self.trial = None
+            if verdict.state == "accept":
+                self.tell(now, f"canary {name} accepted and promoted: {verdict.reason}")
+                self._on_trial(trial.version, trial.incumbent, now, canary=False)
+            else:
+                self.tell(now, f"canary {name} refused: {verdict.reason}")
+        elif verdict.state == "refuse":
+            seconds = roll_back(
+                self.registry, self.records, SYSTEM, verdict, expected=trial.version, now=now, actor=LOOP
+            )
+            self.rollback_seconds.append(seconds)
+            self.trial = None
+            self.tell(now, f"{name} rolled back to {SYSTEM}/{trial.incumbent}: {verdict.reason}")
+        self.tracker.mirror(self.registry.state(SYSTEM), packages=self.registry.packages)
+
+    def _on_trial(self, version: int, incumbent: int, now: int, *, canary: bool) -> None:
+        def policy(number: int) -> TierPolicy:
+            return TierPolicy.from_dict(self.registry.load(SYSTEM, number).json("policy.json"))
+
+        judge = PairedJudge(
+            candidate=f"{SYSTEM}/{version}",
+            incumbent=f"{SYSTEM}/{incumbent}",
+            candidate_policy=policy(version),
+            incumbent_policy=policy(incumbent),
+            costs=self.workshop.costs,
+        )
+        self.trial = Trial(judge, version, incumbent, now, canary)
+
+    # Each day
+
+    def day(self, now: int) -> None:
+        """Evaluates the day that has closed, learns from matured outcomes, retrains where that is due."""
+        labelled = self._labelled(now)
+        for event in self.watch.tick(now, labelled):
+            word = "raised" if event.state == "open" else "cleared"
+            self.tell(now, f"alert {event.rule} {word} ({event.version}): {event.reason}")
+            if event.state == "open":
+                self._open_incident(event, now)
+        if self.trial is not None and labelled is not None:
+            self.trial.judge.mature(labelled)
+            self._act(self.trial.judge.verdict(now), now)
+        reason = self.trigger.due(
+            now, self.alerts.open(), self._trained_at, self.retrainings, data_ready=self.trial is None
+        )
+        if reason is not None:
+            self.retrain(now, str(reason))
+
+    def _labelled(self, now: int) -> "pl.DataFrame | None":
+        # Decisions whose labels are known; the trial and the watch look at the last weeks only.
+        folder = self.home / "log"
+        if not any((folder / "outcomes").glob("segment-*")):
+            return None
+        since = now - self.label_delay - 15 * DAY
+        logged = decisions.read(folder / "decisions", since=since, until=now)
+        joined = decisions.join(logged, decisions.labels(folder / "outcomes", as_of=now, kind=SYSTEM))
+        return joined.drop_nulls("label")
+
+    def _open_incident(self, alert: Any, now: int) -> None:
+        self.records.open(
+            "incident",
+            f"{alert.rule}: {alert.reason}",
+            system=SYSTEM,
+            version=alert.version,
+            now=now,
+            why=f"the rule held for its windows in a row since {isoformat(alert.first_seen)}",
+            details={"severity": alert.severity, "playbook": alert.playbook, "alert": alert.id},
+            key=f"alert/{alert.id}",
+        )
+
+    def retrain(self, now: int, reason: str) -> None:
+        """Makes a version from matured data and lets it answer a share; each step is done once, also after a crash."""
+        self.last_retrain = self._trained_at = now
+        self.retrainings += 1
+        state = self.registry.state(SYSTEM)
+        alerts = self.alerts.open()
+        changed = min((alert.first_seen for alert in alerts), default=None)
+        key = f"retrain/{now}"
+        self.tell(now, f"retraining: {reason}")
+
+        def make(_: dict[str, Any]) -> dict[str, Any]:
+            incumbent = load(self.registry, state.production) if state.production is not None else None
+            candidate = self.workshop.again(now, label_delay=self.label_delay, changed=changed, incumbent=incumbent)
+            made = register(
+                self.workshop, self.registry, self.tracker, candidate, name=reason, now=now, actor=LOOP, key=key
+            )
+            return {"version": made.version, "accepted": made.verdict.accepted, "gate": made.verdict.reason}
+
+        def release(results: dict[str, Any]) -> dict[str, Any]:
+            if not results["accepted"]:
+                return {"released": False}
+            if state.production is None:
+                self.registry.ledger.promote(
+                    SYSTEM, results["version"], "Production", reason=reason, actor=LOOP, now=now, key=f"{key}/promote"
+                )
+            else:
+                begin_canary(
+                    self.registry,
+                    self.records,
+                    SYSTEM,
+                    results["version"],
+                    CANARY_SHARE,
+                    now=now,
+                    actor=LOOP,
+                    reason=reason,
+                )
+            return {"released": True}
+
+        results = self.durable.run(key, [("make", make), ("release", release)])
+        version = self.latest_retrained = results["version"]
+        self.tell(now, f"gate {'accepted' if results['accepted'] else 'refused'} {SYSTEM}/{version}: {results['gate']}")
+        if results["released"] and state.production is not None:
+            self.tell(now, f"canary {SYSTEM}/{version} answers {CANARY_SHARE:.0%} of the customers")
+            self._on_trial(version, state.production, now, canary=True)
+
+    def drill(self, now: int) -> bool:
+        """Pushes a deliberately bad version straight to Production, to see that it is rolled back.
+
+        Returns:
+            False where nothing is in Production that could be gone back to.
+        """
+        state = self.registry.state(SYSTEM)
+        if state.production is None:
+            return False
+        if self.trial is not None and self.trial.canary:
+            self.registry.ledger.end_canary(
+                SYSTEM, verdict="inconclusive", reason="the replay ends before it could be judged", actor=LOOP, now=now
+            )
+            self.tell(now, f"canary {SYSTEM}/{self.trial.version} ended without a verdict")
+        candidate = self.workshop.upside_down(now, label_delay=self.label_delay)
+        made = register(
+            self.workshop,
+            self.registry,
+            self.tracker,
+            candidate,
+            name="drill: labels flipped in an export",
+            now=now,
+            actor=DRILL,
+            key=f"drill/{now}",
+        )
+        self.tell(now, f"gate refused {made.name} (drill: labels flipped): {made.verdict.reason}")
+        why = "release drill: pushed past the gate on purpose"
+        push(self.registry, self.records, SYSTEM, made.version, override=why, now=now, actor=DRILL)
+        self.tell(now, f"{made.name} pushed to Production past the gate (drill)")
+        self._on_trial(made.version, state.production, now, canary=False)
+        return True
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        self.durable.close()
+        self._tail.close()

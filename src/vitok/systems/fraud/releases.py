@@ -12,7 +12,8 @@ from vitok.policies import Costs
 from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
 from vitok.systems.fraud import training
 from vitok.systems.fraud.features import FEATURES
-from vitok.systems.fraud.service import SYSTEM, LoadedModel
+from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.training import Candidate, Sample
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def register(
     The same key again makes nothing new.
     """
     seeds = {"training": settings.current().seed}
-    data = {"transactions": DataSnapshot(workshop.fingerprint, candidate.parameters["train_rows"])}
+    data = {"transactions": DataSnapshot(digest=workshop.fingerprint, rows=candidate.parameters["train_rows"])}
     with tracker.run(EXPERIMENT, name=name, params=candidate.parameters, seeds=seeds, data=data) as run:
         run.log_metrics(candidate.metrics)
         run.log_artifact("gate.json", candidate.verdict.to_dict())
@@ -168,7 +169,9 @@ def register(
         version = registry.register(
             SYSTEM, candidate.files(), now=now, actor=actor, run_id=run.run_id, reason=name, key=key
         )
-        registry.ledger.record_gate(SYSTEM, version.version, candidate.verdict, now=now, actor="gate", key=f"{key}/gate")
+        registry.ledger.record_gate(
+            SYSTEM, version.version, candidate.verdict, now=now, actor="gate", key=f"{key}/gate"
+        )
         card = model_card(
             version,
             metrics=candidate.metrics,

@@ -5,8 +5,6 @@ checkpoint plus the log after it, so a killed service loses no acknowledged deci
 """
 
 import dataclasses
-import datetime as dt
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -18,113 +16,38 @@ import msgspec
 import numpy as np
 
 from vitok import contracts, decisions, ids
-from vitok.clock import MINUTE, Clock, EventClock, SystemClock, isoformat
+from vitok.clock import DAY, MINUTE, Clock, EventClock, SystemClock, isoformat
 from vitok.decision import Decision, Outcome
 from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
-from vitok.features import FeatureSet, OnlineFeatures
-from vitok.models.calibrators import Calibrator, calibrator_from_dict
-from vitok.policies import TierPolicy
-from vitok.registry import Package, Registry
-from vitok.serving import HotRequest, Reply, Route, Runtime, problems
+from vitok.features import OnlineFeatures
+from vitok.policies import Tiers
+from vitok.registry import Registry
+from vitok.serving import HotRequest, Reply, Route, problems
 from vitok.stats import LatencyHistogram
 from vitok.systems.fraud import rules
 from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.messages import (
+    OUTCOME_KIND,
+    SYSTEM,
+    Answer,
+    Batch,
+    OutcomeBatch,
+    OutcomeItem,
+    Transaction,
+    fingerprint,
+    log_schema,
+    microseconds,
+    note,
+)
+from vitok.systems.fraud.model import LoadedModel
 
-SYSTEM = "fraud"
 CONTRACT = Path(__file__).with_name("transactions.odcs.yaml")
-OUTCOME_KIND = "fraud"
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MICROSECOND = dt.timedelta(microseconds=1)
-_NO_DECISION = bytes(16)
+_BROKEN = "The request breaks the contract"
+_LATER = b"retry-after: 1\r\n"
+_ONLY = "there is no canary"
+PROBATION = 3 * DAY
 _LOG = logging.getLogger("vitok.fraud")
-
-
-class Transaction(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request for a decision."""
-
-    transaction_id: str | int
-    event_time: dt.datetime
-    customer_id: str | int
-    terminal_id: str | int
-    amount: float
-
-
-class OutcomeItem(msgspec.Struct, forbid_unknown_fields=True):
-    """One outcome in the body of `POST /v1/outcomes`."""
-
-    request_id: str | int
-    value: float
-    event_time: dt.datetime
-    kind: str = OUTCOME_KIND
-    source: str = ""
-    supersedes: bool = False
-
-
-class OutcomeBatch(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/outcomes`."""
-
-    outcomes: list[OutcomeItem]
-
-
-class Answer(msgspec.Struct):
-    """The body of an answer to a request for a decision."""
-
-    decision_id: str
-    transaction_id: str
-    action: str
-    probability: float | None
-    propensity: float
-    model_version: str
-    route: str
-    feature_status: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model version, ready to answer."""
-
-    version: str
-    stage: str
-    runtime: Runtime
-    columns: np.ndarray
-    calibrator: Calibrator
-    policy: TierPolicy
-
-    @classmethod
-    def load(cls, package: Package, version: str, stage: str, features: FeatureSet) -> "LoadedModel":
-        """Loads a package for the features that the service computes.
-
-        Raises:
-            Conflict: If the package was made for other feature definitions.
-        """
-        wanted = package.json("features.json")["version"]
-        if wanted != features.version:
-            raise Conflict(f"model {version} was fitted on features {wanted}, the service computes {features.version}")
-        names = package.json("signature.json")["inputs"]
-        return cls(
-            version,
-            stage,
-            Runtime.load(package, version=version),
-            np.array([features.names.index(name) for name in names]),
-            calibrator_from_dict(package.json("calibrator.json")),
-            TierPolicy.from_dict(package.json("policy.json")),
-        )
-
-    def answer(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns score and calibrated probability, each of shape (n,)."""
-        score = self.runtime.score(np.ascontiguousarray(values[:, self.columns], dtype=np.float32))
-        return score, self.calibrator(score)
-
-
-def log_schema(features: FeatureSet = FEATURES) -> decisions.LogSchema:
-    """Returns the columns of the fraud system's decision log."""
-    return decisions.LogSchema(
-        system=SYSTEM,
-        entities=("customer_id", "terminal_id"),
-        request=(("amount", "float64"),),
-        features=features.names,
-    )
 
 
 class FraudService:
@@ -173,7 +96,9 @@ class FraudService:
         self._next_look = 0.0
         self.champion: LoadedModel | None = None
         self.canary: LoadedModel | None = None
+        self.previous: LoadedModel | None = None
         self.route: Route | None = None
+        self._probation_end = 0
         self.recover()
         self.refresh()
 
@@ -188,16 +113,16 @@ class FraudService:
         while (frame := tail.read(50_000)) is not None:
             columns = ("request_id", "decision_id", "event_time", "customer_id", "terminal_id", "amount")
             for row in frame.select(columns).iter_rows(named=True):
-                moment = _microseconds(row["event_time"])
+                moment = microseconds(row["event_time"])
                 self._advance(moment)
-                note = _note(row["decision_id"], moment, row["customer_id"], row["terminal_id"], row["amount"])
-                self.online.add("transactions", row["request_id"], moment, row, note=note)
+                event_note = note(row["decision_id"], moment, row["customer_id"], row["terminal_id"], row["amount"])
+                self.online.add("transactions", row["request_id"], moment, row, note=event_note)
                 self.recovered_events += 1
         tail.close()
         tail = decisions.Tail(self.home / "log" / "outcomes", positions.get("outcomes"))
         while (frame := tail.read(50_000)) is not None:
             for row in frame.iter_rows(named=True):
-                self._learn(row["request_id"], _microseconds(row["event_time"]), row["value"])
+                self._learn(row["request_id"], microseconds(row["event_time"]), row["value"])
                 self.recovered_events += 1
         tail.close()
 
@@ -207,9 +132,12 @@ class FraudService:
         if revision == self._revision:
             return
         state = self.registry.ledger.state(SYSTEM)
-        loaded = {model.version: model for model in (self.champion, self.canary) if model is not None}
+        known = (self.champion, self.canary, self.previous)
+        loaded = {model.version: model for model in known if model is not None}
         self.champion = self._load(state.production, "Production", loaded)
         self.canary = self._load(state.canary, "Staging", loaded) if state.canary_share else None
+        self._probation_end = self._probation(state.production)
+        self.previous = self._load(state.previous, "Archived", loaded) if self._probation_end else None
         if self.champion is None:
             self.route = None
         elif self.canary is None:
@@ -222,6 +150,13 @@ class FraudService:
                 salt=self.canary.version,
             )
         self._revision = revision
+
+    def _probation(self, production: int | None) -> int:
+        # Until when the version before is scored beside a new champion; 0 where there is none, or after a roll back.
+        for entry in reversed(self.registry.ledger.history(SYSTEM)):
+            if entry.kind == "promoted" and entry.version == production and entry.stage_to == "Production":
+                return 0 if "rollback_of" in entry.details else entry.time_us + PROBATION
+        return 0
 
     def _load(self, number: int | None, stage: str, loaded: Mapping[str, LoadedModel]) -> LoadedModel | None:
         if number is None:
@@ -257,7 +192,7 @@ class FraudService:
             self.refresh()
         replies: list[Reply | None] = [None] * len(requests)
         values = np.full((len(requests), len(self.features.names)), np.nan)
-        batch = _Batch()
+        batch = Batch()
         repeated: dict[int, str] = {}
         for i, request in enumerate(requests):
             problem = self._admit(request, i, batch, repeated, values)
@@ -274,19 +209,22 @@ class FraudService:
             replies[i] = self._again(transaction_id)
         self.count("requests", len(requests))
         self._maybe_checkpoint(n)
-        return [reply if reply is not None else problems.problem(500, "No answer", "This is a fault of the service.") for reply in replies]
+        return [
+            reply if reply is not None else problems.problem(500, "No answer", "This is a fault of the service.")
+            for reply in replies
+        ]
 
     def _admit(
-        self, request: HotRequest, i: int, batch: "_Batch", repeated: dict[int, str], values: np.ndarray
+        self, request: HotRequest, i: int, batch: Batch, repeated: dict[int, str], values: np.ndarray
     ) -> Reply | None:
         # Takes one request into the batch, or says why not.
         try:
             item = self._decoder.decode(request.body)
-        except msgspec.DecodeError as error:
+        except problems.UNDECODABLE as error:
             self.count("rejected")
             return problems.from_decode_error(error, request.body)
-        moment = _microseconds(item.event_time)
-        row = {
+        moment = microseconds(item.event_time)
+        row: dict[str, Any] = {
             "transaction_id": str(item.transaction_id),
             "event_time": item.event_time,
             "customer_id": str(item.customer_id),
@@ -299,20 +237,22 @@ class FraudService:
             reason = "; ".join(violation.message for violation in broken)
             self.quarantine.put_row(request.body, reason, now=self.clock.now())
             errors = [{"field": violation.field, "detail": violation.message} for violation in broken]
-            return problems.problem(422, "The request breaks the contract", reason, field=broken[0].field, errors=errors)
+            return problems.problem(
+                422, "The request breaks the contract", reason, field=broken[0].field, errors=errors
+            )
         if not isinstance(self.clock, EventClock) and moment > self.clock.now() + 5 * MINUTE:
             self.count("rejected")
             return problems.problem(
                 422,
-                "The request breaks the contract",
+                _BROKEN,
                 f"event_time: got {isoformat(moment)}, must not lie in the future (now {isoformat(self.clock.now())})",
                 field="event_time",
             )
         transaction_id, customer, terminal = row["transaction_id"], row["customer_id"], row["terminal_id"]
         known = self.online.note("transactions", transaction_id)
-        fingerprint = _fingerprint(moment, customer, terminal, item.amount)
+        print_ = fingerprint(moment, customer, terminal, item.amount)
         if known is not None:
-            if known[16:24] != fingerprint:
+            if known[16:24] != print_:
                 self.count("conflicts")
                 detail = f"transaction_id: {transaction_id!r} was seen before with other contents"
                 return problems.problem(409, "Conflict", detail, field="transaction_id")
@@ -324,7 +264,7 @@ class FraudService:
         values[at, 0] = item.amount
         batch.status.append(self.online.read(row, moment, values[at]))
         decision_id = ids.uuid7()
-        self.online.add("transactions", transaction_id, moment, row, note=decision_id + fingerprint + terminal.encode())
+        self.online.add("transactions", transaction_id, moment, row, note=decision_id + print_ + terminal.encode())
         batch.index.append(i)
         batch.decision_id.append(decision_id)
         batch.transaction_id.append(transaction_id)
@@ -338,7 +278,7 @@ class FraudService:
         self,
         requests: Sequence[HotRequest],
         values: np.ndarray,
-        batch: "_Batch",
+        batch: Batch,
         cpu: int,
         replies: list[Reply | None],
     ) -> Reply | None:
@@ -368,7 +308,9 @@ class FraudService:
             self.count("log_failures")
             self._wait_for_save()
             self.recover()
-            return problems.problem(503, "The decision could not be recorded", str(error), headers=b"retry-after: 1\r\n")
+            return problems.problem(
+                503, "The decision could not be recorded", str(error), headers=b"retry-after: 1\r\n"
+            )
         self.latency.record_many(np.array(latency))
         self.count("decisions", n)
         for row, i in enumerate(batch.index):
@@ -386,7 +328,7 @@ class FraudService:
             replies[i] = Reply(200, self._encoder.encode(answer))
         return None
 
-    def _verdicts(self, values: np.ndarray, batch: "_Batch") -> dict[str, Any]:
+    def _verdicts(self, values: np.ndarray, batch: Batch) -> dict[str, Any]:
         # The columns of the log that come of models, route and policy.
         n = len(values)
         champion, canary = self.champion, self.canary
@@ -403,7 +345,7 @@ class FraudService:
             "model_version": [champion.version] * n,
             "stage": [champion.stage] * n,
             "route": ["champion"] * n,
-            "route_reason": ["there is no canary"] * n,
+            "route_reason": [_ONLY] * n,
             "score": score,
             "probability": probability,
             "shadow_version": [None] * n,
@@ -412,33 +354,44 @@ class FraudService:
             "action": tiers.actions,
             "propensity": tiers.propensity,
         }
-        if canary is None:
+        beside = canary
+        if beside is None and self.previous is not None and self.clock.now() < self._probation_end:
+            beside = self.previous
+        if beside is None:
             return columns
         try:
-            canary_score, canary_probability = canary.answer(values)
-        except ServiceError:
-            self.count("canary_failures", n)
-            columns["route_reason"] = ["the canary failed"] * n
+            other_score, other_probability = beside.answer(values)
+        except ServiceError as error:
+            self.count("shadow_failures", n)
+            _LOG.warning("%s failed: %s", beside.version, error)
+            columns["route_reason"] = ["the canary failed" if beside is canary else _ONLY] * n
             return columns
-        canary_tiers = canary.policy.decide(canary_probability, amount, batch.transaction_id)
-        columns["shadow_version"] = [canary.version] * n
-        columns["shadow_probability"] = canary_probability.copy()
-        for row, customer in enumerate(batch.customer):
-            assignment = self.route.assign(customer)
-            columns["route_reason"][row] = assignment.reason
-            if assignment.route != "canary":
-                continue
+        columns["shadow_version"] = [beside.version] * n
+        columns["shadow_probability"] = other_probability
+        if canary is not None:
+            tiers = canary.policy.decide(other_probability, amount, batch.transaction_id)
+            self._to_canary(columns, batch, canary, other_score, tiers)
+        return columns
+
+    def _to_canary(
+        self, columns: dict[str, Any], batch: Batch, canary: LoadedModel, score: np.ndarray, tiers: Tiers
+    ) -> None:
+        # Gives the canary its share of the customers; on those the champion becomes the shadow.
+        assert self.route is not None  # noqa: S101
+        assignments = [self.route.assign(customer) for customer in batch.customer]
+        columns["route_reason"] = [assignment.reason for assignment in assignments]
+        mask = np.array([assignment.route == "canary" for assignment in assignments])
+        champion_probability = columns["probability"]
+        columns["probability"] = np.where(mask, columns["shadow_probability"], champion_probability)
+        columns["shadow_probability"] = np.where(mask, champion_probability, columns["shadow_probability"])
+        columns["score"] = np.where(mask, score, columns["score"])
+        columns["propensity"] = np.where(mask, tiers.propensity, columns["propensity"])
+        for row in np.flatnonzero(mask):
+            columns["shadow_version"][row] = columns["model_version"][row]
             columns["route"][row] = "canary"
             columns["model_version"][row], columns["stage"][row] = canary.version, canary.stage
-            columns["shadow_version"][row] = champion.version
-            columns["shadow_probability"][row] = probability[row]
             columns["policy_version"][row] = canary.policy.version
-            columns["action"][row] = canary_tiers.actions[row]
-        mask = np.array(columns["route"], dtype=object) == "canary"
-        columns["score"] = np.where(mask, canary_score, score)
-        columns["probability"] = np.where(mask, canary_probability, probability)
-        columns["propensity"] = np.where(mask, canary_tiers.propensity, tiers.propensity)
-        return columns
+            columns["action"][row] = tiers.actions[row]
 
     def _by_rules(self, values: np.ndarray, reason: str) -> dict[str, Any]:
         n = len(values)
@@ -461,7 +414,9 @@ class FraudService:
         # The same request gets the same decision.
         found = decisions.find(self.home / "log" / "decisions", request_id=transaction_id)
         if found is None:
-            detail = f"transaction_id: {transaction_id!r} belongs to the history that was loaded; it was not decided here"
+            detail = (
+                f"transaction_id: {transaction_id!r} belongs to the history that was loaded; it was not decided here"
+            )
             return problems.problem(409, "Conflict", detail, field="transaction_id")
         answer = Answer(
             found.decision_id,
@@ -481,7 +436,7 @@ class FraudService:
         """Takes outcomes: logs them, joins them to their transactions, and adds them to the features."""
         try:
             batch = self._outcome_decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except problems.UNDECODABLE as error:
             self.count("rejected")
             return problems.from_decode_error(error, body)
         accepted: list[Outcome] = []
@@ -500,7 +455,7 @@ class FraudService:
                 duplicates += 1
                 continue
             seen.add(request_id)
-            moment = _microseconds(item.event_time)
+            moment = microseconds(item.event_time)
             self._advance(moment)
             accepted.append(
                 Outcome(
@@ -518,7 +473,9 @@ class FraudService:
                 self._outcomes.append(accepted)
             except StoreError as error:
                 self.count("log_failures")
-                return problems.problem(503, "The outcomes could not be recorded", str(error), headers=b"retry-after: 1\r\n")
+                return problems.problem(
+                    503, "The outcomes could not be recorded", str(error), headers=b"retry-after: 1\r\n"
+                )
             for outcome in accepted:
                 self._learn(outcome.request_id, outcome.event_time, outcome.value)
         self.count("outcomes", len(accepted))
@@ -537,10 +494,10 @@ class FraudService:
         return ""
 
     def _learn(self, request_id: str, moment: int, value: float) -> None:
-        note = self.online.note("transactions", request_id)
-        if note is not None:
+        known = self.online.note("transactions", request_id)
+        if known is not None:
             self._advance(moment)
-            self.online.add("labels", request_id, moment, {"terminal_id": note[24:].decode(), "is_fraud": value})
+            self.online.add("labels", request_id, moment, {"terminal_id": known[24:].decode(), "is_fraud": value})
 
     # Upkeep
 
@@ -596,38 +553,3 @@ class FraudService:
         self._outcomes.close()
         self._store.close()
         self.registry.close()
-
-
-class _Batch:
-    # The accepted requests of one batch, by columns.
-    __slots__ = ("amount", "customer", "decision_id", "event_time", "index", "status", "terminal", "transaction_id")
-
-    def __init__(self) -> None:
-        self.index: list[int] = []
-        self.decision_id: list[bytes] = []
-        self.transaction_id: list[str] = []
-        self.event_time: list[int] = []
-        self.customer: list[str] = []
-        self.terminal: list[str] = []
-        self.amount: list[float] = []
-        self.status: list[str] = []
-
-
-def _microseconds(moment: dt.datetime) -> int:
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def _fingerprint(moment: int, customer: str, terminal: str, amount: float) -> bytes:
-    text = f"{moment}|{customer}|{terminal}|{amount!r}"
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _note(decision_id: bytes, moment: int, customer: str, terminal: str, amount: float) -> bytes:
-    return decision_id + _fingerprint(moment, customer, terminal, amount) + terminal.encode()
-
-
-def history_note(moment: int, customer: str, terminal: str, amount: float) -> bytes:
-    """Returns what is noted with a transaction that was loaded, not decided."""
-    return _note(_NO_DECISION, moment, customer, terminal, amount)

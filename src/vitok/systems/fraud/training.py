@@ -44,15 +44,17 @@ class Timeline:
 
     @classmethod
     def plan(cls, start: int, end: int, *, label_delay: int) -> Self:
-        """Lays out whole days: a fifth for training, a tenth for validation, two fifths for the replay, and the rest
-        before training, so that windows of 30 days fill.
+        """Lays out whole days: a fifth trains, a tenth validates, two fifths are replayed.
+
+        The rest comes before the training, so that windows of 30 days fill.
 
         Raises:
             InvalidInput: If the data are shorter than two label delays and twelve days.
 
         Example:
-            >>> print(Timeline.plan(0, 61 * DAY, label_delay=7 * DAY))
-            warm-up 14 d, training 9 d from 1970-01-15, gap 7 d, validation 5 d from 1970-01-31, gap 7 d, replay 19 d from 1970-02-12
+            >>> plan = Timeline.plan(0, 61 * DAY, label_delay=7 * DAY)
+            >>> [(moment // DAY) for moment in (plan.train_start, plan.validation_start, plan.replay_start, plan.end)]
+            [14, 30, 42, 61]
         """
         first, last = start // DAY, -(-end // DAY)
         gap = -(-label_delay // DAY)

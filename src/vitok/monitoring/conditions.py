@@ -1,0 +1,305 @@
+"""What is looked for in a day: pure functions from measurements to findings, with the reason in words."""
+
+import math
+from dataclasses import dataclass, field
+
+from vitok.clock import DAY
+from vitok.errors import InvalidInput
+from vitok.monitoring.alerts import AlertRule
+from vitok.monitoring.drift import ColumnDrift, DriftReport, DriftRule
+from vitok.monitoring.performance import Performance
+from vitok.monitoring.profile import ReferenceProfile
+from vitok.monitoring.sketches import ALL_VERSIONS, WindowCounts
+from vitok.stats import Estimate, wilson
+from vitok.stats.results import Result
+
+
+DATA_DRIFT = AlertRule(
+    name="data_drift",
+    severity="warning",
+    playbook="compare the features with their source; if the world changed, retrain",
+    windows=3,
+    clear_after=3,
+)
+PREDICTION_DRIFT = AlertRule(
+    name="prediction_drift",
+    severity="warning",
+    playbook="see which features drifted; if none did, check which version the runtime answers with",
+    windows=3,
+    clear_after=3,
+)
+QUALITY = AlertRule(
+    name="quality",
+    severity="critical",
+    playbook="retrain on matured labels; roll back where the version before does better",
+    windows=2,
+    clear_after=2,
+)
+CALIBRATION = AlertRule(
+    name="calibration",
+    severity="warning",
+    playbook="refit the calibrator on matured labels",
+    windows=2,
+    clear_after=2,
+)
+FALLBACK = AlertRule(
+    name="fallback",
+    severity="critical",
+    playbook="look at the runtime and the online store; roll back the last release",
+    windows=1,
+    clear_after=1,
+)
+ABSENCE = AlertRule(
+    name="absence",
+    severity="critical",
+    playbook="check the service and those who call it",
+    windows=1,
+    clear_after=1,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchRules:
+    """What a `Watch` looks for and how sure it must be.
+
+    Attributes:
+        drift: When a change of a distribution is called drift.
+        min_n: Fewest decisions that a version must have in a window to be judged on it.
+        maturity: Age at which labels are taken to be in, in microseconds; at least the delay of a label.
+        trailing: Length of the window of matured decisions, in microseconds.
+        min_labelled: Least share of those decisions that must have a label.
+        min_frauds: Fewest labelled frauds among them.
+        max_drop: Largest tolerated drop of average precision, relative to the baseline's value, in [0, 1).
+        max_cost_rise: Largest tolerated rise of realised cost a decision, relative to the baseline's, at least 0.
+        max_calibration_error: Calibration error that is tolerated whatever the baseline was.
+        max_ratio: Largest tolerated ratio of expected to happened frauds, either way, above 1.
+        max_fallback_share: Largest tolerated share of decisions that a fallback answered.
+        settle: How long after its end a day is left to settle before it is judged, in microseconds.
+        data_drift: Rule for the features.
+        prediction_drift: Rule for the probability.
+        quality: Rule for average precision and cost.
+        calibration: Rule for calibration.
+        fallback: Rule for the share of fallbacks.
+        absence: Rule for a day without decisions.
+    """
+
+    drift: DriftRule = field(default_factory=DriftRule)
+    min_n: int = 1_000
+    maturity: int = 7 * DAY
+    trailing: int = 7 * DAY
+    min_labelled: float = 0.8
+    min_frauds: int = 30
+    max_drop: float = 0.2
+    max_cost_rise: float = 0.2
+    max_calibration_error: float = 0.02
+    max_ratio: float = 1.5
+    max_fallback_share: float = 0.02
+    settle: int = 0
+    data_drift: AlertRule = DATA_DRIFT
+    prediction_drift: AlertRule = PREDICTION_DRIFT
+    quality: AlertRule = QUALITY
+    calibration: AlertRule = CALIBRATION
+    fallback: AlertRule = FALLBACK
+    absence: AlertRule = ABSENCE
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("min_n", self.min_n >= 1, "be at least 1"),
+            ("maturity", self.maturity >= 0, "be at least 0"),
+            ("trailing", self.trailing > 0, "be longer than zero"),
+            ("settle", self.settle >= 0, "be at least 0"),
+            ("min_labelled", 0 <= self.min_labelled <= 1, "be in [0, 1]"),
+            ("max_drop", 0 <= self.max_drop < 1, "be in [0, 1)"),
+            ("max_cost_rise", self.max_cost_rise >= 0, "be at least 0"),
+            ("max_calibration_error", self.max_calibration_error >= 0, "be at least 0"),
+            ("max_ratio", self.max_ratio > 1, "be above 1"),
+            ("max_fallback_share", 0 <= self.max_fallback_share < 1, "be in [0, 1)"),
+        )
+        for name, holds, rule in ranges:
+            if not holds:
+                raise InvalidInput(f"rules: {name}", getattr(self, name), rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Result):
+    """What one rule sees in one window of one version.
+
+    Attributes:
+        rule: The rule.
+        version: Which version, or `"all"`.
+        firing: Whether its condition holds.
+        value: What was measured.
+        bound: What it was held against.
+        reason: Why, in words.
+    """
+
+    rule: AlertRule
+    version: str
+    firing: bool
+    value: float
+    bound: float
+    reason: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the fields as JSON, the rule by its name."""
+        return {
+            "rule": self.rule.name,
+            "version": self.version,
+            "firing": self.firing,
+            "value": self.value if math.isfinite(self.value) else None,
+            "bound": self.bound if math.isfinite(self.bound) else None,
+            "reason": self.reason,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.rule.name} of {self.version}: {'FIRING' if self.firing else 'quiet'}, {self.reason}"
+
+
+def drift_findings(report: DriftReport, rules: WatchRules) -> tuple[Finding, ...]:
+    """Judges the drift of features and of the probability; nothing where the window is too small."""
+    verdict = rules.drift.judge(report)
+    if not verdict.judged or report.n_current < rules.min_n:
+        return ()
+
+    def finding(rule: AlertRule, item: ColumnDrift, reason: str, *, firing: bool) -> Finding:
+        _, value, bound = _nearness(item, rules.drift)
+        return Finding(rule=rule, version=report.model_version, firing=firing, value=value, bound=bound, reason=reason)
+
+    moved = [report.of(name) for name in verdict.features]
+    # Where nothing drifted, the feature that came nearest shows how far the day was from an alarm.
+    nearest = max(moved or report.features, key=lambda item: _nearness(item, rules.drift)[0], default=None)
+    findings = []
+    if nearest is not None:
+        reason = "; ".join(str(item) for item in moved[:3]) if moved else f"nearest: {nearest}"
+        if len(moved) > 3:
+            reason += f"; and {len(moved) - 3} more features"
+        findings.append(finding(rules.data_drift, nearest, reason, firing=bool(moved)))
+    prediction = report.prediction
+    findings.append(finding(rules.prediction_drift, prediction, str(prediction), firing=verdict.prediction))
+    return tuple(findings)
+
+
+def _nearness(item: ColumnDrift, rule: DriftRule) -> tuple[float, float, float]:
+    """Returns the larger of effect and shift relative to its bound, with that value and bound."""
+    pairs = ((item.effect, rule.min_effect), (item.shift, rule.min_shift))
+    return max((value / bound if bound else math.inf, value, bound) for value, bound in pairs)
+
+
+def quality_findings(
+    version: str, found: Performance, profile: ReferenceProfile, rules: WatchRules
+) -> tuple[Finding, ...]:
+    """Judges ranking, money and calibration of matured decisions against the baseline of the profile.
+
+    Both the window and the baseline are samples: a change counts where the interval of the difference, put together
+    from both intervals, leaves out what is tolerated.
+
+    Source: Zou & Donner, Statistics in Medicine 2008 (MOVER), for the interval of the difference.
+
+    Returns:
+        At most two findings; none where too few labels or frauds are known, or there is no baseline.
+    """
+    enough = found.n_labelled >= rules.min_n and found.n_fraud >= rules.min_frauds
+    if not enough or found.labelled.value < rules.min_labelled:
+        return ()
+    findings = []
+    quality = [
+        one
+        for one in (
+            _worse_ranking(version, found.average_precision, profile, rules),
+            _dearer(version, found.cost_per_decision, profile, rules),
+        )
+        if one is not None
+    ]
+    if quality:
+        findings.append(next((one for one in quality if one.firing), quality[0]))
+    calibration = _miscalibrated(version, found, profile, rules)
+    if calibration is not None:
+        findings.append(calibration)
+    return tuple(findings)
+
+
+def _worse_ranking(version: str, found: Estimate, profile: ReferenceProfile, rules: WatchRules) -> Finding | None:
+    baseline = profile.baseline_of("average_precision")
+    if baseline is None or math.isnan(found.value):
+        return None
+    keep = 1 - rules.max_drop
+    bound = keep * baseline.value
+    upper = found.value - bound + math.hypot(found.upper - found.value, keep * (baseline.value - baseline.lower))
+    return Finding(
+        rule=rules.quality,
+        version=version,
+        firing=upper < 0,
+        value=found.value,
+        bound=bound,
+        reason=f"{found} against {baseline.value:.4g} when it was made",
+    )
+
+
+def _dearer(version: str, found: Estimate, profile: ReferenceProfile, rules: WatchRules) -> Finding | None:
+    baseline = profile.baseline_of("cost_per_decision")
+    if baseline is None or math.isnan(found.value):
+        return None
+    times = 1 + rules.max_cost_rise
+    bound = times * baseline.value
+    lower = found.value - bound - math.hypot(found.value - found.lower, times * (baseline.upper - baseline.value))
+    return Finding(
+        rule=rules.quality,
+        version=version,
+        firing=lower > 0,
+        value=found.value,
+        bound=bound,
+        reason=f"{found} against {baseline.value:.4g} when it was made",
+    )
+
+
+def _miscalibrated(version: str, found: Performance, profile: ReferenceProfile, rules: WatchRules) -> Finding | None:
+    error, expected, happened = found.calibration_error, found.mean_probability, found.fraud_rate
+    if math.isnan(error.value) or math.isnan(expected.value):
+        return None
+    baseline = profile.baseline_of("calibration_error")
+    bound = max(rules.max_calibration_error, baseline.upper if baseline is not None else 0.0)
+    level = f"expected {expected.value:.4g}, happened {happened.value:.4g}"
+    far = expected.value > rules.max_ratio * happened.upper or expected.value < happened.lower / rules.max_ratio
+    if far and error.lower <= bound:
+        ratio = expected.value / happened.value if happened.value else math.inf
+        ratio = max(ratio, 1 / ratio if ratio else math.inf)
+        reason = f"{level}: more than {rules.max_ratio:g} times apart"
+        return Finding(
+            rule=rules.calibration, version=version, firing=True, value=ratio, bound=rules.max_ratio, reason=reason
+        )
+    return Finding(
+        rule=rules.calibration,
+        version=version,
+        firing=error.lower > bound,
+        value=error.value,
+        bound=bound,
+        reason=f"{error}; {level}",
+    )
+
+
+def fallback_finding(totals: WindowCounts, rules: WatchRules) -> Finding | None:
+    """Judges the share of decisions that a fallback answered; None where there are too few decisions."""
+    if totals.n < rules.min_n:
+        return None
+    share = wilson(totals.routes.get("fallback", 0), totals.n)
+    return Finding(
+        rule=rules.fallback,
+        version=ALL_VERSIONS,
+        firing=share.lower > rules.max_fallback_share,
+        value=share.value,
+        bound=rules.max_fallback_share,
+        reason=f"{share.value:.2%} of {totals.n:,} decisions were answered by a fallback",
+    )
+
+
+def absence_finding(totals: WindowCounts | None, rules: WatchRules) -> Finding:
+    """Judges whether a window in which decisions were expected has any."""
+    n = 0 if totals is None else totals.n
+    return Finding(
+        rule=rules.absence,
+        version=ALL_VERSIONS,
+        firing=n == 0,
+        value=float(n),
+        bound=1.0,
+        reason=f"{n:,} decisions" if n else "no decisions, though there were some before",
+    )
