@@ -283,7 +283,7 @@ class Sketches:
                 if found[3] != digest:
                     raise Conflict(
                         f"{version} was counted over bins {found[3] or 'of no profile'}, not"
-                        f" {digest or 'of no profile'}: a version keeps the reference profile that it was registered with"
+                        f" {digest or 'of no profile'}: a version keeps the profile that it was registered with"
                     )
                 total = _Hour.read(*found[:3])
                 total.merge(fresh)

@@ -54,6 +54,7 @@ class Operator:
         trigger: When to retrain.
         trained_at: When the version in force was trained, microseconds.
         tell: Gets (time, text) for everything worth telling.
+        rules: What the watch looks for.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Operator:
         trigger: RetrainTrigger,
         trained_at: int,
         tell: Callable[[int, str], None],
+        rules: monitoring.WatchRules | None = None,
     ) -> None:
         self.home = home
         self.registry, self.tracker, self.workshop = registry, tracker, workshop
@@ -78,8 +80,17 @@ class Operator:
         self.durable = Durable(home)
         self.sketches = monitoring.Sketches(home / "monitoring" / "sketches.sqlite")
         self.alerts = monitoring.Alerts(home / "monitoring" / "alerts.sqlite")
-        self.watch = monitoring.Watch(SYSTEM, self.sketches, self.alerts, self.profile)
+        self.watch = monitoring.Watch(
+            SYSTEM,
+            profile_of=self.profile,
+            sketches=self.sketches,
+            alerts=self.alerts,
+            rules=rules or monitoring.WatchRules(maturity=label_delay),
+            labelled=self._labelled,
+            costs=workshop.costs,
+        )
         self._tail = decisions.Tail(home / "log" / "decisions", self.sketches.position())
+        self._labels: tuple[int, pl.DataFrame] | None = None
         self._profiles: dict[str, monitoring.ReferenceProfile] = {}
         self.trial: Trial | None = None
         self.last_retrain: int | None = None
@@ -151,14 +162,14 @@ class Operator:
 
     def day(self, now: int) -> None:
         """Evaluates the day that has closed, learns from matured outcomes, retrains where that is due."""
-        labelled = self._labelled(now)
-        for event in self.watch.tick(now, labelled):
-            word = "raised" if event.state == "open" else "cleared"
-            self.tell(now, f"alert {event.rule} {word} ({event.version}): {event.reason}")
-            if event.state == "open":
-                self._open_incident(event, now)
-        if self.trial is not None and labelled is not None:
-            self.trial.judge.mature(labelled)
+        watched = self.watch.tick(now)
+        for alert in watched.raised:
+            self.tell(now, f"{alert.severity} alert {alert.rule} on {alert.version}: {alert.reason}")
+            self._open_incident(alert, now)
+        for alert in watched.cleared:
+            self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
+        if self.trial is not None:
+            self.trial.judge.mature(self._labelled(self.trial.started, now, now))
             self._act(self.trial.judge.verdict(now), now)
         reason = self.trigger.due(
             now, self.alerts.open(), self._trained_at, self.retrainings, data_ready=self.trial is None
@@ -166,17 +177,19 @@ class Operator:
         if reason is not None:
             self.retrain(now, str(reason))
 
-    def _labelled(self, now: int) -> "pl.DataFrame | None":
-        # Decisions whose labels are known; the trial and the watch look at the last weeks only.
-        folder = self.home / "log"
-        if not any((folder / "outcomes").glob("segment-*")):
-            return None
-        since = now - self.label_delay - 15 * DAY
-        logged = decisions.read(folder / "decisions", since=since, until=now)
-        joined = decisions.join(logged, decisions.labels(folder / "outcomes", as_of=now, kind=SYSTEM))
-        return joined.drop_nulls("label")
+    def _labelled(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
+        # Decisions of [start, end) whose labels were known at `as_of`.
+        logged = decisions.read(self.home / "log" / "decisions", since=start, until=end)
+        return decisions.join(logged, self._known(as_of)).drop_nulls("label")
 
-    def _open_incident(self, alert: Any, now: int) -> None:
+    def _known(self, as_of: int) -> "pl.DataFrame":
+        # The label view is the same all day; it is read once.
+        if self._labels is None or self._labels[0] != as_of:
+            view = decisions.labels(self.home / "log" / "outcomes", as_of=as_of, kind=SYSTEM)
+            self._labels = (as_of, view)
+        return self._labels[1]
+
+    def _open_incident(self, alert: monitoring.Alert, now: int) -> None:
         self.records.open(
             "incident",
             f"{alert.rule}: {alert.reason}",

@@ -1,0 +1,5 @@
+"""Pages (being written)."""
+
+
+def routes(service):
+    return []
