@@ -106,6 +106,7 @@ class Traffic:
             rows["probability"].to_numpy(),
             start=first * DAY,
             end=last * DAY,
+            event_time=rows["event_time"].to_physical().to_numpy(),
             baseline={estimate.name: estimate.to_dict() for estimate in found.estimates},
             ignored=("is_weekend",),
         )

@@ -13,7 +13,6 @@ from vitok.monitoring.sketches import ALL_VERSIONS, WindowCounts
 from vitok.stats import Estimate, wilson
 from vitok.stats.results import Result
 
-
 DATA_DRIFT = AlertRule(
     name="data_drift",
     severity="warning",
@@ -181,7 +180,7 @@ def drift_findings(report: DriftReport, rules: WatchRules) -> tuple[Finding, ...
 
 def _nearness(item: ColumnDrift, rule: DriftRule) -> tuple[float, float, float]:
     """Returns the larger of effect and shift relative to its bound, with that value and bound."""
-    pairs = ((item.effect, rule.min_effect), (item.shift, rule.min_shift))
+    pairs = zip((item.effect, item.shift), rule.bounds(item), strict=True)
     return max((value / bound if bound else math.inf, value, bound) for value, bound in pairs)
 
 

@@ -3,7 +3,7 @@
 The statistic and the verdict are kept apart: `drift` measures, a `DriftRule` judges. With thousands of rows every
 p-value is small, and rows are not even independent (one customer appears many times, and their window means hardly
 differ from row to row), so the null law is too narrow. A p-value alone is therefore never drift: the change must also
-be large, in one of two plain units.
+be large, in one of two plain units, and larger than what single days of the reference differed by.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitok.clock import isoformat
 from vitok.errors import Conflict, InvalidInput, NotFound
+from vitok.monitoring.distance import distance
 from vitok.monitoring.profile import PROBABILITY, ReferenceProfile
 from vitok.monitoring.sketches import WindowCounts
-from vitok.stats import FrozenEdges, benjamini_hochberg, psi, wasserstein
+from vitok.stats import benjamini_hochberg
 from vitok.stats.results import Result
 
 
@@ -35,6 +35,8 @@ class ColumnDrift(Result):
         effect: `max(0, psi - null_mean)`: about 0 without change, whatever the n.
         shift: How far the values moved on average (Wasserstein-1), in interquartile ranges of the reference, less
             its null mean and at least 0; nulls and infinities, which have no place, are left out.
+        ordinary_effect: Largest effect among single days of the reference; 0 where they are not known.
+        ordinary_shift: Largest shift among them.
         null_share: Share of nulls in the window.
         reference_null_share: Share of nulls in the reference.
         weight: How much the model leans on the feature, as the caller says; 1 where nothing was said.
@@ -50,6 +52,8 @@ class ColumnDrift(Result):
     adjusted_p_value: float
     effect: float
     shift: float
+    ordinary_effect: float
+    ordinary_shift: float
     null_share: float
     reference_null_share: float
     weight: float
@@ -137,16 +141,17 @@ class DriftVerdict(Result):
 class DriftRule:
     """When a measured change is called drift: it is no accident of sampling, and it is large.
 
-    A column has drifted where its adjusted p-value is at most `false_discovery_rate` and either its `effect` is at
-    least `min_effect` or its `shift` at least `min_shift`. The index sees changes of form (a new mass, a gap, many
-    nulls); it is blind to a modest move of a wide distribution: amounts up by 15 % give about 0.03. The shift sees
-    just that.
+    A column has drifted where its adjusted p-value is at most `false_discovery_rate` and either its effect or its
+    shift is large: at least the minimum, and at least `beyond_ordinary` times what the days of the reference showed
+    (weekdays differ). The index sees changes of form (a new mass, a gap, many nulls); it is blind to a modest move of
+    a wide distribution: amounts up by 15 % give about 0.03. The shift sees just that.
 
     Args:
         min_effect: Least PSI above its null mean, at least 0; 0.1 is the field's "some change".
         min_shift: Least shift in interquartile ranges, at least 0.
         false_discovery_rate: Level of Benjamini-Hochberg, in (0, 1).
         min_n: Fewest rows of the window, at least 1; smaller ones are not judged.
+        beyond_ordinary: How many times the largest ordinary difference of days a change must be, at least 1.
 
     Raises:
         InvalidInput: If an argument is outside its range.
@@ -156,6 +161,7 @@ class DriftRule:
     min_shift: float = 0.1
     false_discovery_rate: float = 0.01
     min_n: int = 200
+    beyond_ordinary: float = 1.5
 
     def __post_init__(self) -> None:
         for name in ("min_effect", "min_shift"):
@@ -165,10 +171,20 @@ class DriftRule:
             raise InvalidInput("false_discovery_rate", self.false_discovery_rate, "be strictly between 0 and 1")
         if self.min_n < 1:
             raise InvalidInput("min_n", self.min_n, "be at least 1")
+        if not self.beyond_ordinary >= 1:
+            raise InvalidInput("beyond_ordinary", self.beyond_ordinary, "be at least 1")
+
+    def bounds(self, column: ColumnDrift) -> tuple[float, float]:
+        """Returns the effect and the shift from which a column's change is called large."""
+        return (
+            max(self.min_effect, self.beyond_ordinary * column.ordinary_effect),
+            max(self.min_shift, self.beyond_ordinary * column.ordinary_shift),
+        )
 
     def drifted(self, column: ColumnDrift) -> bool:
         """Says whether one column has drifted; False where the window is too small."""
-        large = column.effect >= self.min_effect or column.shift >= self.min_shift
+        min_effect, min_shift = self.bounds(column)
+        large = column.effect >= min_effect or column.shift >= min_shift
         return column.n_current >= self.min_n and column.adjusted_p_value <= self.false_discovery_rate and large
 
     def judge(self, report: DriftReport) -> DriftVerdict:
@@ -232,25 +248,35 @@ def drift(
                 raise InvalidInput(f"weights[{name}]", weight, "be a finite number of at least 0")
     splits = np.cumsum([frozen.n_bins for frozen in profile.edges])[:-1]
     current = dict(zip(profile.columns, np.split(window.counts, splits), strict=True))
+    reference = dict(zip(profile.columns, profile.counts, strict=True))
+    ordinary = dict(zip(profile.columns, profile.ordinary, strict=True))
     measured = {
-        name: _measure(frozen, reference, current[name])
-        for name, frozen, reference in zip(profile.columns, profile.edges, profile.counts, strict=True)
+        name: distance(frozen, reference[name], current[name])
+        for name, frozen in zip(profile.columns, profile.edges, strict=True)
         if name not in profile.ignored
     }
     watched = [name for name in profile.names if name in measured]
-    adjusted = dict(
-        zip(watched, benjamini_hochberg([measured[name]["p_value"] for name in watched]).adjusted, strict=True)
-    )
+    adjusted = benjamini_hochberg([measured[name].p_value for name in watched]).adjusted
+    p_value = dict(zip(watched, adjusted, strict=True))
 
     def column(name: str, weight: float) -> ColumnDrift:
         found = measured[name]
         return ColumnDrift(
             name=name,
-            adjusted_p_value=adjusted.get(name, found["p_value"]),
+            psi=found.psi,
+            null_mean=found.null_mean,
+            null_quantile=found.null_quantile,
+            p_value=found.p_value,
+            adjusted_p_value=p_value.get(name, found.p_value),
+            effect=found.effect,
+            shift=found.shift,
+            ordinary_effect=ordinary[name][0],
+            ordinary_shift=ordinary[name][1],
+            null_share=int(current[name][0]) / window.n if window.n else math.nan,
+            reference_null_share=int(reference[name][0]) / profile.n,
             weight=weight,
             n_reference=profile.n,
             n_current=window.n,
-            **found,
         )
 
     features = [column(name, 1.0 if weights is None else weights.get(name, 0.0)) for name in watched]
@@ -265,20 +291,3 @@ def drift(
         n_reference=profile.n,
         n_current=window.n,
     )
-
-
-def _measure(frozen: FrozenEdges, reference: NDArray[np.int64], current: NDArray[np.int64]) -> dict[str, float]:
-    index = psi(reference, current)
-    moved = wasserstein(reference, current, positions=frozen.centers, scale=frozen.scale)
-    n = int(current.sum())
-    return {
-        "psi": index.value,
-        "null_mean": index.null_mean,
-        "null_quantile": index.null_quantile,
-        "p_value": index.p_value,
-        "effect": max(0.0, index.excess) if n else 0.0,
-        # Where one side is all null nothing can be placed; the index sees that change.
-        "shift": 0.0 if math.isnan(moved.value) else max(0.0, moved.excess),
-        "null_share": int(current[0]) / n if n else math.nan,
-        "reference_null_share": int(reference[0]) / int(reference.sum()),
-    }

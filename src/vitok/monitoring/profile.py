@@ -1,6 +1,7 @@
 """What a model version saw when it was made: frozen bins and counts, so that the training rows are not needed again."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitok.clock import isoformat
+from vitok.clock import DAY, isoformat
 from vitok.errors import InvalidInput, NotFound
+from vitok.monitoring.distance import distance
 from vitok.stats import Estimate, FrozenEdges, count_matrix
 
 PROBABILITY = "probability"
 _KIND = "vitok.reference_profile/1"
+# A day of fewer rows says more about sampling than about the day.
+_MIN_DAY = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +35,8 @@ class ReferenceProfile:
         end: When it ends, in microseconds, not included.
         baseline: Metric name to an `Estimate` as its `to_dict` gives it, such as `average_precision`.
         ignored: Features in which no drift is looked for, such as calendar flags.
+        ordinary: For each of `edges` how far single days of the reference lay from the whole of it, at most: effect
+            and shift as in `ColumnDrift`. Weekdays differ, and that is no drift. Zeros where days are not known.
 
     Example:
         >>> rng = np.random.default_rng(7)
@@ -51,6 +57,7 @@ class ReferenceProfile:
     end: int
     baseline: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    ordinary: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or "" in self.names or PROBABILITY in self.names:
@@ -64,6 +71,10 @@ class ReferenceProfile:
                 (len(self.edges), len(self.counts)),
                 f"be {len(self.names) + 1}, the probability last",
             )
+        if not self.ordinary:
+            object.__setattr__(self, "ordinary", ((0.0, 0.0),) * len(self.edges))
+        if len(self.ordinary) != len(self.edges):
+            raise InvalidInput("ordinary", len(self.ordinary), f"be {len(self.edges)} pairs, or none")
         for name, frozen, counts in zip(self.columns, self.edges, self.counts, strict=True):
             if counts.shape != (frozen.n_bins,) or int(counts.sum()) != self.n or counts.min() < 0:
                 raise InvalidInput(
@@ -79,6 +90,7 @@ class ReferenceProfile:
         *,
         start: int,
         end: int,
+        event_time: ArrayLike | None = None,
         baseline: Mapping[str, Mapping[str, Any]] | None = None,
         ignored: Sequence[str] = (),
         n_bins: int = 32,
@@ -94,6 +106,8 @@ class ReferenceProfile:
             probability: Shape (n,), what the version says of these rows, calibrated.
             start: When the period of the rows begins, in microseconds.
             end: When it ends, in microseconds, not included.
+            event_time: Shape (n,), times of the rows in microseconds: with them the profile learns how much days
+                differ anyway. A whole week or several is best. None takes all days as alike.
             baseline: Metric name to an `Estimate` as its `to_dict` gives it, measured on held-out rows.
             ignored: Features in which no drift is looked for.
             n_bins: About how many bins share the finite values of a column, at least 2.
@@ -116,10 +130,18 @@ class ReferenceProfile:
             raise InvalidInput("start, end", (start, end), "be a period: start before end, in microseconds")
         whole = np.column_stack([matrix, p])
         edges = tuple(FrozenEdges.from_values(column, n_bins=n_bins) for column in whole.T)
+        counts = count_matrix(edges, whole)
+        ordinary: tuple[tuple[float, float], ...] = ()
+        if event_time is not None:
+            times = np.asarray(event_time, dtype=np.int64)
+            if times.shape != p.shape:
+                raise InvalidInput("event_time", times.shape, f"have the shape {p.shape}, one for each row of X")
+            ordinary = _ordinary(edges, counts, whole, times // DAY)
         return cls(
             names=tuple(names),
             edges=edges,
-            counts=count_matrix(edges, whole),
+            counts=counts,
+            ordinary=ordinary,
             n=len(matrix),
             start=int(start),
             end=int(end),
@@ -170,8 +192,8 @@ class ReferenceProfile:
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON can hold; `from_dict` gives back the same profile to the last bit."""
         columns = [
-            {"name": name, **frozen.to_dict(), "counts": counts.tolist()}
-            for name, frozen, counts in zip(self.columns, self.edges, self.counts, strict=True)
+            {"name": name, **frozen.to_dict(), "counts": counts.tolist(), "ordinary": list(ordinary)}
+            for name, frozen, counts, ordinary in zip(self.columns, self.edges, self.counts, self.ordinary, strict=True)
         ]
         return {
             "kind": _KIND,
@@ -205,6 +227,7 @@ class ReferenceProfile:
             end=int(data["end"]),
             baseline=data["baseline"],
             ignored=tuple(data["ignored"]),
+            ordinary=tuple((float(column["ordinary"][0]), float(column["ordinary"][1])) for column in columns),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -219,3 +242,22 @@ class ReferenceProfile:
             f"reference of {self.n:,} rows, {isoformat(self.start)} to {isoformat(self.end)}:"
             f" {len(self.names)} features{ignored} and the probability"
         )
+
+
+def _ordinary(
+    edges: Sequence[FrozenEdges],
+    counts: Sequence[NDArray[np.int64]],
+    whole: NDArray[np.float64],
+    days: NDArray[np.int64],
+) -> tuple[tuple[float, float], ...]:
+    found = np.zeros((len(edges), 2))
+    order = np.argsort(days, kind="stable")
+    ordered = whole[order]
+    _, starts = np.unique(days[order], return_index=True)
+    for first, last in itertools.pairwise([*starts.tolist(), len(days)]):
+        if last - first < _MIN_DAY:
+            continue
+        for at, day in enumerate(count_matrix(edges, ordered[first:last])):
+            moved = distance(edges[at], counts[at], day)
+            found[at] = np.maximum(found[at], (moved.effect, moved.shift))
+    return tuple((float(effect), float(shift)) for effect, shift in found)

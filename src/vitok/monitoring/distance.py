@@ -1,0 +1,48 @@
+"""How far counts of one column have moved from the reference, in the two units that this room uses."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitok.stats import FrozenEdges, psi, wasserstein
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Distance of two count vectors over the same bins; see `ColumnDrift` for the fields."""
+
+    psi: float
+    null_mean: float
+    null_quantile: float
+    p_value: float
+    effect: float
+    shift: float
+
+
+def distance(frozen: FrozenEdges, reference: NDArray[np.int64], current: NDArray[np.int64]) -> Distance:
+    """Measures how far `current` is from `reference`; an empty window has moved by 0.
+
+    Args:
+        frozen: The bins, b of them.
+        reference: Counts of shape (b,), not all 0.
+        current: Counts of shape (b,).
+
+    Example:
+        >>> bins = FrozenEdges.from_values(np.arange(100.0), n_bins=4)
+        >>> found = distance(bins, bins.count(np.arange(100.0)), bins.count(np.arange(100.0) + 25))
+        >>> round(found.effect, 2), round(found.shift, 2)
+        (1.07, 0.3)
+    """
+    index = psi(reference, current)
+    moved = wasserstein(reference, current, positions=frozen.centers, scale=frozen.scale)
+    return Distance(
+        psi=index.value,
+        null_mean=index.null_mean,
+        null_quantile=index.null_quantile,
+        p_value=index.p_value,
+        effect=0.0 if math.isnan(index.value) else max(0.0, index.excess),
+        # Where one side is all null nothing can be placed; the index sees that change.
+        shift=0.0 if math.isnan(moved.value) else max(0.0, moved.excess),
+    )
