@@ -40,7 +40,7 @@ class Traffic:
         self.usual = self.rng.uniform(5, 100, self.n_customers)
         self.rate = self.rng.gamma(2.0, 0.5, self.n_customers)
         self.terminal_usual = self.rng.lognormal(3.9, 0.15, 2 * self.n_customers)
-        self.risk = np.where(self.rng.random(2 * self.n_customers) < 0.02, self.rng.beta(2, 6, 2 * self.n_customers), 0)
+        self.risk = np.where(self.rng.random(2 * self.n_customers) < 0.01, self.rng.beta(4, 4, 2 * self.n_customers), 0)
         self.place = self.rng.normal(size=(self.n_customers, 14))
 
     def day(self, day: int, *, version: str = "fraud/1") -> pl.DataFrame:
@@ -71,9 +71,8 @@ class Traffic:
         for number in range(14):
             columns[f"distance_{number}"] = self.place[who, number] + rng.normal(0, 0.3, n)
         burst = rng.gamma(30, 1 / 30)
-        logit = -6.2 + 6 * columns["terminal_risk_7d"] + 0.8 * np.log(columns["amount_to_mean"].clip(0.1) + 0.1)
-        logit = np.nan_to_num(logit, nan=-6.0)
-        probability = 1 / (1 + np.exp(-logit))
+        unusual = np.clip(np.nan_to_num(columns["amount_to_mean"], nan=1.0), 0.2, 4.0)
+        probability = np.clip(0.0015 * unusual + 0.9 * columns["terminal_risk_7d"], 0, 1)
         label = rng.random(n) < np.clip(probability * burst, 0, 1)
         time = day * DAY + np.sort(rng.integers(0, DAY, n))
         return pl.DataFrame(
@@ -137,7 +136,7 @@ def decisions() -> Callable[..., pl.DataFrame]:
                 "latency_us": rng.integers(100, 5_000, n),
                 "f_amount": np.where(rng.random(n) < 0.1, np.nan, rng.lognormal(3, 0.8, n)),
             },
-            schema_overrides={name: pl.String for name in ("model_version", "route", "feature_status", "action")},
+            schema_overrides=dict.fromkeys(("model_version", "route", "feature_status", "action"), pl.String),
         )
 
     return make

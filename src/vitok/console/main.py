@@ -103,10 +103,10 @@ def demo_fraud(
     fresh: Annotated[bool, typer.Option("--fresh", help="Runs again also where nothing has changed.")] = False,
 ) -> None:
     """Runs contract, features, training, gate, service, monitoring, retraining, canary and rollback on card data."""
-    from vitok.systems.fraud import demo
+    from vitok.systems.fraud import run_demo
 
     with settings.using(seed=seed):
-        demo(
+        run_demo(
             home=home or settings.current().home / "fraud",
             transactions=transactions,
             mapping=_pairs(mapping or []),

@@ -1,21 +1,21 @@
 """Card fraud, assembled: transactions come in, verdicts go out, labels come back, and the model is kept good.
 
 Read in this order: `features` (what is known), `training` (what learns), `service` (the request path), `operations`
-(what watches and acts), `turn` (the whole turn over a data set). `demo` is what `vitok demo fraud` runs.
+(what watches and acts), `turn` (the whole turn over a data set). `run_demo` is what `vitok demo fraud` runs.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitok.systems.fraud.app import application
-    from vitok.systems.fraud.demo import demo
+    from vitok.systems.fraud.demo import run_demo
     from vitok.systems.fraud.replay import announce
     from vitok.systems.fraud.service import FraudService
     from vitok.systems.fraud.simulator import simulate
     from vitok.systems.fraud.transactions import Transactions, read
     from vitok.systems.fraud.turn import Turn
 
-__all__ = ["FraudService", "Transactions", "Turn", "announce", "application", "demo", "read", "simulate"]
+__all__ = ["FraudService", "Transactions", "Turn", "announce", "application", "read", "run_demo", "simulate"]
 
 _MODULES = {
     "FraudService": "service",
@@ -23,7 +23,7 @@ _MODULES = {
     "Turn": "turn",
     "announce": "replay",
     "application": "app",
-    "demo": "demo",
+    "run_demo": "demo",
     "read": "transactions",
     "simulate": "simulator",
 }

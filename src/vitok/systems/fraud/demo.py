@@ -36,7 +36,7 @@ _WEIGHTS = {"data": 0.06, "contract and features": 0.1, "training": 0.12, "onlin
 _DAYS_TO_CHANGE = 10
 
 
-def demo(
+def run_demo(
     *,
     home: Path,
     transactions: Path | None = None,

@@ -234,7 +234,7 @@ def _honest(world: _World, days: int, rng: np.random.Generator) -> _Payments:
     time = np.trunc(rng.normal(_SECONDS / 2, 20_000.0, len(customer))).astype(np.int64)
     mean = world.mean_amount[customer]
     amount = rng.normal(mean, mean / 2)
-    amount = np.round(np.where(amount < 0, rng.uniform(0.0, 2 * mean), amount), 2)
+    amount = np.where(amount < 0, rng.uniform(0.0, 2 * mean), amount).round(2)
     terminal = world.choose_terminals(customer, rng)
     kept = (time > 0) & (time < _SECONDS) & (terminal >= 0)
     return _Payments(
@@ -297,7 +297,7 @@ def _leak_cards(
 
 def _change_habits(rows: _Payments, change: int, rng: np.random.Generator) -> None:
     late = np.flatnonzero(rows.day >= change)
-    rows.amount[late] = (rows.amount[late] * _AMOUNT_GROWTH).round(2)
+    rows.amount[late] = np.round(rows.amount[late] * _AMOUNT_GROWTH, 2)
     moved = late[rng.random(len(late)) < _EVENING_SHARE]
     time = np.clip(rng.normal(*_EVENING, len(moved)), 1, _SECONDS - 1).astype(np.int64)
     rows.second[moved] = rows.day[moved] * _SECONDS + time

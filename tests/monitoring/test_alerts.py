@@ -1,0 +1,160 @@
+"""Alerts: N in a row, once, with hysteresis; gaps, repetitions and order."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from vitok.clock import DAY
+from vitok.errors import InvalidInput, NotFound
+from vitok.monitoring import Alert, AlertRule, Alerts
+
+RULE = AlertRule(name="data_drift", severity="warning", playbook="look", windows=3, clear_after=2)
+
+
+@pytest.fixture
+def alerts(tmp_path: Path) -> Alerts:
+    return Alerts(tmp_path / "alerts.sqlite")
+
+
+def see(alerts: Alerts, day: int, firing: bool, rule: AlertRule = RULE, **more: Any) -> Alert | None:
+    given = {"system": "fraud", "version": "fraud/1", "value": float(day), "bound": 0.1, "now": 1_000 * DAY} | more
+    return alerts.observe(rule, window_end=day * DAY, firing=firing, reason=f"day {day}", **given)
+
+
+def course(alerts: Alerts, pattern: str) -> str:
+    """Observes one window per character: x firing, . quiet, blank missing; R raised and C cleared come back."""
+    told = ""
+    for day, sign in enumerate(pattern, start=1):
+        changed = None if sign == " " else see(alerts, day, sign == "x")
+        told += "-" if changed is None else "R" if changed.state == "open" else "C"
+    return told
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("xx.xx.xx", "--------"),
+        ("xxx", "--R"),
+        ("xxxxxx", "--R---"),
+        ("xxx.x.x..", "--R-----C"),
+        ("xxx..xx", "--R-C--"),
+        ("xxx..xxx", "--R-C--R"),
+        ("xx xx", "-----"),
+        ("xx xxx", "-----R"),
+        ("xxx . .", "--R----"),
+        ("xxx . ..", "--R----C"),
+        ("   ", "---"),
+    ],
+)
+def test_rows_of_windows(alerts: Alerts, pattern: str, expected: str) -> None:
+    assert course(alerts, pattern) == expected
+
+
+@given(st.text(alphabet="x. ", max_size=30))
+def test_any_course_against_a_plain_model(tmp_path_factory: pytest.TempPathFactory, pattern: str) -> None:
+    expected, is_open, row, last = "", False, 0, None
+    for sign in pattern:
+        row = 0 if sign == " " else row + 1 if sign == last else 1
+        last = sign
+        due = RULE.clear_after if is_open else RULE.windows
+        changes = sign == ("." if is_open else "x") and row >= due
+        expected += ("C" if is_open else "R") if changes else "-"
+        if changes:
+            is_open, row, last = not is_open, 0, None
+    alerts = Alerts(tmp_path_factory.mktemp("alerts") / "alerts.sqlite")
+    assert course(alerts, pattern) == expected
+    assert len(alerts.open()) == is_open
+    alerts.close()
+
+
+def test_an_alert_says_what_and_what_next(alerts: Alerts) -> None:
+    course(alerts, "xxx")
+    (found,) = alerts.open()
+    assert (found.first_seen, found.raised_at) == (DAY, 3 * DAY)
+    assert (found.rule, found.severity, found.version, found.value, found.bound) == (
+        "data_drift",
+        "warning",
+        "fraud/1",
+        3.0,
+        0.1,
+    )
+    assert str(found) == "1970-01-04T00:00:00Z warning data_drift of fraud/1 (fraud): day 3. Next: look"
+    see(alerts, 4, False)
+    cleared = see(alerts, 5, False)
+    assert cleared is not None
+    assert (cleared.id, cleared.state, cleared.cleared_at) == (found.id, "cleared", 5 * DAY)
+    assert alerts.open() == ()
+    assert alerts.history() == (cleared,)
+    assert "Cleared 1970-01-06T00:00:00Z: 2 quiet windows in a row" in str(cleared)
+
+
+def test_the_same_window_and_an_older_one_change_nothing(alerts: Alerts) -> None:
+    for _ in range(5):
+        assert see(alerts, 1, True) is None
+        assert see(alerts, 2, True) is None
+    assert see(alerts, 3, True) is not None
+    assert see(alerts, 3, True) is None
+    assert see(alerts, 2, False) is None
+    assert len(alerts.observations(system="fraud")) == 3
+    assert len(alerts.history()) == 1
+
+
+def test_rules_systems_and_versions_are_counted_apart(alerts: Alerts) -> None:
+    other = AlertRule(name="quality", severity="critical", playbook="roll back", windows=1)
+    for day in (1, 2, 3):
+        see(alerts, day, True, version="fraud/1" if day < 3 else "fraud/2")
+    assert alerts.open() == ()
+    assert see(alerts, 3, True, version="fraud/1") is not None
+    assert see(alerts, 3, True, rule=other) is not None
+    assert see(alerts, 3, True, rule=other, system="shop") is not None
+    assert [(alert.rule, alert.system) for alert in alerts.open()] == [
+        ("quality", "fraud"),
+        ("quality", "shop"),
+        ("data_drift", "fraud"),
+    ]
+    assert len(alerts.open(system="shop")) == len(alerts.history(system="shop")) == 1
+
+
+def test_clearing_by_hand_starts_the_row_anew(alerts: Alerts) -> None:
+    course(alerts, "xxxx")
+    (found,) = alerts.open()
+    cleared = alerts.clear(found.id, now=4 * DAY, reason="rolled back")
+    assert alerts.clear(found.id, now=9 * DAY, reason="again") == cleared
+    assert [see(alerts, day, True) is not None for day in (5, 6, 7)] == [False, False, True]
+    assert len(alerts.history()) == 2
+    with pytest.raises(NotFound, match="alert 99"):
+        alerts.clear(99, now=0, reason="")
+
+
+def test_two_openings_share_one_file(tmp_path: Path) -> None:
+    one, other = Alerts(tmp_path / "a.sqlite"), Alerts(tmp_path / "a.sqlite")
+    results = [see(one if day % 2 else other, day, True) for day in (1, 2, 3)]
+    assert [result is not None for result in results] == [False, False, True]
+    assert one.open() == other.open()
+    one.finish("fraud", 5)
+    other.finish("fraud", 3)
+    assert (one.watched_until("fraud"), one.watched_until("shop")) == (5, None)
+
+
+def test_a_number_may_be_missing(alerts: Alerts) -> None:
+    rule = AlertRule(name="absence", severity="critical", playbook="check", windows=1, clear_after=1)
+    found = see(alerts, 1, True, rule=rule, value=math.nan, bound=math.inf)
+    assert found is not None
+    assert math.isnan(found.value)
+    assert found.bound == math.inf
+    (seen,) = alerts.observations(system="fraud", rule="absence", version="fraud/1", since=0)
+    assert math.isnan(seen.value)
+    assert str(seen) == "1970-01-02T00:00:00Z absence of fraud/1: FIRING, day 1"
+    assert alerts.observations(system="fraud", since=DAY) == ()
+
+
+def test_refuses_windows_of_the_future_and_odd_rules(alerts: Alerts) -> None:
+    with pytest.raises(InvalidInput, match="closed windows"):
+        see(alerts, 2, True, now=DAY)
+    for wrong in ({"windows": 0}, {"clear_after": 0}, {"every": 0}, {"playbook": ""}, {"severity": "loud"}):
+        with pytest.raises(InvalidInput):
+            AlertRule(**({"name": "x", "severity": "info", "playbook": "y"} | wrong))  # type: ignore[arg-type]
