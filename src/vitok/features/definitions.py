@@ -217,7 +217,7 @@ class View:
         """
         windows = {window.span: index for index, window in enumerate(self.windows)}
         kinds = {"count": 0, "sum": 1, "mean": 2, "distinct": 3}
-        rows = []
+        rows: list[tuple[int, int, int]] = []
         for item in self.aggregations:
             columns = self.distinct_columns if item.kind == "distinct" else self.value_columns
             column = columns.index(item.column) if item.column else 0

@@ -347,7 +347,7 @@ class OnlineFeatures:
             events = sources[source.name]
             at = pl.col(source.event_time)
             events = events.with_columns(
-                (notes or {}).get(source.name, pl.lit(b"", pl.Binary)).alias("_note")  # type: ignore[union-attr]
+                (notes or {}).get(source.name, pl.lit(b"", pl.Binary)).alias("_note")
             ).filter((at < moment) & (at >= oldest))
             total += len(events)
             if len(events):

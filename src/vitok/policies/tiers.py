@@ -127,7 +127,7 @@ class TierPolicy:
         choice = cost.argmin(axis=0)
         propensity = np.ones(len(choice))
         if self.pass_through:
-            for row in np.flatnonzero(choice == 2):
+            for row in np.flatnonzero(choice == 2).tolist():
                 if self._draw(units[row]) < self.pass_through:
                     choice[row] = 0
                     propensity[row] = self.pass_through

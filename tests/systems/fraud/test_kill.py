@@ -1,4 +1,4 @@
-"""The service as a real process, killed at random moments of a replay: nothing acknowledged is lost or counted twice."""
+"""The service as a real process, killed at random moments of a replay: nothing is lost or counted twice."""
 
 import json
 import random

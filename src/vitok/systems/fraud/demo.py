@@ -206,9 +206,9 @@ def show(report: Report, home: Path, console: Console) -> None:
         title = f"{name}: {part['n']:,} decisions with {part['frauds']:,} frauds, {day}"
         sheet = Table(title=title, title_justify="left", title_style="bold")
         for column in ("", "ROC AUC", "average precision", "card precision@100", "calibration error", "saved"):
-            sheet.add_column(column, justify="left" if not column else "right")
+            sheet.add_column(column, justify="left" if not column else "right", no_wrap=not column)
         for role, values in part["scorers"].items():
-            cells = [_interval(values[metric]) for metric in METRICS]
+            cells = [_interval(values[metric], wide=console.width >= 112) for metric in METRICS]
             error = values.get("calibration_error")
             cells.append(f"{error['value']:.4f}" if error and error["value"] is not None else "")
             sheet.add_row(_role(role, values["version"]), *cells, f"{values['money_saved']:,.0f}")
@@ -235,18 +235,26 @@ def show(report: Report, home: Path, console: Console) -> None:
         facts.add_row("roll back", told)
     console.print(facts)
     option = "" if home == settings.current().home / "fraud" else f" --home {home}"
-    console.print(f"\nLook further:  vitok serve fraud{option}   then open http://127.0.0.1:8200/")
-    console.print(f"               mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}   (pip install mlflow)")
-    console.print(f"Records:       {home / 'records'}   Numbers: {home / 'report.json'}")
+    lines = (
+        f"console   vitok serve fraud{option}   then open http://127.0.0.1:8200/",
+        f"runs      mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}   (after pip install mlflow)",
+        f"records   {home / 'records'}",
+        f"numbers   {home / 'report.json'}",
+    )
+    console.print("\nWhere to look and how to go on:")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
 
 
 def _role(role: str, version: str) -> str:
     return role if role == version else f"{role} ({version})"
 
 
-def _interval(estimate: Mapping[str, Any]) -> str:
+def _interval(estimate: Mapping[str, Any], *, wide: bool) -> str:
     if estimate["value"] is None:
         return "n/a"
+    if not wide:
+        return f"{estimate['value']:.3f}"
     return f"{estimate['value']:.3f} [dim]({estimate['lower']:.3f}-{estimate['upper']:.3f})[/dim]"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitok import decisions, monitoring
-from vitok.clock import DAY, isoformat
+from vitok.clock import isoformat
 from vitok.loop import (
     Durable,
     PairedJudge,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "fraud"
 _DAYS_TO_LEARN = 28
-_DAYS_TO_VALIDATE = 4
+_DAYS_TO_VALIDATE = 7
+_DAYS_TO_VALIDATE_AFTER_CHANGE = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,8 @@ class Workshop:
             changed: When the world changed, as far as the alerts say; earlier rows then count a fifth.
             incumbent: The version in force, to be compared with on the validation rows.
         """
-        train, validation, reference = self._recent(now, label_delay=label_delay)
+        validate = _DAYS_TO_VALIDATE if changed is None else _DAYS_TO_VALIDATE_AFTER_CHANGE
+        train, validation, reference = self._recent(now, label_delay=label_delay, validate=validate)
         if changed is not None and int(np.nansum(train.is_fraud[train.event_time >= changed])) >= 10:
             train = _newer(train, changed)
         against = None
@@ -125,14 +127,14 @@ class Workshop:
 
     def upside_down(self, now: int, *, label_delay: int) -> Candidate:
         """Fits a deliberately bad version: as if an export had flipped the meaning of the labels."""
-        train, validation, reference = self._recent(now, label_delay=label_delay)
+        train, validation, reference = self._recent(now, label_delay=label_delay, validate=_DAYS_TO_VALIDATE)
         train = dataclasses.replace(train, is_fraud=1 - train.is_fraud)
         validation = dataclasses.replace(validation, is_fraud=1 - validation.is_fraud)
         return training.fit(train, validation, reference, costs=self.costs)
 
-    def _recent(self, now: int, *, label_delay: int) -> tuple[Sample, Sample, Sample]:
+    def _recent(self, now: int, *, label_delay: int, validate: int) -> tuple[Sample, Sample, Sample]:
         matured = (now - label_delay) // DAY * DAY
-        middle, start = matured - _DAYS_TO_VALIDATE * DAY, matured - (_DAYS_TO_LEARN + _DAYS_TO_VALIDATE) * DAY
+        middle, start = matured - validate * DAY, matured - (_DAYS_TO_LEARN + validate) * DAY
         rows = self.rows(now, since=start)
         known = rows.where(np.isfinite(rows.is_fraud))
         reference = rows.between(max(start, now - 7 * DAY), now)

@@ -159,8 +159,9 @@ def simulate(
     Source: Le Borgne et al., Reproducible Machine Learning for Credit Card Fraud Detection, 2022, chapter 3.2.
 
     Example:
-        >>> simulate(n_customers=50, n_terminals=100, days=30, radius=20)  # doctest: +ELLIPSIS
-        Transactions(... of 50 customers at 100 terminals, 2018-04-01 to 2018-04-30, ... frauds = ..., label delay 7 d)
+        >>> data = simulate(n_customers=50, n_terminals=100, days=30, radius=20)
+        >>> len(data), int(data.labels["is_fraud"].sum())
+        (2746, 9)
     """
     for name, value, least in (
         ("n_customers", n_customers, 1),

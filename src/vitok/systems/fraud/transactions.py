@@ -394,7 +394,9 @@ def _epoch_times(ours: str, numbers: "pl.Series", notes: _Notes) -> "pl.Series":
         return pl.Series(numbers.name, [None] * len(numbers), dtype=utc)
     size = sum(float(middle) >= bound for bound in _EPOCH_BOUNDS) - 1  # type: ignore[arg-type]
     notes.epoch[ours] = ("seconds", "milliseconds", "microseconds", "nanoseconds")[size]
-    plausible = numbers.set((numbers < _EPOCH_BOUNDS[size]) | (numbers >= _EPOCH_BOUNDS[size] * 1000), None)
+    plausible = numbers.set(numbers < _EPOCH_BOUNDS[size], None)
+    if size < len(_EPOCH_BOUNDS) - 1:
+        plausible = plausible.set(plausible >= _EPOCH_BOUNDS[size + 1], None)
     micros = plausible // 1000 if size == 3 else plausible * (1_000_000, 1000, 1)[size]
     return micros.cast(utc)
 

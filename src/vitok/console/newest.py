@@ -1,0 +1,85 @@
+"""The log from its end: rows that match a condition, newest first, without touching what a page does not show.
+
+A sealed segment gives only the columns that are asked for, and the scan ends with the page; of the open segment the
+features, by far its largest part, are left out.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitok.decisions.sealing import open_rows
+from vitok.decisions.segments import Segment, sealed_path, segments
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_FEATURES = "features"
+
+
+def newest(
+    folder: Path, columns: Sequence[str], condition: "pl.Expr | None", *, skip: int, most: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Reads rows from the end of a log.
+
+    Args:
+        folder: Folder of a log of decisions.
+        columns: Names of the columns wanted; a segment that lacks one of them gives no rows.
+        condition: Which rows; None for all.
+        skip: How many of the newest are passed over.
+        most: How many rows are wanted.
+
+    Returns:
+        The rows, newest first, with `decision_id` as text; and how many match in the whole log.
+    """
+    rows: list[dict[str, Any]] = []
+    total = 0
+    for frame in _from_the_end(folder):
+        names = frame.collect_schema().names()
+        if not set(columns) <= set(names):
+            continue
+        matching = frame if condition is None else frame.filter(condition)
+        here = _length(matching)
+        start = max(0, skip - total)
+        if len(rows) < most and here > start:
+            wanted = matching.select(columns).reverse().slice(start, most - len(rows)).collect()
+            rows += [_named(row) for row in wanted.rows(named=True)]
+        total += here
+    return rows, total
+
+
+def _length(frame: "pl.LazyFrame") -> int:
+    import polars as pl
+
+    return int(frame.select(pl.len()).collect().item())
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(row)
+    if "decision_id" in found:
+        found["decision_id"] = str(uuid.UUID(bytes=found["decision_id"]))
+    return found
+
+
+def _from_the_end(folder: Path) -> "Iterator[pl.LazyFrame]":
+    for segment in reversed(segments(folder)):
+        frame = _frame(folder, segment)
+        if frame is not None:
+            yield frame
+
+
+def _frame(folder: Path, segment: Segment) -> "pl.LazyFrame | None":
+    import polars as pl
+
+    if not segment.sealed:
+        try:
+            table = open_rows(segment.path)[0]
+        except FileNotFoundError:
+            # It was sealed since the folder was listed.
+            path = sealed_path(folder, segment.number)
+            return pl.scan_parquet(path, glob=False) if path.exists() else None
+        kept = [name for name in table.column_names if name != _FEATURES]
+        frame = pl.from_arrow(table.select(kept)) if kept else None
+        return frame.lazy() if isinstance(frame, pl.DataFrame) else None
+    return pl.scan_parquet(segment.path, glob=False)

@@ -1,0 +1,136 @@
+"""Opening what a home folder holds, for reading: nothing is made where nothing is, and everything is closed again."""
+
+import contextlib
+import datetime as dt
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitok.errors import NotFound
+from vitok.loop import Records
+from vitok.monitoring import Alerts, ReferenceProfile, Sketches
+from vitok.policies import TierPolicy
+from vitok.registry import Ledger, ModelState, Package, Version, read_package
+from vitok.systems.fraud.messages import SYSTEM
+
+_KEPT_PACKAGES = 16
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+@contextlib.contextmanager
+def ledger(home: Path) -> Iterator[Ledger | None]:
+    """Opens the ledger; None where no version was ever registered."""
+    path = home / "registry" / "ledger.sqlite"
+    if not path.exists():
+        yield None
+        return
+    opened = Ledger(path)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextlib.contextmanager
+def sketches(home: Path) -> Iterator[Sketches | None]:
+    """Opens the sketches; None where nobody sketched yet."""
+    path = home / "monitoring" / "sketches.sqlite"
+    if not path.exists():
+        yield None
+        return
+    opened = Sketches(path)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextlib.contextmanager
+def alert_store(home: Path) -> Iterator[Alerts | None]:
+    """Opens the alerts; None where nobody watched yet."""
+    path = home / "monitoring" / "alerts.sqlite"
+    if not path.exists():
+        yield None
+        return
+    opened = Alerts(path)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def records(home: Path) -> Records:
+    """Returns the records of incidents and releases."""
+    return Records(home)
+
+
+def state(home: Path) -> ModelState:
+    """Returns where the model stands; the empty state where nothing was registered."""
+    with ledger(home) as opened:
+        return ModelState(model=SYSTEM) if opened is None else opened.state(SYSTEM)
+
+
+def number_of(version: str) -> int | None:
+    """Returns the number in a version's name such as `"fraud/3"`; None for rules and for other models."""
+    model, _, number = version.rpartition("/")
+    return int(number) if model == SYSTEM and number.isdecimal() and len(number) < 10 else None
+
+
+def package(home: Path, version: Version) -> Package:
+    """Reads a version's package.
+
+    Raises:
+        StoreError: If it is not what was registered.
+        NotFound: If it is not there.
+    """
+    # A registered package never changes, so its digest stands for its bytes.
+    return _package(home / "registry" / "packages" / version.path, version.digest)
+
+
+@functools.lru_cache(maxsize=_KEPT_PACKAGES)
+def _package(folder: Path, digest: str) -> Package:
+    found = read_package(folder)
+    if found.digest != digest:
+        raise NotFound("package", f"{found.name}/{found.version} as it was registered", [found.digest])
+    return found
+
+
+@functools.lru_cache(maxsize=_KEPT_PACKAGES * 4)
+def _document(folder: Path, digest: str, name: str) -> Any:
+    found = _package(folder, digest)
+    return found.json(name) if name in found else None
+
+
+def document(home: Path, version: Version, name: str) -> Any:
+    """Reads a JSON file of a version's package; None where it has none of that name."""
+    return _document(home / "registry" / "packages" / version.path, version.digest, name)
+
+
+@functools.lru_cache(maxsize=_KEPT_PACKAGES)
+def _profile(folder: Path, digest: str) -> ReferenceProfile | None:
+    found = _document(folder, digest, "profile.json")
+    return None if found is None else ReferenceProfile.from_dict(found)
+
+
+def profile(home: Path, version: Version) -> ReferenceProfile | None:
+    """Returns the reference profile of a version, or None where its package has none."""
+    return _profile(home / "registry" / "packages" / version.path, version.digest)
+
+
+def policy(home: Path, version: Version) -> TierPolicy | None:
+    """Returns the policy of a version, or None where its package has none."""
+    found = document(home, version, "policy.json")
+    return None if found is None else TierPolicy.from_dict(found)
+
+
+def logs(home: Path) -> Path | None:
+    """Returns the folder above both logs; None where nothing was ever decided."""
+    folder = home / "log"
+    return folder if (folder / "decisions").is_dir() else None
+
+
+def microseconds(moment: dt.datetime) -> int:
+    """Converts a moment of a frame to microseconds."""
+    return (moment - _EPOCH) // _MICROSECOND
