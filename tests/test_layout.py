@@ -106,7 +106,7 @@ def test_no_print_and_no_sleep_in_tests() -> None:
 def test_every_room_has_a_page_and_tests(room: str) -> None:
     assert (ROOT / "docs" / f"{room}.md").exists(), f"docs/{room}.md is missing"
     assert f"{room}.md" in (ROOT / "docs" / "index.md").read_text(), f"docs/index.md does not link {room}.md"
-    assert list((ROOT / "tests" / room).glob("test_*.py")), f"tests/{room}/ has no test_*.py"
+    assert list((ROOT / "tests" / room).rglob("test_*.py")), f"tests/{room}/ has no test_*.py"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

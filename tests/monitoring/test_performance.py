@@ -49,7 +49,7 @@ def test_agrees_with_scikit_learn_on_what_is_labelled() -> None:
     cost = COSTS.realised(frame["action"][:4_000].to_numpy(), frame["amount"][:4_000].to_numpy(), y == 1)
     assert found.cost_per_decision.value == pytest.approx(cost.mean())
     assert found.cost_per_decision.lower < cost.mean() < found.cost_per_decision.upper
-    assert (found.card_precision.n_obs, found.card_precision.name) == (3, "card_precision_5")
+    assert (found.card_precision.n_obs, found.card_precision.name) == (3, "card_precision_at_5")
     assert json.dumps(found.to_dict())
     assert "4,000 of 5,000 decisions labelled" in str(found)
 

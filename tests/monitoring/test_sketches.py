@@ -1,9 +1,10 @@
 """Sketches: sums are exact, whatever the order, the pieces, the crashes and the processes."""
 
-import multiprocessing
-import os
+import json
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,25 +176,33 @@ def test_a_full_disk_counts_nothing(path: Path, profile: ReferenceProfile, decis
     assert sketches.add(decisions(2_000, hours=400), profile, position=(1, 2_010)) == 2_000
 
 
-def _follow(path: Path, profile: ReferenceProfile, frame: pl.DataFrame, kill_at: int) -> None:
-    sketches = Sketches(path)
-    at = (sketches.position() or (0, 0))[1]
-    while at < frame.height:
-        if at >= kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rows = frame[at : at + 100]
-        sketches.add(rows, profile, position=(0, at + rows.height), since=(0, at) if at else None)
-        at += rows.height
+FOLLOWER = """
+import json, os, signal, sys
+import polars as pl
+from vitok.monitoring import ReferenceProfile, Sketches
+
+folder, kill_at = sys.argv[1], int(sys.argv[2])
+frame = pl.read_ipc(folder + "/log.arrow")
+profile = ReferenceProfile.from_dict(json.load(open(folder + "/profile.json")))
+sketches = Sketches(folder + "/sketches.sqlite")
+at = (sketches.position() or (0, 0))[1]
+while at < frame.height:
+    rows = frame[at : at + 100]
+    sketches.add(rows, profile, position=(0, at + rows.height), since=(0, at))
+    at += rows.height
+    if at >= kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_killed_readers_lose_and_double_nothing(path: Path, profile: ReferenceProfile, decisions: Frames) -> None:
     frame = decisions(1_000, hours=3)
-    spawn = multiprocessing.get_context("spawn")
+    frame.write_ipc(path.with_name("log.arrow"))
+    path.with_name("profile.json").write_text(json.dumps(profile.to_dict()))
     for kill_at in (300, 600, 2_000):
-        process = spawn.Process(target=_follow, args=(path, profile, frame, kill_at))
-        process.start()
-        process.join(60)
-        assert process.exitcode == (-signal.SIGKILL if kill_at < 1_000 else 0)
+        command = [sys.executable, "-c", FOLLOWER, str(path.parent), str(kill_at)]
+        finished = subprocess.run(command, timeout=60, check=False)
+        assert finished.returncode == (-signal.SIGKILL if kill_at < 1_000 else 0)
     whole = Sketches(path.with_name("whole.sqlite"))
     whole.add(frame, profile)
     assert told(Sketches(path).window("fraud/1", 0, DAY)) == told(whole.window("fraud/1", 0, DAY))

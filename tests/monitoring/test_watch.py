@@ -59,10 +59,11 @@ def test_stationary_traffic_raises_nothing_in_forty_days(
     seen = world.run(range(REFERENCE, REFERENCE + 40))
     assert world.alerts.history() == ()
     # Silence because all was judged and found quiet, not because nothing was looked at.
-    judged = {(finding.rule.name) for finding in seen[-1].days[0].findings}
+    judged = {finding.rule.name for finding in seen[-1].days[0].findings}
     assert judged == {"absence", "fallback", "data_drift", "prediction_drift", "quality", "calibration"}
-    firing = [finding for tick in seen for day in tick.days for finding in day.findings if finding.firing]
-    assert len(firing) <= 1
+    # Single days may fire, above all with few customers who pay often; that is what the row of three is for.
+    findings = [finding for tick in seen for day in tick.days for finding in day.findings]
+    assert sum(finding.firing for finding in findings) <= 0.05 * len(findings)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -75,3 +76,135 @@ def test_amounts_up_by_fifteen_per_cent_alert_within_days(tmp_path: Path, traffi
     assert change * DAY < alerts[0].first_seen
     assert alerts[0].raised_at <= (change + 4) * DAY
     assert "amount" in alerts[0].reason
+
+
+def relabelled(frame: pl.DataFrame, share: float) -> pl.DataFrame:
+    """Frauds that the model does not see: labels that come by chance in place of some that it foresaw."""
+    mixed = frame["label"].sample(fraction=1.0, shuffle=True, seed=frame.height)
+    return frame.with_columns(
+        label=pl.when(pl.int_range(frame.height) % 10 < 10 * share).then(mixed).otherwise("label")
+    )
+
+
+def test_a_model_that_went_blind_raises_quality_when_labels_mature(tmp_path: Path, traffic: Any) -> None:
+    change = REFERENCE + 3
+    world = World(tmp_path, traffic(per_day=6_000))
+    world.run(range(REFERENCE, change))
+    world.run(range(change, change + 16), lambda frame: relabelled(frame, 0.8))
+    raised = {alert.rule: alert for alert in world.alerts.history()}
+    assert set(raised) >= {"quality"}
+    assert "data_drift" not in raised
+    # Labels take a week: nothing can be known before.
+    assert (change + 7) * DAY < raised["quality"].raised_at <= (change + 14) * DAY
+    assert raised["quality"].severity == "critical"
+
+
+def test_probabilities_at_twice_the_truth_raise_calibration(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=6_000))
+
+    def doubled(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns((pl.col("probability") * 2.2).clip(0, 1))
+
+    world.run(range(REFERENCE, REFERENCE + 12), doubled)
+    rules = {alert.rule for alert in world.alerts.open()}
+    assert {"calibration", "prediction_drift"} <= rules
+    assert "data_drift" not in rules
+
+
+def test_fallbacks_and_silence(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic())
+
+    def failing(frame: pl.DataFrame) -> pl.DataFrame:
+        bad = pl.int_range(frame.height) % 20 == 0
+        return frame.with_columns(
+            route=pl.when(bad).then(pl.lit("fallback")).otherwise("route"),
+            model_version=pl.when(bad).then(pl.lit("rules")).otherwise("model_version"),
+        )
+
+    start = REFERENCE
+    world.run(range(start, start + 2))
+    world.run(range(start + 2, start + 3), failing)
+    (alert,) = world.alerts.open()
+    assert (alert.rule, alert.version) == ("fallback", "all")
+    assert alert.value == pytest.approx(0.05, abs=0.001)
+    world.run(range(start + 3, start + 4))
+    assert world.alerts.open() == ()
+    (day,) = world.run(range(start + 4, start + 5), lambda frame: frame.clear())[0].days
+    assert [alert.rule for alert in day.raised] == ["absence"]
+    assert day.drift == ()
+    assert "no decisions" in str(day)
+    (day,) = world.run(range(start + 5, start + 6))[0].days
+    assert [alert.rule for alert in day.cleared] == ["absence"]
+
+
+def test_a_day_is_judged_once_and_only_when_it_has_closed(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(), rules=WatchRules(settle=DAY // 24))
+    frame = traffic().day(REFERENCE)
+    world.days[REFERENCE] = frame
+    world.sketches.follow(frame, world.profile_of, position=(1, 0))
+    end = (REFERENCE + 1) * DAY
+    assert world.watch.tick(end).days == ()
+    assert str(world.watch.tick(end + DAY // 24 - 1)) == "no day has closed since"
+    assert len(world.watch.tick(end + DAY // 24).days) == 1
+    assert world.watch.tick(end + DAY // 24).days == ()
+    assert world.alerts.watched_until("fraud") == end
+
+
+def test_catching_up_sees_what_daily_ticks_saw(tmp_path: Path, traffic: Any) -> None:
+    change = REFERENCE + 3
+    daily = World(tmp_path / "daily", traffic(shift=1.15, shift_day=change))
+    daily.run(range(REFERENCE, change + 6))
+    late = World(tmp_path / "late", traffic(shift=1.15, shift_day=change))
+    late.days = daily.days
+    for day, frame in daily.days.items():
+        late.sketches.follow(frame, late.profile_of, position=(day + 1, 0))
+    seen = late.watch.tick((change + 6) * DAY)
+    assert len(seen.days) == 9
+    assert seen.raised == late.alerts.history() == daily.alerts.history()
+    assert seen.raised
+
+
+def test_a_crash_between_observing_and_finishing_changes_nothing(
+    tmp_path: Path, traffic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = REFERENCE + 2
+    world = World(tmp_path, traffic(shift=1.3, shift_day=change))
+    world.run(range(REFERENCE, change + 2))
+    with monkeypatch.context() as patched:
+
+        def crash(*_: object) -> None:
+            raise RuntimeError
+
+        patched.setattr(world.alerts, "finish", crash)
+        with pytest.raises(RuntimeError):
+            world.run(range(change + 2, change + 3))
+    assert len(world.alerts.open()) >= 1
+    before = world.alerts.history()
+    (day,) = world.watch.tick((change + 3) * DAY).days
+    assert day.raised == ()
+    assert world.alerts.history() == before
+
+
+def test_alerts_of_a_version_that_left_are_cleared(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(shift=1.3, shift_day=REFERENCE))
+    world.run(range(REFERENCE, REFERENCE + 4))
+    assert {alert.version for alert in world.alerts.open()} == {"fraud/1"}
+
+    def replaced(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(model_version=pl.lit("fraud/2"))
+
+    (tick,) = world.run(range(REFERENCE + 4, REFERENCE + 5), replaced)
+    assert world.alerts.open() == ()
+    assert {alert.cleared_reason for alert in tick.cleared} == {"fraud/1 no longer decides"}
+
+
+def test_a_version_with_few_decisions_is_not_judged(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(shift=1.5, shift_day=REFERENCE))
+
+    def canary(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(
+            model_version=pl.when(pl.int_range(frame.height) < 999).then(pl.lit("fraud/2")).otherwise("model_version")
+        )
+
+    seen = world.run(range(REFERENCE, REFERENCE + 3), canary)
+    assert {finding.version for tick in seen for day in tick.days for finding in day.findings} == {"all", "fraud/1"}

@@ -178,9 +178,7 @@ def decisions_page(home: Path, filters: DecisionFilters | None = None, *, page: 
     found: list[dict[str, Any]] = []
     total = 0
     if folder is not None:
-        found, total = newest(
-            folder / "decisions", _COLUMNS, wanted.condition(), skip=(page - 1) * ROWS, most=ROWS
-        )
+        found, total = newest(folder / "decisions", _COLUMNS, wanted.condition(), skip=(page - 1) * ROWS, most=ROWS)
     pages = min(MOST_PAGES, max(1, math.ceil(total / ROWS)))
     if page > pages:
         raise NotFound("page", page, [f"pages 1 to {pages}"])
@@ -289,7 +287,9 @@ class DecisionStory:
         ]
         lines += [f"  {name:<28} {change:+.3f}" for name, change in self.reasons]
         outcome = self.outcome
-        lines.append("outcome not known yet" if outcome is None else f"outcome {'fraud' if outcome.value else 'honest'}")
+        lines.append(
+            "outcome not known yet" if outcome is None else f"outcome {'fraud' if outcome.value else 'honest'}"
+        )
         return "\n".join(lines)
 
 
@@ -314,6 +314,8 @@ def decision_story(home: Path, decision_id: str) -> DecisionStory:
     found, no_reasons = _reasons(home, made, version)
     profile = stores.profile(home, version) if version is not None else None
     policy = stores.policy(home, version) if version is not None else None
+    if policy is not None and policy.version != made.policy_version:
+        policy = None
     changes = dict(found)
     seen = [_seen(name, value, profile, changes.get(name)) for name, value in made.features.items()]
     seen.sort(key=lambda feature: -abs(feature.reason or 0.0))
@@ -380,7 +382,7 @@ def position(profile: ReferenceProfile, column: int, value: float) -> tuple[floa
     if not counts[at]:
         place = "the reference has none like it"
     elif upto - below >= 0.2:
-        place = f"as {share(upto - below)} of the reference"
+        place = f"like {share(upto - below)} of the reference"
     elif below >= 0.5:
         place = f"above {share(round(below, 3))}"
     else:
@@ -433,9 +435,7 @@ def _outcomes(folder: Path, requests: list[str]) -> dict[str, tuple[OutcomeSeen,
         f" WHERE kind = {_text(OUTCOME_KIND)} AND request_id IN ({wanted})",
     ).sort("ingest_time", maintain_order=True)
     # A repeated delivery differs in nothing but the time it was learned, and says nothing new.
-    rows = rows.unique(
-        ["request_id", "value", "event_time", "source", "supersedes"], keep="first", maintain_order=True
-    )
+    rows = rows.unique(["request_id", "value", "event_time", "source", "supersedes"], keep="first", maintain_order=True)
     found: dict[str, list[OutcomeSeen]] = {}
     for row in rows.rows(named=True):
         seen = OutcomeSeen(

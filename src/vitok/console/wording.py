@@ -36,6 +36,16 @@ def short_day(microseconds: int) -> str:
     return f"{moment.day} {_MONTHS[moment.month - 1]}"
 
 
+def iso_day(microseconds: int) -> str:
+    """Writes a day as ISO 8601 does, for addresses.
+
+    Example:
+        >>> iso_day(0)
+        '1970-01-01'
+    """
+    return _moment(microseconds).date().isoformat()
+
+
 def time(microseconds: int | None) -> str:
     """Writes a day and a time to the minute, UTC.
 

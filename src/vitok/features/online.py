@@ -346,9 +346,9 @@ class OnlineFeatures:
         for source in self.features.sources:
             events = sources[source.name]
             at = pl.col(source.event_time)
-            events = events.with_columns(
-                (notes or {}).get(source.name, pl.lit(b"", pl.Binary)).alias("_note")
-            ).filter((at < moment) & (at >= oldest))
+            events = events.with_columns((notes or {}).get(source.name, pl.lit(b"", pl.Binary)).alias("_note")).filter(
+                (at < moment) & (at >= oldest)
+            )
             total += len(events)
             if len(events):
                 self._newest = max(self._newest, int(events[source.event_time].cast(pl.Int64).max()))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from vitok.monitoring.performance import Performance
 from vitok.monitoring.profile import ReferenceProfile
 from vitok.monitoring.sketches import ALL_VERSIONS, WindowCounts
 from vitok.stats import Estimate, wilson
+from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
 
 DATA_DRIFT = AlertRule(
@@ -68,6 +69,8 @@ class WatchRules:
         trailing: Length of the window of matured decisions, in microseconds.
         min_labelled: Least share of those decisions that must have a label.
         min_frauds: Fewest labelled frauds among them.
+        confidence_level: Level of the intervals on which quality and calibration are judged, in (0, 1). Windows of
+            days in a row overlap and are looked at every day, so 0.95 would cry wolf.
         max_drop: Largest tolerated drop of average precision, relative to the baseline's value, in [0, 1).
         max_cost_rise: Largest tolerated rise of realised cost a decision, relative to the baseline's, at least 0.
         max_calibration_error: Calibration error that is tolerated whatever the baseline was.
@@ -88,6 +91,7 @@ class WatchRules:
     trailing: int = 7 * DAY
     min_labelled: float = 0.8
     min_frauds: int = 30
+    confidence_level: float = 0.99
     max_drop: float = 0.2
     max_cost_rise: float = 0.2
     max_calibration_error: float = 0.02
@@ -108,6 +112,7 @@ class WatchRules:
             ("trailing", self.trailing > 0, "be longer than zero"),
             ("settle", self.settle >= 0, "be at least 0"),
             ("min_labelled", 0 <= self.min_labelled <= 1, "be in [0, 1]"),
+            ("confidence_level", 0 < self.confidence_level < 1, "be strictly between 0 and 1"),
             ("max_drop", 0 <= self.max_drop < 1, "be in [0, 1)"),
             ("max_cost_rise", self.max_cost_rise >= 0, "be at least 0"),
             ("max_calibration_error", self.max_calibration_error >= 0, "be at least 0"),
@@ -223,7 +228,11 @@ def _worse_ranking(version: str, found: Estimate, profile: ReferenceProfile, rul
         return None
     keep = 1 - rules.max_drop
     bound = keep * baseline.value
-    upper = found.value - bound + math.hypot(found.upper - found.value, keep * (baseline.value - baseline.lower))
+    upper = (
+        found.value
+        - bound
+        + math.hypot(found.upper - found.value, keep * (baseline.value - baseline.lower) * _level(found, baseline))
+    )
     return Finding(
         rule=rules.quality,
         version=version,
@@ -234,13 +243,22 @@ def _worse_ranking(version: str, found: Estimate, profile: ReferenceProfile, rul
     )
 
 
+def _level(found: Estimate, baseline: Estimate) -> float:
+    """Returns what brings an interval from the baseline's level to that of the window."""
+    return normal_quantile(found.confidence_level) / normal_quantile(baseline.confidence_level)
+
+
 def _dearer(version: str, found: Estimate, profile: ReferenceProfile, rules: WatchRules) -> Finding | None:
     baseline = profile.baseline_of("cost_per_decision")
     if baseline is None or math.isnan(found.value):
         return None
     times = 1 + rules.max_cost_rise
     bound = times * baseline.value
-    lower = found.value - bound - math.hypot(found.value - found.lower, times * (baseline.upper - baseline.value))
+    lower = (
+        found.value
+        - bound
+        - math.hypot(found.value - found.lower, times * (baseline.upper - baseline.value) * _level(found, baseline))
+    )
     return Finding(
         rule=rules.quality,
         version=version,

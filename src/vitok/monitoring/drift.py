@@ -33,8 +33,9 @@ class ColumnDrift(Result):
         p_value: Chance of at least this index there, if rows were independent.
         adjusted_p_value: The same after Benjamini-Hochberg over the features.
         effect: `max(0, psi - null_mean)`: about 0 without change, whatever the n.
-        shift: How far the values moved on average (Wasserstein-1), in interquartile ranges of the reference, less
-            its null mean and at least 0; nulls and infinities, which have no place, are left out.
+        shift: How far the values moved on average (Wasserstein-1), in interquartile ranges of the reference (where
+            its tail is heavy, in mean distances from its median), less its null mean and at least 0; nulls and
+            infinities, which have no place, are left out.
         ordinary_effect: Largest effect among single days of the reference; 0 where they are not known.
         ordinary_shift: Largest shift among them.
         null_share: Share of nulls in the window.

@@ -103,7 +103,7 @@ def performance(
         >>> found.labelled.value, found.average_precision.value, found.cost_per_decision.value
         (0.75, 1.0, 0.0)
         >>> print(found.card_precision)
-        card_precision_100 undefined (no card column named, n = 0)
+        card_precision_at_100 undefined (no card column named, n = 0)
     """
     import polars as pl
 
@@ -127,7 +127,7 @@ def performance(
 
     level = confidence_level
     n_labelled, n_fraud = int(known.sum()), int(np.nansum(label))
-    card_precision = _undefined(f"card_precision_{k}", "no card column named", level)
+    card_precision = _undefined(f"card_precision_at_{k}", "no card column named", level)
     if card is not None:
         days = _days(decisions[day])
         found = stats.card_precision_at_k(

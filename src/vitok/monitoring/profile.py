@@ -35,7 +35,7 @@ class ReferenceProfile:
         end: When it ends, in microseconds, not included.
         baseline: Metric name to an `Estimate` as its `to_dict` gives it, such as `average_precision`.
         ignored: Features in which no drift is looked for, such as calendar flags.
-        ordinary: For each of `edges` how far single days of the reference lay from the whole of it, at most: effect
+        ordinary: For each of `edges` how far single days of the reference lay from its other days, at most: effect
             and shift as in `ColumnDrift`. Weekdays differ, and that is no drift. Zeros where days are not known.
 
     Example:
@@ -255,9 +255,9 @@ def _ordinary(
     ordered = whole[order]
     _, starts = np.unique(days[order], return_index=True)
     for first, last in itertools.pairwise([*starts.tolist(), len(days)]):
-        if last - first < _MIN_DAY:
+        if last - first < _MIN_DAY or len(days) - (last - first) < _MIN_DAY:
             continue
         for at, day in enumerate(count_matrix(edges, ordered[first:last])):
-            moved = distance(edges[at], counts[at], day)
+            moved = distance(edges[at], counts[at] - day, day)
             found[at] = np.maximum(found[at], (moved.effect, moved.shift))
     return tuple((float(effect), float(shift)) for effect, shift in found)

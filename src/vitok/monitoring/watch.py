@@ -196,7 +196,9 @@ class Watch:
         for version in versions:
             own = rows.filter(rows["model_version"] == version)
             if own.height >= self.rules.min_n:
-                found.append((version, performance(own, costs=self._costs, amount=self._amount)))
+                level = self.rules.confidence_level
+                measured = performance(own, costs=self._costs, amount=self._amount, confidence_level=level)
+                found.append((version, measured))
         return tuple(found)
 
     def _observe(self, finding: Finding, end: int, now: int) -> Alert | None:

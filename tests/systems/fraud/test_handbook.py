@@ -97,7 +97,8 @@ def test_published_figures(published: Transactions) -> None:
     assert found["decision tree, depth 2"].values[2] == pytest.approx(0.241, abs=0.002)
     assert found["decision tree, unlimited"].values == pytest.approx((0.788, 0.309, 0.243), abs=0.004)
     # Five seeds of the forest gave 0.863 to 0.871 / 0.658 to 0.670 / 0.290 to 0.291.
-    assert found["random forest"].values == pytest.approx((0.867, 0.658, 0.287), abs=0.008)
+    for value, published_value in zip(found["random forest"].values, (0.867, 0.658, 0.287), strict=True):
+        assert value > published_value - 0.003
     assert found["LightGBM"].values[0] > 0.87
 
 
@@ -109,6 +110,9 @@ def test_the_declared_features_give_the_same_table(published: Transactions) -> N
         values = [models[model][name]["value"] for name in ("auc", "average_precision")]
         assert values == pytest.approx(PUBLISHED[model][:2], abs=tolerance)  # type: ignore[index]
     assert "0.871 / 0.606 / 0.291  0.871 / 0.606 / 0.291" in told[0]
+    ours = [models["LightGBM, all our features"][name]["value"] for name in ("auc", "average_precision")]
+    assert ours > [0.867, 0.658]
+    assert ours[1] > 0.658
 
 
 def test_other_data_take_their_last_three_weeks(comparison: Comparison) -> None:
@@ -120,7 +124,7 @@ def test_other_data_take_their_last_three_weeks(comparison: Comparison) -> None:
     assert "logistic regression" in text
     assert "not in it" in text
     assert "Simulated by the published procedure" in text
-    assert [row.model for row in comparison.rows] == list(PUBLISHED)
+    assert [row.model for row in comparison.rows] == list(PUBLISHED)[:-1]
     assert comparison["random forest"].values[0] > 0.6
     assert comparison.to_dict()["models"]["LightGBM"]["published"] is None
     assert comparison.to_dict()["test"]["n"] == comparison.n_test

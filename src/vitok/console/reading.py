@@ -1,0 +1,399 @@
+"""The read functions behind every page and every command that shows something: a home folder in, frozen results out."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitok import decisions
+from vitok.clock import DAY
+from vitok.console import stores
+from vitok.console.decision_reading import (
+    DecisionFilters,
+    DecisionsPage,
+    DecisionStory,
+    decision_story,
+    decisions_page,
+)
+from vitok.console.drift_reading import AlertsSeen, DriftSeen, alerts, drift
+from vitok.console.model_reading import (
+    FeaturesSeen,
+    VersionsSeen,
+    VersionStory,
+    features,
+    version_story,
+    versions,
+)
+from vitok.console.newest import newest
+from vitok.console.release_reading import ReleasesSeen, releases
+from vitok.console.wording import count, money, plural, share, spoken, time
+from vitok.decisions.segments import segments
+from vitok.loop import Record
+from vitok.monitoring import Alert
+from vitok.policies import ALLOW, BLOCK, REVIEW, Costs
+from vitok.registry import Entry, ModelState
+from vitok.systems.fraud import rules
+from vitok.systems.fraud.messages import OUTCOME_KIND, SYSTEM
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "AlertsSeen",
+    "DecisionFilters",
+    "DecisionStory",
+    "DecisionsPage",
+    "DriftSeen",
+    "FeaturesSeen",
+    "Overview",
+    "ReleasesSeen",
+    "VersionStory",
+    "VersionsSeen",
+    "alerts",
+    "decision_story",
+    "decisions_page",
+    "drift",
+    "features",
+    "overview",
+    "releases",
+    "version_story",
+    "versions",
+]
+
+PERIOD = 60 * DAY
+ACTIONS = (ALLOW, REVIEW, BLOCK)
+_MOST_EVENTS = 8
+_FOREVER = 2**62
+_RULE_FEATURES = ("customer_count_1h", "amount_to_mean", "terminal_labels_risk_7d")
+_COLUMNS = ("request_id", "event_time", "amount", "action", "route", "model_version", "feature_status", "latency_us")
+_TOLD = ("promoted", "canary_started", "canary_ended", "rolled_back", "registered")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DayOfDecisions:
+    """What was decided on a day of event time.
+
+    Attributes:
+        day: Its beginning, in microseconds.
+        actions: Decisions by action.
+        n_labelled: How many of them have an outcome.
+        cost: What those cost, in the amounts' currency.
+        rules_cost: What the rules would have cost on the same.
+    """
+
+    day: int
+    actions: Mapping[str, int]
+    n_labelled: int
+    cost: float
+    rules_cost: float
+
+    @property
+    def n(self) -> int:
+        """Decisions of the day."""
+        return sum(self.actions.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Money:
+    """What the decisions with a known outcome cost, in the amounts' currency.
+
+    Attributes:
+        n: How many they are.
+        n_fraud: How many of them are frauds.
+        fraud_amount: What those frauds amount to.
+        stopped_amount: What of it was blocked or sent to review.
+        cost: What the actions cost: fraud let pass, reviews, honest customers blocked.
+        rules_cost: What the rules would have cost on the same decisions.
+        allowed_cost: What allowing everything would have cost.
+    """
+
+    n: int
+    n_fraud: int
+    fraud_amount: float
+    stopped_amount: float
+    cost: float
+    rules_cost: float
+    allowed_cost: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """The decisions of the last days.
+
+    Attributes:
+        total: Decisions in the whole log.
+        last: Event time of the latest, in microseconds.
+        days: The days of the period, oldest first.
+        money: What they cost.
+        last_day: Decisions of the 24 hours before the latest.
+        fallback_share: Share of those that a fallback answered.
+        stale_share: Share of those with a feature that was stale or missing.
+        latency_p50: Median latency of those, in microseconds.
+        latency_p99: Their 99 % quantile.
+    """
+
+    total: int
+    last: int
+    days: tuple[DayOfDecisions, ...]
+    money: Money
+    last_day: int
+    fallback_share: float
+    stale_share: float
+    latency_p50: float
+    latency_p99: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Happening:
+    """Something that happened, for the overview.
+
+    Attributes:
+        time: When, in microseconds.
+        text: What, in words.
+        tone: `"good"`, `"bad"` or `"plain"`.
+    """
+
+    time: int
+    text: str
+    tone: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overview:
+    """How the system is, at a glance.
+
+    Attributes:
+        verdict: `"ok"`, `"watch"` (a warning is open), `"act"` (something critical is), or `"empty"`.
+        summary: The same in a sentence.
+        state: Where the model stands.
+        serving_since: Since when the version in Production serves, in microseconds, or None.
+        canary_record: The release record of the running canary, or None.
+        traffic: The decisions, or None where there are none.
+        alerts: Open alerts, critical first.
+        happenings: What happened last, the latest first.
+    """
+
+    verdict: str
+    summary: str
+    state: ModelState
+    serving_since: int | None
+    canary_record: Record | None
+    traffic: Traffic | None
+    alerts: tuple[Alert, ...]
+    happenings: tuple[Happening, ...]
+
+    @property
+    def production(self) -> str | None:
+        """The version that serves, or None."""
+        return None if self.state.production is None else f"{self.state.model}/{self.state.production}"
+
+    @property
+    def canary(self) -> str | None:
+        """The version that answers a share, or None."""
+        return None if self.state.canary is None else f"{self.state.model}/{self.state.canary}"
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        if self.traffic is not None:
+            lines.append(f"{count(self.traffic.total)} decisions, the latest {time(self.traffic.last)}")
+            money_of = self.traffic.money
+            lines.append(f"{money(money_of.rules_cost - money_of.cost)} saved against rules on {count(money_of.n)}")
+        return "\n".join([*lines, *(f"  {alert}" for alert in self.alerts)])
+
+
+def overview(home: Path) -> Overview:
+    """Reads how the system is.
+
+    Args:
+        home: Folder of everything vitok writes.
+    """
+    with stores.ledger(home) as ledger:
+        state = ModelState(model=SYSTEM) if ledger is None else ledger.state(SYSTEM)
+        history = () if ledger is None else ledger.history(SYSTEM)
+    with stores.alert_store(home) as store:
+        opened = () if store is None else store.open(system=SYSTEM)
+        raised = () if store is None else store.history(system=SYSTEM)
+    traffic = _traffic(home, _costs(home, state))
+    since = next(
+        (
+            entry.time_us
+            for entry in reversed(history)
+            if entry.kind == "promoted" and entry.stage_to == "Production" and entry.version == state.production
+        ),
+        None,
+    )
+    canary = None
+    if state.canary is not None:
+        name = f"{SYSTEM}/{state.canary}"
+        found = [item for item in stores.records(home).list("release") if item.version == name and item.is_open]
+        canary = found[-1] if found else None
+    verdict, summary = _verdict(state, since, opened, traffic)
+    return Overview(
+        verdict=verdict,
+        summary=summary,
+        state=state,
+        serving_since=since,
+        canary_record=canary,
+        traffic=traffic,
+        alerts=opened,
+        happenings=_happenings(history, raised),
+    )
+
+
+def _verdict(
+    state: ModelState, since: int | None, opened: tuple[Alert, ...], traffic: Traffic | None
+) -> tuple[str, str]:
+    if state.production is None and traffic is None and not opened:
+        return "empty", "Nothing serves yet, and nothing was decided."
+    serving = (
+        "No version is in Production; rules decide"
+        if state.production is None
+        else f"{SYSTEM}/{state.production} serves since {time(since)}"
+    )
+    critical = sum(alert.severity == "critical" for alert in opened)
+    if critical:
+        return "act", f"{serving}; {plural(critical, 'critical alert')} open."
+    if opened or state.production is None:
+        told = f"; {plural(len(opened), 'alert')} open." if opened else "."
+        return "watch", serving + told
+    return "ok", f"{serving}; no alert is open."
+
+
+def _happenings(history: tuple[Entry, ...], raised: tuple[Alert, ...]) -> tuple[Happening, ...]:
+    found = []
+    for entry in history:
+        if entry.kind not in _TOLD:
+            continue
+        move = f" to {entry.stage_to}" if entry.kind == "promoted" else ""
+        bad = entry.kind == "rolled_back" or entry.details.get("verdict") == "refused"
+        good = entry.kind == "promoted" and entry.stage_to == "Production"
+        tone = "bad" if bad else "good" if good else "plain"
+        text = f"{entry.model}/{entry.version} {spoken(entry.kind)}{move}"
+        found.append(Happening(time=entry.time_us, text=text, tone=tone))
+    for alert in raised:
+        text = f"{alert.severity} alert: {spoken(alert.rule)} of {alert.version}"
+        found.append(Happening(time=alert.raised_at, text=text, tone="bad"))
+        if alert.cleared_at is not None:
+            text = f"alert cleared: {spoken(alert.rule)} of {alert.version}"
+            found.append(Happening(time=alert.cleared_at, text=text, tone="plain"))
+    # The sort is stable, so that of one moment the later line of the ledger stays the later one.
+    return tuple(sorted(found, key=lambda item: item.time)[: -_MOST_EVENTS - 1 : -1])
+
+
+def _costs(home: Path, state: ModelState) -> Costs:
+    number = state.production or state.latest
+    policy = stores.policy(home, state.version(number)) if number else None
+    return Costs() if policy is None else policy.costs
+
+
+def _traffic(home: Path, costs: Costs) -> Traffic | None:
+    folder = stores.logs(home)
+    if folder is None:
+        return None
+    sizes = tuple(
+        (str(segment.path), segment.path.stat().st_size)
+        for name in ("decisions", "outcomes")
+        for segment in segments(folder / name)
+        if segment.path.exists()
+    )
+    return _summed(folder, costs, sizes)
+
+
+@functools.lru_cache(maxsize=4)
+def _summed(folder: Path, costs: Costs, sizes: tuple[tuple[str, int], ...]) -> Traffic | None:
+    # The sizes stand for the contents: a log only grows.
+    del sizes
+    rows, total = newest(folder / "decisions", ("event_time",), None, skip=0, most=1)
+    if not rows:
+        return None
+    last = stores.microseconds(rows[0]["event_time"])
+    columns = [*_COLUMNS, *(f"f_{name}" for name in _RULE_FEATURES)]
+    since = last // DAY * DAY - PERIOD + DAY
+    logged = decisions.read(folder / "decisions", since=since, columns=columns)
+    labelled = _with_labels(folder, logged)
+    latest = int(logged["event_time"].to_physical().max() or last)  # type: ignore[arg-type]
+    recent = logged.filter(logged["event_time"].to_physical() > latest - DAY)
+    return Traffic(
+        total=total,
+        last=latest,
+        days=_days(labelled, costs),
+        money=_money(labelled, costs),
+        last_day=recent.height,
+        fallback_share=_share(recent["route"] == "fallback"),
+        stale_share=_share(recent["feature_status"] != "fresh"),
+        latency_p50=float(recent["latency_us"].quantile(0.5) or 0.0),
+        latency_p99=float(recent["latency_us"].quantile(0.99) or 0.0),
+    )
+
+
+def _share(flags: "pl.Series") -> float:
+    return float(flags.sum()) / len(flags) if len(flags) else 0.0
+
+
+def _with_labels(folder: Path, logged: "pl.DataFrame") -> "pl.DataFrame":
+    import polars as pl
+
+    if not segments(folder / "outcomes"):
+        return logged.with_columns(label=pl.lit(None, pl.Float64))
+    known = decisions.labels(folder / "outcomes", as_of=_FOREVER, kind=OUTCOME_KIND)
+    return decisions.join(logged, known)
+
+
+def _realised(frame: "pl.DataFrame", costs: Costs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    amount = frame["amount"].fill_null(0.0).to_numpy()
+    fraud = frame["label"].to_numpy() == 1.0
+    actual = costs.realised(frame["action"].to_numpy(), amount, fraud)
+    columns = {name: frame[f"f_{name}"].fill_null(float("nan")).to_numpy() for name in _RULE_FEATURES}
+    by_rules = np.array(rules.rule_actions(rules.rule_score({"amount": amount, **columns})), dtype=object)
+    return amount, fraud, actual, costs.realised(by_rules, amount, fraud)
+
+
+def _money(labelled: "pl.DataFrame", costs: Costs) -> Money:
+    known = labelled.drop_nulls("label")
+    amount, fraud, actual, by_rules = _realised(known, costs)
+    stopped = fraud & (known["action"].to_numpy() != ALLOW)
+    return Money(
+        n=known.height,
+        n_fraud=int(fraud.sum()),
+        fraud_amount=float(amount[fraud].sum()),
+        stopped_amount=float(amount[stopped].sum()),
+        cost=float(actual.sum()),
+        rules_cost=float(by_rules.sum()),
+        allowed_cost=float(amount[fraud].sum()),
+    )
+
+
+def _days(labelled: "pl.DataFrame", costs: Costs) -> tuple[DayOfDecisions, ...]:
+    import polars as pl
+
+    frame = labelled.with_columns(day=pl.col("event_time").to_physical() // DAY)
+    counts: dict[int, dict[str, int]] = {}
+    for day, action, n in frame.group_by("day", "action").len().iter_rows():
+        counts.setdefault(day, {})[action] = n
+    known = frame.drop_nulls("label")
+    _, _, actual, by_rules = _realised(known, costs)
+    sums = known.select("day").with_columns(pl.Series("cost", actual), pl.Series("rules", by_rules))
+    costs_of = {
+        day: (n, cost, ruled)
+        for day, n, cost, ruled in sums.group_by("day")
+        .agg(pl.len(), pl.col("cost").sum(), pl.col("rules").sum())
+        .iter_rows()
+    }
+    first, last = min(counts), max(counts)
+    days = []
+    for day in range(first, last + 1):
+        n, cost, ruled = costs_of.get(day, (0, 0.0, 0.0))
+        days.append(
+            DayOfDecisions(
+                day=day * DAY, actions=counts.get(day, {}), n_labelled=n, cost=float(cost), rules_cost=float(ruled)
+            )
+        )
+    return tuple(days)
+
+
+def told_share(part: float, whole: float) -> str:
+    """Writes a part of a whole as a share; a dash where there is no whole."""
+    return share(part / whole) if whole else "–"
