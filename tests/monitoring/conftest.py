@@ -41,7 +41,7 @@ class Traffic:
         self.rate = self.rng.gamma(2.0, 0.5, self.n_customers)
         self.terminal_usual = self.rng.lognormal(3.9, 0.15, 2 * self.n_customers)
         self.risk = np.where(self.rng.random(2 * self.n_customers) < 0.01, self.rng.beta(4, 4, 2 * self.n_customers), 0)
-        self.place = self.rng.normal(size=(self.n_customers, 14))
+        self.place = self.rng.normal(size=(14, self.n_customers))
 
     def day(self, day: int, *, version: str = "fraud/1") -> pl.DataFrame:
         """Returns the decisions of one day as the log has them, with the truth in `label`."""
@@ -68,8 +68,9 @@ class Traffic:
             columns[f"terminal_count_{days}d"] = rng.poisson(0.8 * days, len(where)).astype(np.float64)
             columns[f"terminal_risk_{days}d"] = np.round(self.risk, 1 if days == 1 else 2)[where]
         columns["amount_to_mean"] = amount / columns["customer_mean_30d"]
+        noises = rng.normal(0, 0.3, (14, n))
         for number in range(14):
-            columns[f"distance_{number}"] = self.place[who, number] + rng.normal(0, 0.3, n)
+            columns[f"distance_{number}"] = self.place[number][who] + noises[number]
         burst = rng.gamma(30, 1 / 30)
         unusual = np.clip(np.nan_to_num(columns["amount_to_mean"], nan=1.0), 0.2, 4.0)
         probability = np.clip(0.0015 * unusual + 0.9 * columns["terminal_risk_7d"], 0, 1)
@@ -77,7 +78,7 @@ class Traffic:
         time = day * DAY + np.sort(rng.integers(0, DAY, n))
         return pl.DataFrame(
             {
-                "request_id": [f"{day}-{row}" for row in range(n)],
+                "request_id": np.arange(n),
                 "event_time": pl.Series(time).cast(pl.Datetime("us", "UTC")),
                 "customer_id": who.astype(str),
                 "amount": amount,

@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from vitok.clock import DAY
 from vitok.errors import InvalidInput, NotFound
@@ -21,7 +21,13 @@ def alerts(tmp_path: Path) -> Alerts:
 
 
 def see(alerts: Alerts, day: int, firing: bool, rule: AlertRule = RULE, **more: Any) -> Alert | None:
-    given = {"system": "fraud", "version": "fraud/1", "value": float(day), "bound": 0.1, "now": 1_000 * DAY} | more
+    given: dict[str, Any] = {
+        "system": "fraud",
+        "version": "fraud/1",
+        "value": float(day),
+        "bound": 0.1,
+        "now": 1_000 * DAY,
+    } | more
     return alerts.observe(rule, window_end=day * DAY, firing=firing, reason=f"day {day}", **given)
 
 
@@ -54,6 +60,7 @@ def test_rows_of_windows(alerts: Alerts, pattern: str, expected: str) -> None:
     assert course(alerts, pattern) == expected
 
 
+@settings(max_examples=30)
 @given(st.text(alphabet="x. ", max_size=30))
 def test_any_course_against_a_plain_model(tmp_path_factory: pytest.TempPathFactory, pattern: str) -> None:
     expected, is_open, row, last = "", False, 0, None
@@ -157,4 +164,4 @@ def test_refuses_windows_of_the_future_and_odd_rules(alerts: Alerts) -> None:
         see(alerts, 2, True, now=DAY)
     for wrong in ({"windows": 0}, {"clear_after": 0}, {"every": 0}, {"playbook": ""}, {"severity": "loud"}):
         with pytest.raises(InvalidInput):
-            AlertRule(**({"name": "x", "severity": "info", "playbook": "y"} | wrong))  # type: ignore[arg-type]
+            AlertRule(**({"name": "x", "severity": "info", "playbook": "y"} | wrong))

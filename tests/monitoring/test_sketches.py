@@ -215,3 +215,12 @@ def test_usable_after_a_fork(path: Path, profile: ReferenceProfile, decisions: F
     sketches._database._pid = -1
     assert sketches.add(decisions(5), profile, position=(1, 15)) == 5
     assert sketches.versions(0, DAY) == {"fraud/1": 15}
+
+
+def test_opening_does_not_wait_for_a_writer(path: Path, profile: ReferenceProfile, decisions: Frames) -> None:
+    writer = Sketches(path)
+    writer.add(decisions(10), profile, position=(1, 10))
+    with writer._database.writing():
+        reader = Sketches(path)
+        assert reader.position() == (1, 10)
+        reader.close()

@@ -51,7 +51,7 @@ class World:
         return seen
 
 
-@pytest.mark.parametrize(("per_day", "n_customers"), [(4_000, 1_000), (10_000, 5_000)])
+@pytest.mark.parametrize(("per_day", "n_customers"), [(4_000, 1_000), (10_000, 4_000)])
 def test_stationary_traffic_raises_nothing_in_forty_days(
     tmp_path: Path, traffic: Any, per_day: int, n_customers: int
 ) -> None:
@@ -88,7 +88,7 @@ def relabelled(frame: pl.DataFrame, share: float) -> pl.DataFrame:
 
 def test_a_model_that_went_blind_raises_quality_when_labels_mature(tmp_path: Path, traffic: Any) -> None:
     change = REFERENCE + 3
-    world = World(tmp_path, traffic(per_day=6_000))
+    world = World(tmp_path, traffic(per_day=4_000))
     world.run(range(REFERENCE, change))
     world.run(range(change, change + 16), lambda frame: relabelled(frame, 0.8))
     raised = {alert.rule: alert for alert in world.alerts.history()}
@@ -100,7 +100,7 @@ def test_a_model_that_went_blind_raises_quality_when_labels_mature(tmp_path: Pat
 
 
 def test_probabilities_at_twice_the_truth_raise_calibration(tmp_path: Path, traffic: Any) -> None:
-    world = World(tmp_path, traffic(per_day=6_000))
+    world = World(tmp_path, traffic(per_day=4_000))
 
     def doubled(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.with_columns((pl.col("probability") * 2.2).clip(0, 1))

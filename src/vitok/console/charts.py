@@ -200,6 +200,7 @@ def distribution(bins: Sequence[BinShare]) -> Chart:
         marks=tuple(marks),
         lines=(Line(pieces=(" ".join(steps),), tone="reference"),),
         y_labels=(share(top), share(top / 2), "0 %"),
+        x_labels=tuple(dict.fromkeys((bins[0].label, bins[-1].label))) if bins else (),
     )
 
 
@@ -348,7 +349,8 @@ def course(seen: AlertSeen) -> Chart | None:
         Mark(
             x=index * slot,
             y=0,
-            width=slot,
+            # A little wider than its place, so that no seam shows between two.
+            width=min(1.02 * slot, 100 - index * slot),
             height=100,
             tone="fired",
             title=f"{day(item.window_end)}: {figure(item.value)} against {figure(item.bound)}",

@@ -162,7 +162,8 @@ def drift(
         version: Which version, such as `"fraud/2"`; by default the one that serves, else the newest.
         days: How many of its latest days, one of `DAYS`.
         column: The feature (or `"probability"`) to look at; by default the one that moved most.
-        on: Beginning of the day on which to look at it, in microseconds; by default the latest.
+        on: Beginning of the day on which to look at it, in microseconds; by default the latest on which it drifted,
+            else the latest.
 
     Raises:
         InvalidInput: If `days` is not offered.
@@ -192,6 +193,9 @@ def drift(
     rows = [_row(name, reports) for name in (PROBABILITY, *(item.name for item in reports[0].features))]
     features = sorted(rows[1:], key=lambda row: (-row.drifted_days, -row.largest, row.name))
     wanted = column or (features[0].name if features else PROBABILITY)
+    if on is None:
+        moved = [cell.day for row in rows if row.name == wanted for cell in row.cells if cell.drifted]
+        on = moved[-1] if moved else None
     story = _story(profile, windows, reports, wanted, on)
     return DriftSeen(
         version=chosen.name,
@@ -276,7 +280,11 @@ def _story(
     splits = np.cumsum([frozen.n_bins for frozen in profile.edges])[:-1]
     current, reference = np.split(window.counts, splits)[at], profile.counts[at]
     bins = tuple(
-        BinShare(label=label, reference=int(before) / profile.n, current=int(now) / window.n)
+        BinShare(
+            label=label.replace("<=", "≤").replace(">=", "≥"),
+            reference=int(before) / profile.n,
+            current=int(now) / window.n,
+        )
         for label, before, now in zip(profile.edges[at].labels(), reference, current, strict=True)
         if before or now
     )

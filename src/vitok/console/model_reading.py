@@ -20,6 +20,8 @@ from vitok.systems.fraud.messages import SYSTEM
 # In this order on every page; what a version measured besides comes after.
 METRICS = ("average_precision", "auc", "card_precision_100", "calibration_error", "cost_per_decision", "brier")
 LOWER_IS_BETTER = ("calibration_error", "cost_per_decision", "brier", "rules_cost_per_decision")
+# What the page shows in a place of its own; the stage of a card is that of the day it was written.
+_ELSEWHERE = ("stage", "registered", "package digest", "run")
 _AGGREGATES = {
     "count": "How many {source}",
     "sum": "Sum of {column} over {source}",
@@ -399,7 +401,8 @@ def _sections(markdown: str) -> tuple[CardSection, ...]:
         for line in body.splitlines():
             if line.startswith("- "):
                 name, _, text = line[2:].partition(": ")
-                items.append((name, text) if text else ("", name))
+                if name not in _ELSEWHERE:
+                    items.append((name, text) if text else ("", name))
             elif line.strip():
                 items.append(("", line.strip()))
         sections.append(CardSection(title=title.strip(), items=tuple(items)))

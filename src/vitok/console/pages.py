@@ -71,7 +71,9 @@ _FILTERS = (
     "money",
     "share",
     "shortened",
+    "signed",
     "spoken",
+    "three",
     "time",
 )
 

@@ -108,6 +108,7 @@ class Money:
         cost: What the actions cost: fraud let pass, reviews, honest customers blocked.
         rules_cost: What the rules would have cost on the same decisions.
         allowed_cost: What allowing everything would have cost.
+        versions: The same by the version that decided, by name; empty within such a part.
     """
 
     n: int
@@ -117,6 +118,7 @@ class Money:
     cost: float
     rules_cost: float
     allowed_cost: float
+    versions: "tuple[tuple[str, Money], ...]" = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -355,15 +357,22 @@ def _money(labelled: "pl.DataFrame", costs: Costs) -> Money:
     known = labelled.drop_nulls("label")
     amount, fraud, actual, by_rules = _realised(known, costs)
     stopped = fraud & (known["action"].to_numpy() != ALLOW)
-    return Money(
-        n=known.height,
-        n_fraud=int(fraud.sum()),
-        fraud_amount=float(amount[fraud].sum()),
-        stopped_amount=float(amount[stopped].sum()),
-        cost=float(actual.sum()),
-        rules_cost=float(by_rules.sum()),
-        allowed_cost=float(amount[fraud].sum()),
-    )
+    deciders = known["model_version"].to_numpy()
+
+    def of(rows: np.ndarray, versions: tuple[tuple[str, Money], ...] = ()) -> Money:
+        return Money(
+            n=int(rows.sum()),
+            n_fraud=int(fraud[rows].sum()),
+            fraud_amount=float(amount[rows & fraud].sum()),
+            stopped_amount=float(amount[rows & stopped].sum()),
+            cost=float(actual[rows].sum()),
+            rules_cost=float(by_rules[rows].sum()),
+            allowed_cost=float(amount[rows & fraud].sum()),
+            versions=versions,
+        )
+
+    parts = tuple((name, of(deciders == name)) for name in known["model_version"].unique().sort().to_list())
+    return of(np.ones(known.height, dtype=bool), parts)
 
 
 def _days(labelled: "pl.DataFrame", costs: Costs) -> tuple[DayOfDecisions, ...]:

@@ -129,7 +129,7 @@ def share(number: float | None) -> str:
     if percent == 0:
         return "0 %"
     if 99 < percent < 100:
-        return f"{percent:.3f}".rstrip("0").rstrip(".") + " %"
+        return f"{percent:.{1 if percent < 99.9 else 3}f} %"
     if abs(percent) < 0.01:
         return f"{percent:.1g} %".replace("-", "−")
     return f"{percent:.{2 if abs(percent) < 1 else 1 if abs(percent) < 10 else 0}f} %".replace(".0 %", " %")
@@ -149,6 +149,26 @@ def figure(number: float | None) -> str:
     if number == int(number) and abs(number) < 1e6:
         return str(int(number)).replace("-", "−")
     return f"{number:.4g}".replace("-", "−", 1) if abs(number) >= 1e-4 else f"{number:.2g}"
+
+
+def three(number: float | None) -> str:
+    """Writes a measure to the thousandth.
+
+    Example:
+        >>> three(0.06324), three(None)
+        ('0.063', '–')
+    """
+    return NOTHING if number is None or math.isnan(number) else f"{number:.3f}".replace("-", "−")
+
+
+def signed(number: float) -> str:
+    """Writes a change with its sign.
+
+    Example:
+        >>> signed(0.18), signed(-1.184)
+        ('+0.18', '−1.18')
+    """
+    return f"{number:+.2f}".replace("-", "−")
 
 
 def interval(lower: float | None, upper: float | None) -> str:

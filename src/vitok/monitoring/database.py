@@ -101,22 +101,32 @@ class Database:
         return connection
 
     def _create(self, schema: str, version: int) -> None:
-        with self.writing() as transaction:
-            found = transaction.execute("PRAGMA user_version").fetchone()[0]
-            tables = {row[0] for row in transaction.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables and not found:
-                transaction.execute("CREATE TABLE contents (kind TEXT NOT NULL) STRICT")
-                transaction.execute("INSERT INTO contents VALUES (?)", (self._kind,))
-                for statement in schema.split(";"):
-                    if statement.strip():
-                        transaction.execute(statement)
-                transaction.execute(f"PRAGMA user_version = {int(version)}")
-                return
-            kind = transaction.execute("SELECT kind FROM contents").fetchone() if "contents" in tables else None
-        if kind != (self._kind,) or found != version:
+        # Most openings find the file made, and then need not wait for who writes.
+        found = self._contents(self._connection)
+        if found is None:
+            with self.writing() as transaction:
+                found = self._contents(transaction)
+                if found is None:
+                    transaction.execute("CREATE TABLE contents (kind TEXT NOT NULL) STRICT")
+                    transaction.execute("INSERT INTO contents VALUES (?)", (self._kind,))
+                    for statement in schema.split(";"):
+                        if statement.strip():
+                            transaction.execute(statement)
+                    transaction.execute(f"PRAGMA user_version = {int(version)}")
+                    found = (self._kind, version)
+        if found != (self._kind, version):
             raise StoreError(
                 f"{self.path} does not hold {self._kind} of version {version}; name another file, or move this one away"
             )
+
+    @staticmethod
+    def _contents(connection: sqlite3.Connection) -> tuple[str, int] | None:
+        """Returns kind and version of what the file holds; None where it is new."""
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            return None
+        kind = connection.execute("SELECT kind FROM contents").fetchone()[0] if "contents" in tables else ""
+        return kind, connection.execute("PRAGMA user_version").fetchone()[0]
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
