@@ -9,6 +9,9 @@ import pytest
 
 from vitok import settings
 
+# Two test processes on two cores: a training thread that spins while it waits takes the other's core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -325,7 +325,7 @@ def decision_story(home: Path, decision_id: str) -> DecisionStory:
         features=tuple(seen),
         reasons=found,
         no_reasons=no_reasons,
-        tiers=() if policy is None else _tiers(policy, amount),
+        tiers=() if policy is None else tiers_of(policy, amount),
         costs=() if policy is None else _costs(policy, made, amount),
         pass_through=None if policy is None else policy.pass_through,
         outcomes=_outcomes(folder, [made.request_id]).get(made.request_id, ()),
@@ -390,7 +390,8 @@ def position(profile: ReferenceProfile, column: int, value: float) -> tuple[floa
     return below, upto, place
 
 
-def _tiers(policy: TierPolicy, amount: float) -> tuple[Tier, ...]:
+def tiers_of(policy: TierPolicy, amount: float) -> tuple[Tier, ...]:
+    """Returns what a policy does at an amount, from the smallest probability to the largest."""
     # The policy itself is asked over a fine grid, so that this page can never tell another rule than the one in force.
     grid = np.concatenate(([0.0], np.geomspace(1e-5, 1.0, 2_001)))
     acting = dataclasses.replace(policy, pass_through=0.0)

@@ -296,12 +296,19 @@ def _traffic(home: Path, costs: Costs) -> Traffic | None:
     if folder is None:
         return None
     sizes = tuple(
-        (str(segment.path), segment.path.stat().st_size)
+        (str(segment.path), _size(segment.path))
         for name in ("decisions", "outcomes")
         for segment in segments(folder / name)
-        if segment.path.exists()
     )
     return _summed(folder, costs, sizes)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        # It was sealed since the folder was listed.
+        return -1
 
 
 @functools.lru_cache(maxsize=4)
@@ -313,8 +320,8 @@ def _summed(folder: Path, costs: Costs, sizes: tuple[tuple[str, int], ...]) -> T
         return None
     last = stores.microseconds(rows[0]["event_time"])
     columns = [*_COLUMNS, *(f"f_{name}" for name in _RULE_FEATURES)]
-    since = last // DAY * DAY - PERIOD + DAY
-    logged = decisions.read(folder / "decisions", since=since, columns=columns)
+    until = last // DAY * DAY + DAY
+    logged = decisions.read(folder / "decisions", since=until - PERIOD, until=until, columns=columns)
     labelled = _with_labels(folder, logged)
     latest = int(logged["event_time"].to_physical().max() or last)  # type: ignore[arg-type]
     recent = logged.filter(logged["event_time"].to_physical() > latest - DAY)

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from vitok import settings
 from vitok.clock import DAY
 from vitok.engines import LmdbStore
 from vitok.features import OnlineFeatures, table
@@ -48,7 +49,8 @@ class World:
         store.close()
         if model:
             workshop = Workshop(folder, self.rows, self.labels, "test", Costs())
-            candidate = workshop.first(self.timeline)
+            with settings.using(threads=1):
+                candidate = workshop.first(self.timeline)
             registry = Registry(folder)
             now = self.timeline.replay_start
             version = registry.register(SYSTEM, candidate.files(), now=now, actor="test")

@@ -34,6 +34,8 @@ _OWNED = (
 _STEPS = ("data", "contract and features", "training", "online store", "replay", "comparison")
 _WEIGHTS = {"data": 0.06, "contract and features": 0.1, "training": 0.12, "online store": 0.05, "replay": 0.62}
 _DAYS_TO_CHANGE = 10
+_COLUMNS = ("", "ROC AUC", "average precision", "card precision@100", "calibration error", "saved")
+_NARROW = ("", "ROC AUC", "avg precision", "CP@100", "calibration", "saved")
 
 
 def run_demo(
@@ -205,10 +207,11 @@ def show(report: Report, home: Path, console: Console) -> None:
         day = " to ".join(text[:10] for text in part["period"])
         title = f"{name}: {part['n']:,} decisions with {part['frauds']:,} frauds, {day}"
         sheet = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("", "ROC AUC", "average precision", "card precision@100", "calibration error", "saved"):
-            sheet.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+        wide = console.width >= 112
+        for column in _COLUMNS if wide else _NARROW:
+            sheet.add_column(column, justify="left" if not column else "right", no_wrap=True)
         for role, values in part["scorers"].items():
-            cells = [_interval(values[metric], wide=console.width >= 112) for metric in METRICS]
+            cells = [_interval(values[metric], wide=wide) for metric in METRICS]
             error = values.get("calibration_error")
             cells.append(f"{error['value']:.4f}" if error and error["value"] is not None else "")
             sheet.add_row(_role(role, values["version"]), *cells, f"{values['money_saved']:,.0f}")

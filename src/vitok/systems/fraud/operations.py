@@ -111,10 +111,11 @@ class Operator:
 
     def hour(self, now: int) -> None:
         """Sketches what was logged since, and judges the version on trial at once."""
+        before = self.sketches.position()
         frame = self._tail.read()
         if frame is None:
             return
-        self.sketches.follow(frame, self.profile, position=self._tail.position)
+        self.sketches.follow(frame, self.profile, position=self._tail.position, since=before)
         if self.trial is not None:
             self.trial.judge.see(frame)
             self._act(self.trial.judge.verdict(now), now)

@@ -270,6 +270,7 @@ def fit(
         present,
         start=int(reference.event_time.min()),
         end=int(reference.event_time.max()) + 1,
+        event_time=reference.event_time,
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
         ignored=CALENDAR,
     )

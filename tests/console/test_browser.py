@@ -1,0 +1,107 @@
+"""The pages in a real browser: they load, say nothing on its console, and fit a telephone."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from tests.console.conftest import Home
+
+from vitok.console.pages import routes
+from vitok.serving import handlers, running
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "take_screenshots.py"
+PAGES = ("/", "/decisions", "/features", "/models", "/models/1", "/drift", "/alerts", "/releases")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("take_screenshots", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def browser(tool: Any) -> Iterator[Any]:
+    program = tool.find_browser()
+    if program is None:
+        pytest.skip("neither chromium nor google-chrome is on the PATH")
+    with tool.Browser(program) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def url(home: Home) -> Iterator[str]:
+    app = Starlette(routes=routes(home.folder), exception_handlers=handlers())
+    with running(app) as served:
+        yield served.url
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("device", ["LAPTOP", "PHONE"])
+def test_page_loads_without_a_word_and_fits(tool: Any, browser: Any, url: str, path: str, device: str) -> None:
+    browser.open(url + path, size=getattr(tool, device))
+    assert browser.messages == []
+    assert tool.sideways(browser) <= 0
+    assert browser.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") != "none"
+    assert browser.picture().startswith(PNG)
+
+
+def test_decision_and_problem_pages(tool: Any, browser: Any, url: str, home: Home) -> None:
+    browser.open(f"{url}/decisions/{home.rows['decision_id'][0]}", size=tool.PHONE)
+    assert browser.messages == []
+    assert tool.sideways(browser) <= 0
+    browser.open(f"{url}/decisions?page=-1", size=tool.PHONE)
+    assert "cannot be asked for" in browser.evaluate("document.querySelector('h1').textContent")
+
+
+def test_dark_is_dark(tool: Any, browser: Any, url: str) -> None:
+    light_and_dark = []
+    for dark in (False, True):
+        browser.open(url, size=tool.LAPTOP, dark=dark)
+        colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+        light_and_dark.append(sum(int(part) for part in colour[4:-1].split(",")))
+    assert light_and_dark[0] > 600 > 150 > light_and_dark[1]
+
+
+def contrast(one: str, other: str) -> float:
+    # WCAG 2.2, contrast ratio.
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("path", ["/", "/models", "/alerts"])
+def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: bool) -> None:
+    browser.open(url + path, size=tool.LAPTOP, dark=dark)
+    pairs = browser.evaluate(
+        """[...document.querySelectorAll('main *, nav a, footer')]
+        .filter(one => !one.closest('svg') && [...one.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
+        .map(one => {
+            let under = one, back = 'rgba(0, 0, 0, 0)';
+            while (back.startsWith('rgba') && under) {
+                back = getComputedStyle(under).backgroundColor; under = under.parentElement;
+            }
+            return [getComputedStyle(one).color, back, one.textContent.trim().slice(0, 40)];
+        })"""
+    )
+    assert len(pairs) > 20
+    for colour, back, text in pairs:
+        assert contrast(colour, back) >= 4.5, text

@@ -1,0 +1,267 @@
+import re
+from pathlib import Path
+
+import pytest
+from tests.console.conftest import N_DAYS, ODD_CUSTOMER, Home, get
+from tests.console.markup import Markup
+
+from vitok.console.pages import METRIC_NAMES, link, routes
+from vitok.console.wording import count
+from vitok.errors import InvalidInput
+from vitok.systems.fraud.features import FEATURES
+
+PAGES = ("/", "/decisions", "/features", "/models", "/models/1", "/models/3", "/drift", "/alerts", "/releases")
+MORE = (
+    "/decisions?action=allow&page=2",
+    "/decisions?customer=17&version=fraud%2F2",
+    "/decisions?day=2018-07-03&route=champion",
+    "/decisions?customer=nobody",
+    "/drift?version=fraud%2F2&days=56&feature=amount",
+    "/drift?feature=is_night&day=2018-07-02",
+    "/drift?feature=probability",
+)
+
+
+def check_markup(text: str) -> Markup:
+    page = Markup(text)
+    assert text.startswith("<!doctype html>")
+    assert page.faults == []
+    assert len(set(page.ids)) == len(page.ids)
+    # The content policy allows neither scripts nor styles in the page.
+    assert "script" not in page.elements
+    assert "style" not in page.elements
+    assert not {name for name in page.attributes if name == "style" or name.startswith("on")}
+    assert all(re.match(r"(/|#)(?!/)", address) for address in page.addresses), page.addresses
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "nan" not in re.findall(r"\b[a-z]+\b", page.text)
+    assert "None" not in page.text.split()
+    return page
+
+
+@pytest.mark.parametrize("path", PAGES + MORE)
+def test_page_is_whole(home: Home, path: str) -> None:
+    answer = get(home.folder, path)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    page = check_markup(answer.text)
+    assert page.elements.count("h1") == 1
+    assert page.elements.count("main") == 1
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_of_the_page_lead_somewhere(home: Home, path: str) -> None:
+    served = ("/openapi.json", "/metrics", "/v1/")
+    for address in sorted(set(Markup(get(home.folder, path).text).addresses))[:12]:
+        if address.startswith("/") and not address.startswith(served):
+            assert get(home.folder, address).status == 200, address
+
+
+@pytest.mark.parametrize("path", ["/", "/decisions", "/features", "/models", "/drift", "/alerts", "/releases"])
+def test_empty_home(tmp_path: Path, path: str) -> None:
+    answer = get(tmp_path / "absent", path)
+    assert answer.status == 200
+    check_markup(answer.text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_states_say_so(tmp_path: Path) -> None:
+    assert "No decisions yet" in get(tmp_path, "/decisions").text
+    assert "No alert is open" in get(tmp_path, "/alerts").text
+    assert "No version was registered yet" in get(tmp_path, "/models").text
+    assert "Nothing was released yet" in get(tmp_path, "/releases").text
+    assert "Nothing serves yet" in get(tmp_path, "/").text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("/decisions?page=-1", 422, "page: got -1"),
+        ("/decisions?page=0", 422, "at least 1"),
+        ("/decisions?page=two", 422, "whole number"),
+        ("/decisions?page=²", 422, "whole number"),
+        ("/decisions?page=1000", 404, "does not exist"),
+        ("/decisions?page=9" + "9" * 400, 404, "does not exist"),
+        ("/decisions?action=nothing", 422, "allow, review, block"),
+        ("/decisions?route=x", 422, "champion, canary, fallback"),
+        ("/decisions?day=yesterday", 422, "be a day such as"),
+        ("/decisions?day=2018-07-01T12:00", 422, "be a day such as"),
+        ("/decisions?customer=" + "x" * 300, 422, "printable"),
+        ("/decisions?customer=%00", 422, "printable"),
+        ("/decisions/abc", 422, "UUID"),
+        ("/decisions/00000000-0000-7000-8000-000000000000", 404, "does not exist"),
+        ("/models/99", 404, "does not exist"),
+        ("/models/0", 422, "at least 1"),
+        ("/models/x", 422, "number of a version"),
+        ("/models/-1", 422, "number of a version"),
+        ("/drift?days=3", 422, "be one of 14, 28, 56"),
+        ("/drift?version=fraud%2F9", 404, "does not exist"),
+        ("/drift?feature=nothing", 404, "does not exist"),
+        ("/drift?day=2001-01-01", 404, "does not exist"),
+        ("/drift?day=x", 422, "be a day such as"),
+    ],
+)
+def test_bad_input_gets_a_page_that_says_what_is_wrong(home: Home, path: str, status: int, told: str) -> None:
+    answer = get(home.folder, path)
+    assert answer.status == status
+    assert told in check_markup(answer.text).text
+
+
+def test_what_came_from_outside_is_shown_as_text(home: Home) -> None:
+    answer = get(home.folder, "/decisions")
+    assert ODD_CUSTOMER not in answer.text
+    assert ODD_CUSTOMER in check_markup(answer.text).words
+    for path in ("/decisions?customer=%3Cscript%3E", "/decisions?action=%3Cscript%3E", "/models/%3Cscript%3E"):
+        assert "<script" not in get(home.folder, path).text
+
+
+def test_headers_forbid_scripts_and_other_places(home: Home) -> None:
+    headers = get(home.folder, "/decisions").headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["style-src"] == "'self'"
+    assert "script-src" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-cache"
+
+
+def test_static_files(home: Home) -> None:
+    named = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', get(home.folder, "/").text)
+    types = {get(home.folder, address).headers["content-type"] for address in named}
+    assert types == {"text/css; charset=utf-8", "image/svg+xml"}
+    for address in named:
+        answer = get(home.folder, address)
+        assert answer.status == 200
+        assert "immutable" in answer.headers["cache-control"]
+        assert re.search(r"\?v=[0-9a-f]{10}$", address)
+        assert "url(" not in answer.text
+        assert "@import" not in answer.text
+    for name in ("nothing.css", "..%2Fpages.py", "%2e%2e"):
+        assert get(home.folder, f"/console/static/{name}").status == 404
+
+
+def test_overview_tells_how_it_is(home: Home) -> None:
+    text = check_markup(get(home.folder, "/").text).text
+    assert "fraud/1 serves since 30 Jun 2018 00:00; 1 alert open." in text
+    assert f"{' '.join(count(home.rows.height).split())} decisions in the log" in text
+    assert "fraud/2 25 % of the customers" in text
+    assert "Canary in progress" in text
+    assert "retrained after drift" in text
+    assert "Next: look at the source." in text
+
+
+def test_overview_shows_the_parts_of_a_service(home: Home) -> None:
+    class Service:
+        home = Path()
+
+        def ready(self) -> dict[str, str]:
+            return {"model": "ok", "online_store": "the disk is full"}
+
+    service = Service()
+    service.home = home.folder
+    endpoint = next(route for route in routes(service) if getattr(route, "path", "") == "/").endpoint  # type: ignore[arg-type, attr-defined]
+    from starlette.requests import Request
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "server": ("x", 80)}
+    text = Markup(endpoint(Request(scope)).body.decode()).text
+    assert "model works online store the disk is full" in text
+
+
+def test_decisions_are_listed_newest_first(home: Home) -> None:
+    text = get(home.folder, "/decisions").text
+    listed = re.findall(r'href="/decisions/([0-9a-f-]{36})"', text)
+    assert listed == home.rows["decision_id"].reverse().to_list()[:50]
+    assert "older →" in text
+    assert "← newer" not in text
+    last = get(home.folder, f"/decisions?page={-(-home.rows.height // 50)}").text
+    assert "older →" not in last
+    assert "← newer" in last
+
+
+def test_filters_stay_while_turning_pages(home: Home) -> None:
+    text = get(home.folder, "/decisions?action=allow&version=fraud%2F1&page=2").text
+    assert 'href="/decisions?action=allow&amp;version=fraud%2F1&amp;page=3"' in text
+    assert 'href="/decisions?action=allow&amp;version=fraud%2F1"' in text
+    assert '<option value="fraud/1" selected>' in text
+
+
+def test_decision_tells_its_whole_story(home: Home) -> None:
+    first = home.rows.row(0, named=True)
+    text = check_markup(get(home.folder, f"/decisions/{first['decision_id']}").text).text
+    assert f"Transaction t0-0: {first['action']}" in text
+    for name in FEATURES.names:
+        assert name in text
+    assert "a hash said so" in text
+    assert "said bank, in place of the earlier answer" in text
+    assert "expected cost now" in text
+    assert "log-odds of fraud" in text
+
+
+def test_features_say_what_they_are(home: Home) -> None:
+    text = check_markup(get(home.folder, "/features").text).text
+    assert f"{len(FEATURES.names)} features" in text
+    assert FEATURES.version in text
+    for view in FEATURES.views:
+        assert view.owner in text
+        assert view.description in text
+    assert "in steps of 5 min" in text
+    assert "fraud/3" in text
+
+
+def test_models_show_metrics_and_gates(home: Home) -> None:
+    text = check_markup(get(home.folder, "/models").text).text
+    assert METRIC_NAMES["average_precision"] in text
+    assert "0.6" in text
+    assert "refused" in text
+    one = check_markup(get(home.folder, "/models/3").text).text
+    assert "1 of 2 checks failed: average_precision 0.1 is below 0.5" in one
+    assert "Model card" in one
+    assert "version 3" in one.lower()
+
+
+def test_drift_names_what_moved(home: Home) -> None:
+    page = get(home.folder, "/drift").text
+    text = check_markup(page).text
+    assert "customer_count_15m on 8 Jul 2018" in text
+    assert "fraud/1, 8 days" in text
+    assert page.count('class="strip heat"') == len(FEATURES.names) - 2 + 1
+    assert "No drift is looked for in is_weekend, is_night." in text
+    assert f"customer_count_15m, {N_DAYS} Jul 2018: PSI excess" in text
+    assert "Nothing to compare yet" in get(home.folder, "/drift?version=fraud%2F3").text
+
+
+def test_alerts_name_the_next_step(home: Home) -> None:
+    text = check_markup(get(home.folder, "/alerts").text).text
+    assert "Data drift of fraud/1" in text
+    assert "Next: look at the source." in text
+    assert "0.4 against 0.5" in text
+    assert text.index("Past alerts") < text.index("quality")
+
+
+def test_releases_tell_the_history(home: Home) -> None:
+    text = check_markup(get(home.folder, "/releases").text).text
+    assert "canary of fraud/2 beside fraud/1" in text
+    assert "release, open" in text
+    assert "25 % of the decisions go to fraud/2" in text
+    assert "ledger intact: 8 entries" in text
+    assert "fraud/2 canary at 25 %, 5 Jul 2018 00:00 until now" in text
+
+
+def test_damaged_store_is_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "ledger.sqlite").write_bytes(b"this is no database, whatever its name says" * 30)
+    answer = get(tmp_path, "/models")
+    assert answer.status == 503
+    check_markup(answer.text)
+
+
+def test_link_leaves_out_what_is_not_set() -> None:
+    assert link("/decisions", {"customer": "a&b=c"}, page=None) == "/decisions?customer=a%26b%3Dc"
+    assert link("/drift") == "/drift"
+
+
+def test_invalid_page_is_an_error_of_vitok(home: Home) -> None:
+    from vitok.console.reading import decisions_page
+
+    with pytest.raises(InvalidInput, match="page"):
+        decisions_page(home.folder, page=0)
