@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from vitok.console import stores
+from vitok.console.newest import newest
 from vitok.console.wording import plural, time
 from vitok.loop import Record
 from vitok.registry import Entry
@@ -111,8 +112,6 @@ def _last_decision(home: Path) -> int | None:
     folder = stores.logs(home)
     if folder is None:
         return None
-    from vitok.console.newest import newest
-
     rows, _ = newest(folder / "decisions", ("event_time",), None, skip=0, most=1)
     return stores.microseconds(rows[0]["event_time"]) if rows else None
 

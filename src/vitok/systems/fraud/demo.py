@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -206,8 +207,10 @@ def show(report: Report, home: Path, console: Console) -> None:
             continue
         day = " to ".join(text[:10] for text in part["period"])
         title = f"{name}: {part['n']:,} decisions with {part['frauds']:,} frauds, {day}"
-        sheet = Table(title=title, title_justify="left", title_style="bold")
-        wide = console.width >= 112
+        sheet = Table(
+            title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+        )
+        wide = console.width >= 116
         for column in _COLUMNS if wide else _NARROW:
             sheet.add_column(column, justify="left" if not column else "right", no_wrap=True)
         for role, values in part["scorers"].items():
