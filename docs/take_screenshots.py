@@ -215,6 +215,9 @@ def pages(url: str) -> dict[str, str]:
         match = re.search(r"/decisions/[0-9a-f-]{36}", chosen[0]) if chosen else None
         if match:
             found["decision"] = match[0]
+            # What was blocked of one customer: a short list makes a small picture.
+            customer = re.search(r"customer=([^\"&]+)", chosen[0])
+            found["decisions"] = f"/decisions?action=block&customer={customer[1]}" if customer else "/decisions"
         if not rows or 'class="tag fraud"' in chosen[0]:
             break
     versions = re.findall(r'href="(/models/\d+)"', text(f"{url}/models"))

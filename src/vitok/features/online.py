@@ -156,7 +156,8 @@ class OnlineFeatures:
         }
         self._events: dict[tuple[str, bytes], bytes] = {}
         self._saving: Checkpoint | None = None
-        self._newest = 0
+        newest = store.get("meta", b"newest")
+        self._newest = _COUNT.unpack(newest)[0] if newest else 0
         self._swept_day = 0
         version = store.get("meta", b"features")
         if version is not None and version.decode() != features.version:
@@ -164,6 +165,11 @@ class OnlineFeatures:
                 f"the online store holds features {version.decode()}, the definitions are {features.version}; "
                 "fill an empty store with backfill()"
             )
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest event, in microseconds; 0 where there was none."""
+        return self._newest
 
     def positions(self) -> dict[str, Any]:
         """Returns the log positions of the last checkpoint; empty where there was none."""
@@ -264,6 +270,7 @@ class OnlineFeatures:
         checkpoint.meta = {
             "features": self.features.version.encode(),
             "positions": json.dumps(dict(positions)).encode(),
+            "newest": _COUNT.pack(self._newest),
         }
         for slot in self._slots:
             slot.dirty = {}
@@ -361,6 +368,7 @@ class OnlineFeatures:
                 writes.extend(self._backfilled(slot, events))
         writes.append(("meta", b"features", self.features.version.encode()))
         writes.append(("meta", b"positions", b"{}"))
+        writes.append(("meta", b"newest", _COUNT.pack(self._newest)))
         self.store.commit(writes)
         return total
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from vitok import settings
 from vitok.clock import DAY, duration, isoformat
 from vitok.errors import Conflict, InvalidInput
+from vitok.systems.fraud.replay import running
 from vitok.systems.fraud.report import METRICS, Report
 from vitok.systems.fraud.transactions import Transactions
 
@@ -114,8 +115,9 @@ def _stamp(path: Path) -> list[tuple[str, int, int]]:
 
 def _clear(home: Path) -> None:
     # Only what the demo itself writes is removed, so that a folder named by mistake keeps what is in it.
-    if (home / "service.json").exists():
-        raise Conflict(f"a service may be running in {home} (service.json is there); stop it, or remove that file")
+    pid = running(home)
+    if pid is not None:
+        raise Conflict(f"a service runs in {home} (process {pid}); stop it first, or give another --home")
     for name in (*_OWNED, "report.key", "mlflow.lock"):
         target = home / name
         if target.is_dir():
@@ -227,7 +229,7 @@ def show(report: Report, home: Path, console: Console) -> None:
         "latency", f"P50 {latency['p50']:.2f} ms, P99 {latency['p99']:.2f} ms, P99.9 {latency['p99.9']:.2f} ms"
     )
     facts.add_row("throughput", f"{rate:,.0f} decisions/s" if rate else "not measured")
-    told = f"{found['alerts']} raised"
+    told = f"{len(found['alerts'])} raised"
     if found["false_alerts_before_change"] is not None:
         told += f", {found['false_alerts_before_change']} before the change"
     facts.add_row("alerts", told)
@@ -235,9 +237,9 @@ def show(report: Report, home: Path, console: Console) -> None:
         promoted = found["days_from_change_to_promotion"]
         told = f"first alert after {found['days_from_change_to_alert']:.1f} days"
         facts.add_row("change", told + (f", new version promoted after {promoted:.1f} days" if promoted else ""))
-    if found["rollback_seconds"]:
-        hours = found["hours_from_bad_release_to_rollback"]
-        told = f"bad release found after {hours:.0f} h of traffic, rolled back in {found['rollback_seconds'][0]:.3f} s"
+    for entry in found["rollbacks"]:
+        hours, seconds = found["hours_from_bad_release_to_rollback"], entry["seconds"]
+        told = f"{entry['version']} found bad after {hours:.0f} h of traffic, rolled back in {seconds:.3f} s"
         facts.add_row("roll back", told)
     console.print(facts)
     option = "" if home == settings.current().home / "fraud" else f" --home {home}"

@@ -10,6 +10,7 @@ from vitok.clock import isoformat
 from vitok.loop import (
     Durable,
     PairedJudge,
+    Record,
     Records,
     ReleaseVerdict,
     RetrainTrigger,
@@ -169,6 +170,9 @@ class Operator:
             self._open_incident(alert, now)
         for alert in watched.cleared:
             self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
+            record = self._open_incident(alert, now)
+            if record.is_open:
+                self.records.close(record.record_id, f"cleared: {alert.cleared_reason}", now=now)
         if self.trial is not None:
             self.trial.judge.mature(self._labelled(self.trial.started, now, now))
             self._act(self.trial.judge.verdict(now), now)
@@ -190,8 +194,8 @@ class Operator:
             self._labels = (as_of, view)
         return self._labels[1]
 
-    def _open_incident(self, alert: monitoring.Alert, now: int) -> None:
-        self.records.open(
+    def _open_incident(self, alert: monitoring.Alert, now: int) -> Record:
+        return self.records.open(
             "incident",
             f"{alert.rule}: {alert.reason}",
             system=SYSTEM,

@@ -235,6 +235,16 @@ class Replay:
             self._client.close()
 
 
+def running(home: Path) -> int | None:
+    """Returns the process id of the service that runs in a home folder, or None."""
+    try:
+        pid = int(json.loads((home / "service.json").read_text())["pid"])
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid
+
+
 def announce(home: Path, port: int) -> None:
     """Writes where the service listens, for those who started it."""
     temporary = home / "service.json.tmp"

@@ -107,6 +107,7 @@ class FraudService:
     def recover(self) -> None:
         """Reads the feature state of the last checkpoint and adds what the logs hold after it."""
         self.online = OnlineFeatures(self.features, self._store, lateness="6h")
+        self._advance(self.online.newest)
         positions = self.online.positions()
         self.recovered_events = 0
         tail = decisions.Tail(self.home / "log" / "decisions", positions.get("decisions"))

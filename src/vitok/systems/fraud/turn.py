@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitok import contracts, decisions
-from vitok.clock import DAY, isoformat
+from vitok.clock import DAY, HOUR, isoformat
 from vitok.engines import LmdbStore
 from vitok.errors import ContractBroken
 from vitok.features import OnlineFeatures, compare, table
@@ -221,7 +221,7 @@ class Turn:
                 self.drill_at = hour.start
             replay.send(hour, rate=PACED_RATE if paced < PACED_DECISIONS else None)
             paced += len(hour.bodies)
-            now = hour.start + 3_600_000_000
+            now = hour.start + HOUR
             operator.hour(now)
             if now % DAY == 0:
                 operator.day(now)
@@ -245,8 +245,6 @@ class Turn:
 
     def report(self, prepared: Prepared, registry: Registry, operator: Operator) -> Report:
         """Compares what decisions saw with the table, and the versions with each other and with the rules."""
-        import polars as pl
-
         timeline = prepared.timeline
         logged = decisions.read(self.home / "log" / "decisions")
         matched = prepared.rows.join(
@@ -301,7 +299,6 @@ class Turn:
             "decisions_per_second": (tally.decisions - latency.count) / tally.seconds if tally.seconds else None,
             "decisions_per_second_protocol": "one connection, 64 requests in flight, client and service on one machine",
         }
-        del pl
         return Report(
             numbers=numbers(before=before, after=after, service=service, turn=self._turn(registry, operator, timeline)),
             story=self.story,
@@ -315,12 +312,22 @@ class Turn:
         promoted = next((entry.time_us for entry in promotions if entry.version == operator.latest_retrained), None)
         after = [alert.raised_at for alert in alerts if change is not None and alert.raised_at > change]
 
+        rolled_back = [entry for entry in history if entry.kind == "rolled_back"]
+
         def days(moment: int | None) -> float | None:
             return None if moment is None or change is None else (moment - change) / DAY
 
         return {
-            "alerts": len(alerts),
-            "alerts_by_rule": _counted(alert.rule for alert in alerts),
+            "alerts": [
+                {
+                    "rule": alert.rule,
+                    "severity": alert.severity,
+                    "version": alert.version,
+                    "at": isoformat(alert.raised_at),
+                    "reason": alert.reason,
+                }
+                for alert in alerts
+            ],
             "false_alerts_before_change": None
             if change is None
             else sum(alert.raised_at <= change for alert in alerts),
@@ -329,14 +336,16 @@ class Turn:
                 for entry in history
                 if entry.kind in {"promoted", "canary_started", "canary_ended", "rolled_back"}
             ],
-            "rollbacks": sum(entry.kind == "rolled_back" for entry in history),
-            "rollback_seconds": operator.rollback_seconds,
+            "rollbacks": [
+                {"version": f"{SYSTEM}/{entry.version}", "at": isoformat(entry.time_us), "seconds": seconds}
+                for entry, seconds in zip(rolled_back, operator.rollback_seconds, strict=True)
+            ],
             "canary_share": CANARY_SHARE,
             "days_from_change_to_alert": days(min(after, default=None)),
             "days_from_change_to_promotion": days(promoted),
             "hours_from_bad_release_to_rollback": None
             if self.drill_at is None
-            else next(((e.time_us - self.drill_at) / 3.6e9 for e in history if e.kind == "rolled_back"), None),
+            else next(((entry.time_us - self.drill_at) / HOUR for entry in rolled_back), None),
             "timeline": dataclasses.asdict(timeline),
             "label_delay_days": timeline.label_delay / DAY,
             "assumptions": list(self.data.assumptions),
@@ -345,13 +354,6 @@ class Turn:
 
 
 _NOTED = ("customer_id", "terminal_id", "amount")
-
-
-def _counted(names: Any) -> dict[str, int]:
-    result: dict[str, int] = {}
-    for name in names:
-        result[name] = result.get(name, 0) + 1
-    return result
 
 
 def fingerprint(arguments: Mapping[str, Any]) -> str:
