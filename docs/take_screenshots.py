@@ -36,6 +36,8 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 _WAIT = 60.0
+_LARGEST = 150_000
+_TALLEST = 4_000
 
 
 def find_browser() -> str | None:
@@ -121,13 +123,13 @@ class Browser:
         """Evaluates an expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def picture(self, *, whole: bool = False, most: int = 4_000) -> bytes:
-        """Returns what is seen, or the whole page up to a height, as PNG."""
-        if not whole:
+    def picture(self, *, height: int | None = None) -> bytes:
+        """Returns what is seen as PNG, or the page down to a height."""
+        if height is None:
             return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         width = self.evaluate("document.documentElement.clientWidth")
-        height = min(most, self.evaluate("document.documentElement.scrollHeight"))
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        whole = self.evaluate("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, whole), "scale": 1}
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
         return base64.b64decode(data)
 
@@ -215,9 +217,7 @@ def pages(url: str) -> dict[str, str]:
         match = re.search(r"/decisions/[0-9a-f-]{36}", chosen[0]) if chosen else None
         if match:
             found["decision"] = match[0]
-            # What was blocked of one customer: a short list makes a small picture.
-            customer = re.search(r"customer=([^\"&]+)", chosen[0])
-            found["decisions"] = f"/decisions?action=block&customer={customer[1]}" if customer else "/decisions"
+            found["decisions"] = f"/decisions?action=block&page={page}"
         if not rows or 'class="tag fraud"' in chosen[0]:
             break
     versions = re.findall(r'href="(/models/\d+)"', text(f"{url}/models"))
@@ -241,7 +241,13 @@ def take(url: str, out: Path, *, every: bool, whole: bool) -> list[str]:
             for size, device, dark in looks:
                 browser.open(url + path, size=size, dark=dark)
                 file = out / f"console-{name}-{device}{'-dark' if dark else ''}.png"
-                file.write_bytes(browser.picture(whole=whole))
+                picture = browser.picture(height=_TALLEST if whole else None)
+                height = size[1]
+                while not whole and len(picture) > _LARGEST:
+                    # A page full of figures is cut at its foot, so that the repository stays small.
+                    height -= 40
+                    picture = browser.picture(height=height)
+                file.write_bytes(picture)
                 wrong += [f"{file.name}: {message}" for message in browser.messages]
                 if sideways(browser) > 0:
                     wrong.append(f"{file.name}: {sideways(browser)} pixels wider than the window")
