@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,6 @@ from vitok.systems.fraud.messages import OUTCOME_KIND
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from vitok.systems.fraud.service import FraudService
 
 ROWS = 50
 MOST_PAGES = 2_000
@@ -343,17 +341,11 @@ def _reasons(home: Path, made: Decision, version: Version | None) -> tuple[tuple
         return (), "Rules answered, which weigh nothing up."
     registry = Registry(home)
     try:
-        # Of the service, the reasons take the registry alone.
-        return tuple(reasons(cast("FraudService", _Holder(registry)), made)), ""
+        return tuple(reasons(registry, made)), ""
     except (NotFound, MissingExtra) as error:
         return (), str(error)
     finally:
         registry.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Holder:
-    registry: Registry
 
 
 def _seen(name: str, value: float, profile: ReferenceProfile | None, reason: float | None) -> FeatureSeen:

@@ -2,13 +2,14 @@
 
 import contextlib
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vitok import __version__, settings
-from vitok.clock import Clock, EventClock, SystemClock
+from vitok.clock import Clock, EventClock, SystemClock, duration
 from vitok.errors import InvalidInput, VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -50,12 +51,13 @@ def serve_fraud(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     clock: Annotated[str, typer.Option(help="'system', or 'events' for a replay of the past.")] = "system",
     durability: Annotated[str, typer.Option(help="'process' survives kill -9, 'fsync' a power cut.")] = "process",
+    label_delay: Annotated[str, typer.Option(help="Age at which a label is taken to be known.")] = "7d",
     quiet: Annotated[bool, typer.Option("--quiet", help="Says nothing.")] = False,
 ) -> None:
     """Serves decisions on card transactions, their outcomes, and the console."""
     from vitok.console.pages import routes
     from vitok.serving import Running, serve
-    from vitok.systems.fraud import FraudService, announce, application
+    from vitok.systems.fraud import FraudService, announce, application, observe
 
     clocks: dict[str, type[SystemClock] | type[EventClock]] = {"system": SystemClock, "events": EventClock}
     if clock not in clocks:
@@ -68,6 +70,13 @@ def serve_fraud(
     # A thread that packs a checkpoint must not hold the loop for the usual 5 ms.
     sys.setswitchinterval(0.0005)
     service = FraudService(folder, clock=chosen, durability="fsync" if durability == "fsync" else "process")
+    stop = threading.Event()
+    # In a replay of the past, whoever sends it also watches it.
+    watcher = None
+    if clock == "system":
+        options = {"clock": chosen, "label_delay": duration(label_delay), "stop": stop}
+        watcher = threading.Thread(target=observe, args=(folder,), kwargs=options, name="observer", daemon=True)
+        watcher.start()
 
     def ready(running: Running) -> None:
         announce(folder, running.port)
@@ -79,6 +88,9 @@ def serve_fraud(
     try:
         serve(application(service, pages=routes(service)), [service], host=host, port=port, ready=ready)
     finally:
+        stop.set()
+        if watcher is not None:
+            watcher.join(10)
         with contextlib.suppress(FileNotFoundError):
             (folder / "service.json").unlink()
         service.close()

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitok.systems.fraud.app import application
     from vitok.systems.fraud.demo import run_demo
+    from vitok.systems.fraud.operations import observe
     from vitok.systems.fraud.replay import announce
     from vitok.systems.fraud.service import FraudService
     from vitok.systems.fraud.simulator import simulate
     from vitok.systems.fraud.transactions import Transactions, read
     from vitok.systems.fraud.turn import Turn
 
-__all__ = ["FraudService", "Transactions", "Turn", "announce", "application", "read", "run_demo", "simulate"]
+__all__ = ["FraudService", "Transactions", "Turn", "announce", "application", "observe", "read", "run_demo", "simulate"]
 
 _MODULES = {
     "FraudService": "service",
     "Transactions": "transactions",
     "Turn": "turn",
     "announce": "replay",
+    "observe": "operations",
     "application": "app",
     "run_demo": "demo",
     "read": "transactions",

@@ -11,6 +11,7 @@ from vitok.clock import isoformat
 from vitok.decision import Decision
 from vitok.errors import InvalidInput
 from vitok.models import BoostedTrees
+from vitok.registry import Registry
 from vitok.serving import Metrics, handlers
 from vitok.systems.fraud.messages import SYSTEM, Answer, OutcomeBatch
 from vitok.systems.fraud.service import CONTRACT, FraudService
@@ -51,7 +52,7 @@ def application(service: FraudService, *, pages: "Sequence[BaseRoute]" = ()) -> 
         document = msgspec.to_builtins(found)
         document["features"] = {name: None if value != value else value for name, value in found.features.items()}
         document["event_time"], document["ingest_time"] = isoformat(found.event_time), isoformat(found.ingest_time)
-        document["reasons"] = [{"feature": name, "log_odds": value} for name, value in reasons(service, found)]
+        document["reasons"] = [{"feature": name, "log_odds": value} for name, value in reasons(service.registry, found)]
         return Response(msgspec.json.encode(document), media_type="application/json")
 
     async def healthy(_: "Request") -> "Response":
@@ -82,7 +83,7 @@ def application(service: FraudService, *, pages: "Sequence[BaseRoute]" = ()) -> 
     )
 
 
-def reasons(service: FraudService, decision: Decision, *, most: int = 6) -> list[tuple[str, float]]:
+def reasons(registry: Registry, decision: Decision, *, most: int = 6) -> list[tuple[str, float]]:
     """Says what moved a decision's score: the features with the largest part in the log-odds, from its own version.
 
     Returns:
@@ -90,7 +91,7 @@ def reasons(service: FraudService, decision: Decision, *, most: int = 6) -> list
     """
     if "/" not in decision.model_version:
         return []
-    package = service.registry.load(SYSTEM, int(decision.model_version.partition("/")[2]))
+    package = registry.load(SYSTEM, int(decision.model_version.partition("/")[2]))
     names = tuple(package.json("signature.json")["inputs"])
     trees = BoostedTrees(package.text("model.txt"), names, 0)
     row = np.array([[decision.features.get(name, np.nan) for name in names]], dtype=np.float64)

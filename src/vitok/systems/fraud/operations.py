@@ -1,12 +1,15 @@
 """What runs beside the service: sketches, watch, retraining, canary, probation and rollback, all from the log."""
 
 import dataclasses
+import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitok import decisions, monitoring
-from vitok.clock import isoformat
+from vitok.clock import DAY, Clock, isoformat
+from vitok.errors import VitokError
 from vitok.loop import (
     Durable,
     PairedJudge,
@@ -19,7 +22,7 @@ from vitok.loop import (
     roll_back,
     settle_canary,
 )
-from vitok.policies import TierPolicy
+from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.releases import Workshop, load, register
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 CANARY_SHARE = 0.1
+_LIVE = 7 * DAY
+_LOG = logging.getLogger("vitok.fraud")
 LOOP, DRILL = "loop", "release drill"
 
 
@@ -43,7 +48,133 @@ class Trial:
     canary: bool
 
 
-class Operator:
+class Observer:
+    """Keeps the sketches of the log up to date, and raises and clears alerts; it takes no step itself.
+
+    Args:
+        home: The service's home folder.
+        registry: Where versions, with their reference profiles, are kept.
+        label_delay: Age at which labels are taken to be known, microseconds.
+        costs: What actions cost.
+        rules: What the watch looks for.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        registry: Registry,
+        *,
+        label_delay: int,
+        costs: Costs,
+        rules: monitoring.WatchRules | None = None,
+    ) -> None:
+        self.home = home
+        self.registry = registry
+        self.label_delay = label_delay
+        self.records = Records(home)
+        self.sketches = monitoring.Sketches(home / "monitoring" / "sketches.sqlite")
+        self.alerts = monitoring.Alerts(home / "monitoring" / "alerts.sqlite")
+        self.watch = monitoring.Watch(
+            SYSTEM,
+            profile_of=self.profile,
+            sketches=self.sketches,
+            alerts=self.alerts,
+            rules=rules or monitoring.WatchRules(maturity=label_delay),
+            labelled=self.labelled,
+            costs=costs,
+        )
+        self._tail = decisions.Tail(home / "log" / "decisions", self.sketches.position())
+        self._labels: tuple[int, pl.DataFrame] | None = None
+        self._profiles: dict[str, monitoring.ReferenceProfile] = {}
+
+    def profile(self, version: str) -> monitoring.ReferenceProfile | None:
+        """Returns the reference profile of a version such as `"fraud/2"`; None for the rules."""
+        if "/" not in version:
+            return None
+        if version not in self._profiles:
+            package = self.registry.load(SYSTEM, int(version.partition("/")[2]))
+            self._profiles[version] = monitoring.ReferenceProfile.from_dict(package.json("profile.json"))
+        return self._profiles[version]
+
+    def follow(self) -> "pl.DataFrame | None":
+        """Sketches what was logged since, and returns it; None where there is nothing new."""
+        before = self.sketches.position()
+        frame = self._tail.read()
+        if frame is not None:
+            self.sketches.follow(frame, self.profile, position=self._tail.position, since=before)
+        return frame
+
+    def judge(self, now: int) -> monitoring.Watched:
+        """Judges the days that have closed; an alert opens an incident, and its end closes it."""
+        watched = self.watch.tick(now)
+        for alert in watched.raised:
+            self._incident(alert, now)
+        for alert in watched.cleared:
+            record = self._incident(alert, now)
+            if record.is_open:
+                self.records.close(record.record_id, f"cleared: {alert.cleared_reason}", now=now)
+        return watched
+
+    def is_live(self, now: int) -> bool:
+        """Says whether decisions are of these days; a log of the past, such as a replay's, is not watched by the clock.
+
+        Where a live log follows an old one, the days between them are passed over: nobody decided then.
+        """
+        hours = self.sketches.hours()
+        if not hours or now - hours[-1] > _LIVE:
+            return False
+        until = self.alerts.watched_until(SYSTEM)
+        if until is not None and now - until > 2 * _LIVE:
+            self.alerts.finish(SYSTEM, hours[-1] // DAY * DAY)
+        return True
+
+    def labelled(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
+        """Returns the decisions of `[start, end)` whose labels were known at `as_of`, with them."""
+        logged = decisions.read(self.home / "log" / "decisions", since=start, until=end)
+        # The label view is the same all day; it is read once.
+        if self._labels is None or self._labels[0] != as_of:
+            view = decisions.labels(self.home / "log" / "outcomes", as_of=as_of, kind=SYSTEM)
+            self._labels = (as_of, view)
+        return decisions.join(logged, self._labels[1]).drop_nulls("label")
+
+    def _incident(self, alert: monitoring.Alert, now: int) -> Record:
+        return self.records.open(
+            "incident",
+            f"{alert.rule}: {alert.reason}",
+            system=SYSTEM,
+            version=alert.version,
+            now=now,
+            why=f"the rule held for its windows in a row since {isoformat(alert.first_seen)}",
+            details={"severity": alert.severity, "playbook": alert.playbook, "alert": alert.id},
+            key=f"alert/{alert.id}",
+        )
+
+    def close(self) -> None:
+        """Closes what is open."""
+        self._tail.close()
+        self.sketches.close()
+        self.alerts.close()
+
+
+def observe(home: Path, *, clock: Clock, label_delay: int, stop: threading.Event, every: float = 30.0) -> None:
+    """Observes a live service until `stop` is set: sketches every so many seconds, alerts once a day has closed.
+
+    Made for a thread of its own. A fault is logged and the next round tries again: watching must not stop decisions.
+    """
+    registry = Registry(home)
+    observer = Observer(home, registry, label_delay=label_delay, costs=Costs())
+    while not stop.wait(every):
+        try:
+            observer.follow()
+            if observer.is_live(clock.now()):
+                observer.judge(clock.now())
+        except VitokError:
+            _LOG.exception("observing %s failed; the next round tries again", home)
+    observer.close()
+    registry.close()
+
+
+class Operator(Observer):
     """Watches the log of the fraud service and acts on what it says.
 
     Args:
@@ -71,52 +202,25 @@ class Operator:
         tell: Callable[[int, str], None],
         rules: monitoring.WatchRules | None = None,
     ) -> None:
-        self.home = home
-        self.registry, self.tracker, self.workshop = registry, tracker, workshop
-        self.label_delay = label_delay
+        super().__init__(home, registry, label_delay=label_delay, costs=workshop.costs, rules=rules)
+        self.tracker, self.workshop = tracker, workshop
         self.trigger = trigger
         self._trained_at = trained_at
         self.tell = tell
-        self.records = Records(home)
         self.durable = Durable(home)
-        self.sketches = monitoring.Sketches(home / "monitoring" / "sketches.sqlite")
-        self.alerts = monitoring.Alerts(home / "monitoring" / "alerts.sqlite")
-        self.watch = monitoring.Watch(
-            SYSTEM,
-            profile_of=self.profile,
-            sketches=self.sketches,
-            alerts=self.alerts,
-            rules=rules or monitoring.WatchRules(maturity=label_delay),
-            labelled=self._labelled,
-            costs=workshop.costs,
-        )
-        self._tail = decisions.Tail(home / "log" / "decisions", self.sketches.position())
-        self._labels: tuple[int, pl.DataFrame] | None = None
-        self._profiles: dict[str, monitoring.ReferenceProfile] = {}
         self.trial: Trial | None = None
         self.last_retrain: int | None = None
         self.retrainings = 0
         self.latest_retrained: int | None = None
         self.rollback_seconds: list[float] = []
 
-    def profile(self, version: str) -> monitoring.ReferenceProfile | None:
-        """Returns the reference profile of a version such as `"fraud/2"`; None for the rules."""
-        if "/" not in version:
-            return None
-        if version not in self._profiles:
-            package = self.registry.load(SYSTEM, int(version.partition("/")[2]))
-            self._profiles[version] = monitoring.ReferenceProfile.from_dict(package.json("profile.json"))
-        return self._profiles[version]
-
     # Each hour
 
     def hour(self, now: int) -> None:
         """Sketches what was logged since, and judges the version on trial at once."""
-        before = self.sketches.position()
-        frame = self._tail.read()
+        frame = self.follow()
         if frame is None:
             return
-        self.sketches.follow(frame, self.profile, position=self._tail.position, since=before)
         if self.trial is not None:
             self.trial.judge.see(frame)
             self._act(self.trial.judge.verdict(now), now)
@@ -164,47 +268,19 @@ class Operator:
 
     def day(self, now: int) -> None:
         """Evaluates the day that has closed, learns from matured outcomes, retrains where that is due."""
-        watched = self.watch.tick(now)
+        watched = self.judge(now)
         for alert in watched.raised:
             self.tell(now, f"{alert.severity} alert {alert.rule} on {alert.version}: {alert.reason}")
-            self._open_incident(alert, now)
         for alert in watched.cleared:
             self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
-            record = self._open_incident(alert, now)
-            if record.is_open:
-                self.records.close(record.record_id, f"cleared: {alert.cleared_reason}", now=now)
         if self.trial is not None:
-            self.trial.judge.mature(self._labelled(self.trial.started, now, now))
+            self.trial.judge.mature(self.labelled(self.trial.started, now, now))
             self._act(self.trial.judge.verdict(now), now)
         reason = self.trigger.due(
             now, self.alerts.open(), self._trained_at, self.retrainings, data_ready=self.trial is None
         )
         if reason is not None:
             self.retrain(now, str(reason))
-
-    def _labelled(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
-        # Decisions of [start, end) whose labels were known at `as_of`.
-        logged = decisions.read(self.home / "log" / "decisions", since=start, until=end)
-        return decisions.join(logged, self._known(as_of)).drop_nulls("label")
-
-    def _known(self, as_of: int) -> "pl.DataFrame":
-        # The label view is the same all day; it is read once.
-        if self._labels is None or self._labels[0] != as_of:
-            view = decisions.labels(self.home / "log" / "outcomes", as_of=as_of, kind=SYSTEM)
-            self._labels = (as_of, view)
-        return self._labels[1]
-
-    def _open_incident(self, alert: monitoring.Alert, now: int) -> Record:
-        return self.records.open(
-            "incident",
-            f"{alert.rule}: {alert.reason}",
-            system=SYSTEM,
-            version=alert.version,
-            now=now,
-            why=f"the rule held for its windows in a row since {isoformat(alert.first_seen)}",
-            details={"severity": alert.severity, "playbook": alert.playbook, "alert": alert.id},
-            key=f"alert/{alert.id}",
-        )
 
     def retrain(self, now: int, reason: str) -> None:
         """Makes a version from matured data and lets it answer a share; each step is done once, also after a crash."""
@@ -286,4 +362,4 @@ class Operator:
     def close(self) -> None:
         """Ends what runs in the background."""
         self.durable.close()
-        self._tail.close()
+        super().close()

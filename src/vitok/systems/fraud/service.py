@@ -44,6 +44,7 @@ from vitok.systems.fraud.model import LoadedModel
 
 CONTRACT = Path(__file__).with_name("transactions.odcs.yaml")
 _BROKEN = "The request breaks the contract"
+_LONGEST = 2**31 - 1  # microseconds that the log can hold
 _LATER = b"retry-after: 1\r\n"
 _ONLY = "there is no canary"
 PROBATION = 3 * DAY
@@ -288,7 +289,7 @@ class FraudService:
         self.features.add_on_demand(values, np.array(batch.event_time, np.int64))
         verdicts = self._verdicts(values, batch)
         now = time.perf_counter_ns()
-        latency = [max(0, (now - requests[i].arrived) // 1000) for i in batch.index]
+        latency = [min(max(0, (now - requests[i].arrived) // 1000), _LONGEST) for i in batch.index]
         block = decisions.DecisionBlock(
             decision_id=batch.decision_id,
             request_id=batch.transaction_id,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 EXAMPLES = 64
+ENOUGH_FOR_STEPS = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,10 @@ def fit(
     trees = fit_boosted_trees(
         train.values, train.is_fraud, names=features.names, held_out=(early.values, early.is_fraud), n_trees=400
     )
-    choice = fit_best(trees.score(early.values), early.is_fraud, kinds=(PlattCalibrator, IsotonicCalibrator))
+    # With few frauds the top step of an isotonic fit stands on a handful of rows and promises certainty.
+    many = int(early.is_fraud.sum()) >= ENOUGH_FOR_STEPS
+    kinds = (PlattCalibrator, IsotonicCalibrator) if many else (PlattCalibrator,)
+    choice = fit_best(trees.score(early.values), early.is_fraud, kinds=kinds)
     calibrator = choice.calibrator
     probability = calibrator(trees.score(late.values))
     n_days = max(1, len(np.unique(late.days)))

@@ -119,8 +119,8 @@ class Turn:
         )
         with ServiceProcess(self.home) as service:
             self._timed("replay", lambda: self.replay(prepared, service, operator))
-        operator.close()
         report = self._timed("comparison", lambda: self.report(prepared, registry, operator))
+        operator.close()
         registry.close()
         return report
 
