@@ -48,7 +48,7 @@ class World:
         )
         store.close()
         if model:
-            workshop = Workshop(folder, self.rows, self.labels, "test", Costs())
+            workshop = Workshop(folder, self.rows, self.labels, "test", Costs(), self.timeline.start)
             with settings.using(threads=1):
                 candidate = workshop.first(self.timeline)
             registry = Registry(folder)

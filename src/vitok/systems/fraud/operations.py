@@ -213,6 +213,7 @@ class Operator(Observer):
         self.retrainings = 0
         self.latest_retrained: int | None = None
         self.rollback_seconds: list[float] = []
+        self.drilled = False
 
     # Each hour
 
@@ -277,7 +278,11 @@ class Operator(Observer):
             self.trial.judge.mature(self.labelled(self.trial.started, now, now))
             self._act(self.trial.judge.verdict(now), now)
         reason = self.trigger.due(
-            now, self.alerts.open(), self._trained_at, self.retrainings, data_ready=self.trial is None
+            now,
+            self.alerts.open(),
+            self._trained_at,
+            self.retrainings,
+            data_ready=self.trial is None and not self.drilled,
         )
         if reason is not None:
             self.retrain(now, str(reason))
@@ -341,6 +346,7 @@ class Operator(Observer):
                 SYSTEM, verdict="inconclusive", reason="the replay ends before it could be judged", actor=LOOP, now=now
             )
             self.tell(now, f"canary {SYSTEM}/{self.trial.version} ended without a verdict")
+        self.drilled = True
         candidate = self.workshop.upside_down(now, label_delay=self.label_delay)
         made = register(
             self.workshop,

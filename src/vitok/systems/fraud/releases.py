@@ -53,6 +53,7 @@ class Workshop:
         labels: Their labels: `transaction_id`, `is_fraud`, `label_time`.
         fingerprint: Hash of the data behind the history.
         costs: What actions cost.
+        start: When the data begin, microseconds.
     """
 
     home: Path
@@ -60,6 +61,7 @@ class Workshop:
     labels: "pl.DataFrame"
     fingerprint: str
     costs: Costs
+    start: int
 
     def rows(self, now: int, *, since: int) -> Sample:
         """Reads all rows of `[since, now)` with the labels known at `now`, from the history and the decision log."""
@@ -98,6 +100,7 @@ class Workshop:
             rows.between(timeline.validation_start, timeline.validation_end),
             rows.between(timeline.validation_end, timeline.replay_start),
             costs=self.costs,
+            unwatched=training.not_filled(timeline.validation_end - self.start, timeline.label_delay),
         )
 
     def again(self, now: int, *, label_delay: int, changed: int | None, incumbent: LoadedModel | None) -> Candidate:
@@ -123,7 +126,8 @@ class Workshop:
             actions = policy.decide(probability, validation.amount, [""] * len(validation)).actions
             cost = self.costs.realised(np.array(actions), validation.amount, validation.is_fraud)
             against = (incumbent.version, cost)
-        return training.fit(train, validation, reference, costs=self.costs, incumbent=against)
+        unwatched = training.not_filled(int(reference.event_time.min()) - self.start, label_delay)
+        return training.fit(train, validation, reference, costs=self.costs, incumbent=against, unwatched=unwatched)
 
     def upside_down(self, now: int, *, label_delay: int) -> Candidate:
         """Fits a deliberately bad version: as if an export had flipped the meaning of the labels."""

@@ -17,7 +17,7 @@ from vitok.monitoring import ReferenceProfile
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Check, Verdict, at_most, evaluate, not_worse
 from vitok.systems.fraud import rules
-from vitok.systems.fraud.features import CALENDAR, FEATURES
+from vitok.systems.fraud.features import CALENDAR, FEATURES, LABELS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -196,6 +196,29 @@ def measure(sample: Sample, score: np.ndarray, *, k: int = 100) -> dict[str, sta
     }
 
 
+def not_filled(history: int, label_delay: int, features: FeatureSet = FEATURES) -> tuple[str, ...]:
+    """Names the features whose windows are longer than the history behind them, and those made of them.
+
+    They grow for no other reason than that the data begin; that is no drift.
+
+    Args:
+        history: Length of the data before the rows in question, in microseconds.
+        label_delay: How much later the history of labels begins, in microseconds.
+        features: The definitions.
+
+    Example:
+        >>> not_filled(36 * DAY, 7 * DAY)
+        ('terminal_labels_count_30d', 'terminal_labels_risk_30d')
+    """
+    names: list[str] = []
+    for view in features.views:
+        known = history - (label_delay if view.source == LABELS else 0)
+        spans = [view.windows[window].span for _, window, _ in view.plan().tolist()]
+        names += [name for name, span in zip(view.feature_names, spans, strict=True) if span > known]
+    names += [item.name for item in features.on_demand if set(item.inputs) & set(names)]
+    return tuple(names)
+
+
 def rule_cost(sample: Sample, costs: Costs) -> np.ndarray:
     """Returns what the rules' action would have cost on each row, shape (n,)."""
     actions = np.array(rules.rule_actions(rules.rule_score(sample.columns())))
@@ -211,6 +234,7 @@ def fit(
     review_share: float = 0.01,
     pass_through: float = 0.01,
     incumbent: tuple[str, np.ndarray] | None = None,
+    unwatched: tuple[str, ...] = (),
     features: FeatureSet = FEATURES,
 ) -> Candidate:
     """Fits a version and judges it.
@@ -226,6 +250,7 @@ def fit(
         review_share: Share of the transactions that reviewers can look at.
         pass_through: Share of blocks let pass at random.
         incumbent: Name of the version in force, and the cost of its actions on the validation rows, shape (n,).
+        unwatched: Features in which no drift is looked for, besides the calendar's.
         features: The definitions.
 
     Raises:
@@ -276,7 +301,7 @@ def fit(
         end=int(reference.event_time.max()) + 1,
         event_time=reference.event_time,
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
-        ignored=CALENDAR,
+        ignored=(*CALENDAR, *unwatched),
     )
     checks = _checks(train, late, metrics, cost, rules_cost)
     if incumbent is not None:

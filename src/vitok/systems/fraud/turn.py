@@ -27,7 +27,7 @@ from vitok.systems.fraud.releases import Workshop, load, register
 from vitok.systems.fraud.replay import Replay, ServiceProcess, hours
 from vitok.systems.fraud.report import Report, Scored, by_rules, comparison, numbers
 from vitok.systems.fraud.service import CONTRACT
-from vitok.systems.fraud.training import Sample, Timeline
+from vitok.systems.fraud.training import Sample, Timeline, not_filled
 from vitok.systems.fraud.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class Turn:
         """
         prepared = self._timed("contract and features", self.prepare)
         registry, tracker = Registry(self.home), Tracker(self.home)
-        workshop = Workshop(self.home, prepared.rows, prepared.labels, self.data.fingerprint, self.costs)
+        start = prepared.timeline.start
+        workshop = Workshop(self.home, prepared.rows, prepared.labels, self.data.fingerprint, self.costs, start)
         self._timed("training", lambda: self.first_version(prepared, workshop, registry, tracker))
         self._timed("online store", lambda: self.fill_online(prepared))
         operator = Operator(
@@ -164,6 +165,9 @@ class Turn:
         timeline = Timeline.plan(int(times[0]), int(times[-1]) + 1, label_delay=self.data.label_delay_us)
         self.tell(None, f"{len(transactions):,} transactions keep the contract, {checked.n_rejected:,} in quarantine")
         self.tell(None, str(timeline))
+        young = not_filled(timeline.validation_end - timeline.start, timeline.label_delay)
+        if young:
+            self.tell(None, f"too little history to watch these for drift: {', '.join(young)}")
         self._progress("features", 0.3)
         used = transactions.filter(times >= timeline.train_start)
         rows = table(used, FEATURES, {"transactions": transactions, "labels": labels})
