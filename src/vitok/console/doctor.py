@@ -11,7 +11,6 @@ from vitok import __version__
 from vitok.errors import VitokError
 
 _EXTRAS = {
-    "contracts": ("open-data-contract-standard",),
     "models": ("lightgbm", "scikit-learn", "onnx", "onnxmltools"),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
     "serve": ("starlette", "uvicorn", "uvloop", "httptools", "onnxruntime", "jinja2"),

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from vitok import contracts, decisions, ids
-from vitok.clock import DAY, MINUTE, Clock, EventClock, SystemClock, isoformat
+from vitok.clock import DAY, MINUTE, Clock, EventClock, SystemClock, isoformat, parse_time
 from vitok.decision import Decision, Outcome
 from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
@@ -45,6 +45,7 @@ from vitok.systems.fraud.model import LoadedModel
 CONTRACT = Path(__file__).with_name("transactions.odcs.yaml")
 _BROKEN = "The request breaks the contract"
 _LONGEST = 2**31 - 1  # microseconds that the log can hold
+_END_OF_TIME = parse_time("3000-01-01")
 _LATER = b"retry-after: 1\r\n"
 _ONLY = "there is no canary"
 PROBATION = 3 * DAY
@@ -242,14 +243,10 @@ class FraudService:
             return problems.problem(
                 422, "The request breaks the contract", reason, field=broken[0].field, errors=errors
             )
-        if not isinstance(self.clock, EventClock) and moment > self.clock.now() + 5 * MINUTE:
+        wrong = self._wrong_time(moment)
+        if wrong:
             self.count("rejected")
-            return problems.problem(
-                422,
-                _BROKEN,
-                f"event_time: got {isoformat(moment)}, must not lie in the future (now {isoformat(self.clock.now())})",
-                field="event_time",
-            )
+            return problems.problem(422, _BROKEN, wrong, field="event_time")
         transaction_id, customer, terminal = row["transaction_id"], row["customer_id"], row["terminal_id"]
         known = self.online.note("transactions", transaction_id)
         print_ = fingerprint(moment, customer, terminal, item.amount)
@@ -275,6 +272,16 @@ class FraudService:
         batch.terminal.append(terminal)
         batch.amount.append(item.amount)
         return None
+
+    def _wrong_time(self, moment: int) -> str:
+        # Says what is wrong with the time of an event; empty where nothing is.
+        if not 0 <= moment < _END_OF_TIME:
+            return f"event_time: got {moment} microseconds since 1970, must lie in the years 1970 to 2999"
+        if not isinstance(self.clock, EventClock) and moment > self.clock.now() + 5 * MINUTE:
+            return (
+                f"event_time: got {isoformat(moment)}, must not lie in the future (now {isoformat(self.clock.now())})"
+            )
+        return ""
 
     def _decide(
         self,
@@ -493,7 +500,7 @@ class FraudService:
             return f"value: got {item.value!r}, must be 0 or 1"
         if self.online.note("transactions", request_id) is None:
             return f"request_id: got {request_id!r}, must be a transaction that was decided or loaded before"
-        return ""
+        return self._wrong_time(microseconds(item.event_time))
 
     def _learn(self, request_id: str, moment: int, value: float) -> None:
         known = self.online.note("transactions", request_id)
