@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vitok.clock import DAY, HOUR, MINUTE
 from vitok.engines import MemoryStore
-from vitok.errors import Conflict, InvalidInput
+from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.features import (
     Count,
     Distinct,
@@ -238,6 +238,34 @@ def test_events_added_while_a_checkpoint_is_saved_belong_to_the_next() -> None:
     for row in rows[:100]:
         only.add("payments", row["payment_id"], row["event_time"], row)
     only.read(rows[0], moment, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_a_checkpoint_that_fails_is_made_up_for_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows(11, 300, 30)
+    features = feature_set()
+    store = MemoryStore()
+    online = OnlineFeatures(features, store)
+
+    def full(_: object) -> None:
+        raise StoreError("the disk is full")
+
+    for i, row in enumerate(rows):
+        online.add("payments", row["payment_id"], row["event_time"], row)
+        if i == 100:
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "commit", full)
+                with pytest.raises(StoreError):
+                    online.checkpoint({"row": i})
+            assert not online.add("payments", rows[0]["payment_id"], rows[0]["event_time"], rows[0])
+    online.checkpoint({"row": len(rows) - 1})
+    again = OnlineFeatures(features, store)
+    assert again.positions() == {"row": len(rows) - 1}
+    assert all(again.note("payments", row["payment_id"]) is not None for row in rows)
+    moment = rows[-1]["event_time"] + MINUTE
+    out, expected = np.full(len(features.names), np.nan), np.full(len(features.names), np.nan)
+    again.read(rows[0], moment, out)
+    online.read(rows[0], moment, expected)
     np.testing.assert_array_equal(out, expected)
 
 

@@ -76,6 +76,7 @@ class Checkpoint:
         self.waiting = dict(states)
         self.blobs: list[tuple[tuple[int, str], bytes]] = []
         self.lock = threading.Lock()
+        self.failed = False
         self.meta: dict[str, bytes] = {}
 
     def keep(self, name: tuple[int, str]) -> None:
@@ -264,7 +265,11 @@ class OnlineFeatures:
             Conflict: If the checkpoint before is still being saved.
         """
         if self._saving is not None:
-            raise Conflict("a checkpoint is still being saved; wait for it")
+            if not self._saving.failed:
+                raise Conflict("a checkpoint is still being saved; wait for it")
+            for (index, key), state in self._saving.states.items():
+                self._slots[index].dirty.setdefault(key, state)
+            self._events = {**self._saving.events, **self._events}
         states = {(i, key): state for i, slot in enumerate(self._slots) for key, state in slot.dirty.items()}
         checkpoint = Checkpoint(states, self._events)
         checkpoint.meta = {
@@ -298,12 +303,9 @@ class OnlineFeatures:
         try:
             self.store.commit(writes)
         except StoreError:
-            for (index, key), state in checkpoint.states.items():
-                self._slots[index].dirty.setdefault(key, self._slots[index].states.get(key, state))
-            self._events = {**checkpoint.events, **self._events}
+            checkpoint.failed = True  # its owner takes the changes back, this may be another thread
             raise
-        finally:
-            self._saving = None
+        self._saving = None
 
     def checkpoint(self, positions: Mapping[str, Any] | None = None) -> None:
         """Takes and saves a checkpoint at once."""
