@@ -76,6 +76,8 @@ def _packages(part: str, names: tuple[str, ...], *, needed: bool) -> Finding:
         return Finding(part, "ok", ", ".join(versions))
     extra = part.removeprefix("extra ")
     fix = "pip install vitok" if needed else f"pip install 'vitok[{extra}]'"
+    if extra == "torch":
+        fix = "nothing here needs it; CONTRIBUTING.md says how to get a build without CUDA"
     return Finding(part, "bad" if needed else "absent", f"missing {', '.join(missing)}; {fix}")
 
 
@@ -102,7 +104,7 @@ def _registry(home: Path) -> Finding:
     told = ", ".join(
         f"{state.model}: {len(state.versions)} versions, Production {state.production}" for state in states
     )
-    return Finding("registry", "ok" if verification.intact else "bad", f"{told}; ledger: {verification}")
+    return Finding("registry", "ok" if verification.intact else "bad", f"{told or 'no model yet'}; {verification}")
 
 
 def _online(home: Path) -> Finding:
