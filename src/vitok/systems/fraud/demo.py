@@ -239,7 +239,7 @@ def show(report: Report, home: Path, console: Console) -> None:
         facts.add_row("change", told + (f", new version promoted after {promoted:.1f} days" if promoted else ""))
     for entry in found["rollbacks"]:
         hours, seconds = found["hours_from_bad_release_to_rollback"], entry["seconds"]
-        told = f"{entry['version']} found bad after {hours:.0f} h of traffic, rolled back in {seconds:.3f} s"
+        told = f"{entry['version']} found bad after {hours:.0f} h of traffic, pointer moved back in {seconds:.3f} s"
         facts.add_row("roll back", told)
     console.print(facts)
     option = "" if home == settings.current().home / "fraud" else f" --home {home}"

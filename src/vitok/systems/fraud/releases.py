@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitok import decisions, settings
-from vitok.clock import DAY, isoformat
+from vitok.clock import DAY
 from vitok.policies import Costs
 from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
 from vitok.systems.fraud import training
@@ -198,9 +198,3 @@ def register(
 def load(registry: Registry, version: int) -> LoadedModel:
     """Loads a version for use outside the service."""
     return LoadedModel.load(registry.load(SYSTEM, version), f"{SYSTEM}/{version}", "", FEATURES)
-
-
-def describe(candidate: Candidate, moment: int) -> str:
-    """Says in a sentence what was fitted."""
-    found = candidate.metrics["average_precision"]
-    return f"{candidate.trees.n_trees} trees on {isoformat(moment)[:10]}, average precision {found.value:.3f}"

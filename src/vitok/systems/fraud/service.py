@@ -21,6 +21,7 @@ from vitok.decision import Decision, Outcome
 from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
 from vitok.features import OnlineFeatures
+from vitok.loop import CANARY_FAILED
 from vitok.policies import Tiers
 from vitok.registry import Registry
 from vitok.serving import HotRequest, Reply, Route, problems
@@ -373,7 +374,7 @@ class FraudService:
         except ServiceError as error:
             self.count("shadow_failures", n)
             _LOG.warning("%s failed: %s", beside.version, error)
-            columns["route_reason"] = ["the canary failed" if beside is canary else _ONLY] * n
+            columns["route_reason"] = [CANARY_FAILED if beside is canary else _ONLY] * n
             return columns
         columns["shadow_version"] = [beside.version] * n
         columns["shadow_probability"] = other_probability

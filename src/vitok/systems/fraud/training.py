@@ -1,7 +1,6 @@
 """From rows with labels to a version: trees, calibrator, tiers, reference profile, and the gate that judges it."""
 
 import dataclasses
-import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -382,8 +381,3 @@ def _checks(
         ),
         at_most("calibration error", metrics["calibration_error"].value, 0.05),
     ]
-
-
-def date(moment: int) -> str:
-    """Writes a day."""
-    return (dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=moment)).strftime("%Y-%m-%d")
