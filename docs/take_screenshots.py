@@ -206,6 +206,7 @@ def pages(url: str) -> dict[str, str]:
         "overview": "/",
         "decisions": "/decisions",
         "features": "/features",
+        "view": "/features/customer",
         "models": "/models",
         "drift": "/drift",
         "alerts": "/alerts",

@@ -14,7 +14,17 @@ from vitok.console.pages import routes
 from vitok.serving import handlers, running
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "take_screenshots.py"
-PAGES = ("/", "/decisions", "/features", "/models", "/models/1", "/drift", "/alerts", "/releases")
+PAGES = (
+    "/",
+    "/decisions",
+    "/features",
+    "/features/customer",
+    "/models",
+    "/models/1",
+    "/drift",
+    "/alerts",
+    "/releases",
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -88,7 +98,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("path", ["/", "/models", "/alerts"])
+@pytest.mark.parametrize("path", ["/", "/features", "/features/customer", "/models", "/alerts"])
 def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: bool) -> None:
     browser.open(url + path, size=tool.LAPTOP, dark=dark)
     pairs = browser.evaluate(
@@ -105,3 +115,30 @@ def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: boo
     assert len(pairs) > 20
     for colour, back, text in pairs:
         assert contrast(colour, back) >= 4.5, text
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("device", ["LAPTOP", "PHONE"])
+def test_lineage_can_be_read(tool: Any, browser: Any, url: str, device: str, dark: bool) -> None:
+    browser.open(f"{url}/features/customer", size=getattr(tool, device), dark=dark)
+    shown, hidden = ("layered", "arcs") if device == "LAPTOP" else ("arcs", "layered")
+    width = "document.querySelector('.lineage .{}').getBoundingClientRect().width"
+    assert browser.evaluate(width.format(shown)) > 300
+    assert browser.evaluate(width.format(hidden)) == 0
+    # Every name lies in its box or beside its dot, within the picture, and stands out from what is under it.
+    nodes = browser.evaluate(
+        """[...document.querySelectorAll('.lineage .node')].filter(one => one.getBoundingClientRect().width)
+        .map(one => {
+            const text = one.querySelector('text'), box = one.querySelector('rect');
+            const words = text.getBoundingClientRect(), edge = (box || one.ownerSVGElement).getBoundingClientRect();
+            const back = getComputedStyle(box || document.querySelector('.sheet'))[box ? 'fill' : 'backgroundColor'];
+            return [text.textContent, words.left - edge.left, edge.right - words.right, words.height,
+                getComputedStyle(text).fill, back];
+        })"""
+    )
+    assert len(nodes) > 20
+    for name, left, right, height, colour, back in nodes:
+        assert left > 0, name
+        assert right >= 0, name
+        assert height >= 11, name
+        assert contrast(colour, back) >= 4.5, name

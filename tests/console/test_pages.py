@@ -10,7 +10,18 @@ from vitok.console.wording import count
 from vitok.errors import InvalidInput
 from vitok.systems.fraud.features import FEATURES
 
-PAGES = ("/", "/decisions", "/features", "/models", "/models/1", "/models/3", "/drift", "/alerts", "/releases")
+PAGES = (
+    "/",
+    "/decisions",
+    "/features",
+    "/features/customer",
+    "/models",
+    "/models/1",
+    "/models/3",
+    "/drift",
+    "/alerts",
+    "/releases",
+)
 MORE = (
     "/decisions?action=allow&page=2",
     "/decisions?customer=17&version=fraud%2F2",
@@ -90,6 +101,7 @@ def test_empty_states_say_so(tmp_path: Path) -> None:
         ("/decisions?customer=%00", 422, "printable"),
         ("/decisions/abc", 422, "UUID"),
         ("/decisions/00000000-0000-7000-8000-000000000000", 404, "does not exist"),
+        ("/features/nothing", 404, "does not exist"),
         ("/models/99", 404, "does not exist"),
         ("/models/0", 422, "at least 1"),
         ("/models/x", 422, "number of a version"),
@@ -204,8 +216,9 @@ def test_features_say_what_they_are(home: Home) -> None:
     for view in FEATURES.views:
         assert view.owner in text
         assert view.description in text
-    assert "in steps of 5 min" in text
     assert "fraud/3" in text
+    customer = check_markup(get(home.folder, "/features/customer").text).text
+    assert "in steps of 5 min" in customer
 
 
 def test_models_show_metrics_and_gates(home: Home) -> None:

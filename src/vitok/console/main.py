@@ -10,6 +10,8 @@ import typer
 
 from vitok import __version__, settings
 from vitok.clock import Clock, EventClock, SystemClock, duration
+from vitok.console import feature_commands
+from vitok.console.contract_commands import contract_app
 from vitok.errors import InvalidInput, VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -17,6 +19,8 @@ serve_app = typer.Typer(no_args_is_help=True, help="Starts the service of a syst
 demo_app = typer.Typer(no_args_is_help=True, help="Runs the whole turn of a system, for real.")
 app.add_typer(serve_app, name="serve")
 app.add_typer(demo_app, name="demo")
+app.add_typer(feature_commands.app, name="features")
+app.add_typer(contract_app, name="contract")
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 

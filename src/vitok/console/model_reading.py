@@ -1,4 +1,4 @@
-"""What decides: the features that are declared, and the versions with their evidence."""
+"""What decides: the versions with their evidence."""
 
 import dataclasses
 import math
@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitok.clock import duration
 from vitok.console import stores
-from vitok.console.wording import figure, interval, length, spoken, time
+from vitok.console.wording import figure, interval, time
 from vitok.errors import InvalidInput
-from vitok.features import FeatureSet, OnDemand, View, Window
-from vitok.monitoring import ReferenceProfile
 from vitok.registry import Entry, Verdict, Version, model_card
 from vitok.stats import Estimate
-from vitok.systems.fraud.features import CALENDAR, FEATURES
 from vitok.systems.fraud.messages import SYSTEM
 
 # In this order on every page; what a version measured besides comes after.
@@ -22,197 +18,6 @@ METRICS = ("average_precision", "auc", "card_precision_100", "calibration_error"
 LOWER_IS_BETTER = ("calibration_error", "cost_per_decision", "brier", "rules_cost_per_decision")
 # What the page shows in a place of its own; the stage of a card is that of the day it was written.
 _ELSEWHERE = ("stage", "registered", "package digest", "run")
-_AGGREGATES = {
-    "count": "How many {source}",
-    "sum": "Sum of {column} over {source}",
-    "mean": "Mean of {column} over {source}",
-    "distinct": "How many different values of {column} in {source}",
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureSeenNow:
-    """One feature, as it is declared and as the reference of the version in Production has it.
-
-    Attributes:
-        name: Name of the feature.
-        meaning: What it is, in words.
-        window: Length of its window, or empty.
-        tail: How the end of the window moves, or empty.
-        median: Median of the reference; NaN where it is not known.
-        null_share: Share of the reference without a value; NaN where it is not known.
-        watched: Whether drift is looked for in it.
-    """
-
-    name: str
-    meaning: str
-    window: str
-    tail: str
-    median: float
-    null_share: float
-    watched: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureGroup:
-    """Features declared together.
-
-    Attributes:
-        name: Name of the view, `"request"`, or `"on demand"`.
-        title: What the group is, in words.
-        owner: Who answers for it, or empty.
-        description: What it says, or empty.
-        entity: Whom the features are about, with the key, or empty.
-        source: Which events are aggregated, or empty.
-        rule: What else holds for all of them, in words, or empty.
-        features: The features.
-    """
-
-    name: str
-    title: str
-    owner: str
-    description: str
-    entity: str
-    source: str
-    rule: str
-    features: tuple[FeatureSeenNow, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureUse:
-    """Whether a version uses the features as they are declared now.
-
-    Attributes:
-        version: The version.
-        features_version: Hash of the definitions that it was fitted on.
-        inputs: How many of them it takes.
-        current: Whether these are the definitions that are declared now.
-    """
-
-    version: Version
-    features_version: str
-    inputs: int
-    current: bool
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesSeen:
-    """The declared features and who uses them.
-
-    Attributes:
-        version: Hash of the definitions.
-        groups: The features by where they come from.
-        uses: Every version, newest first.
-        reference: Version whose reference the medians are of, or None.
-    """
-
-    version: str
-    groups: tuple[FeatureGroup, ...]
-    uses: tuple[FeatureUse, ...]
-    reference: str | None
-
-    @property
-    def count(self) -> int:
-        """How many features there are."""
-        return sum(len(group.features) for group in self.groups)
-
-    def __str__(self) -> str:
-        lines = [f"{self.count} features, definitions {self.version}"]
-        lines += [
-            f"  {feature.name:<28} {feature.meaning}" + (f", {feature.window}" if feature.window else "")
-            for group in self.groups
-            for feature in group.features
-        ]
-        return "\n".join(lines)
-
-
-def features(home: Path) -> FeaturesSeen:
-    """Reads the declared features, and which versions use them."""
-    state = stores.state(home)
-    reference = None if state.production is None else state.version(state.production)
-    profile = None if reference is None else stores.profile(home, reference)
-    uses = []
-    for version in reversed(state.versions):
-        declared = stores.document(home, version, "features.json") or {}
-        signature = stores.document(home, version, "signature.json") or {}
-        hashed = str(declared.get("version", ""))
-        uses.append(
-            FeatureUse(
-                version=version,
-                features_version=hashed,
-                inputs=len(signature.get("inputs", ())),
-                current=hashed == FEATURES.version,
-            )
-        )
-    return FeaturesSeen(
-        version=FEATURES.version,
-        groups=_groups(FEATURES, profile),
-        uses=tuple(uses),
-        reference=reference.name if profile is not None and reference is not None else None,
-    )
-
-
-def _groups(declared: FeatureSet, profile: ReferenceProfile | None) -> tuple[FeatureGroup, ...]:
-    groups = []
-    if declared.request:
-        items = tuple(_feature(name, "As it comes with the request", "", "", profile) for name in declared.request)
-        groups.append(_group("request", "From the request", items))
-    groups += [_view(view, profile) for view in declared.views]
-    if declared.on_demand:
-        computed = tuple(_feature(item.name, _computed(item), "", "", profile) for item in declared.on_demand)
-        groups.append(_group("on demand", "Computed from the others when asked", computed))
-    return tuple(groups)
-
-
-def _group(name: str, title: str, items: tuple[FeatureSeenNow, ...]) -> FeatureGroup:
-    return FeatureGroup(name=name, title=title, owner="", description="", entity="", source="", rule="", features=items)
-
-
-def _view(view: View, profile: ReferenceProfile | None) -> FeatureGroup:
-    items = []
-    names = iter(view.feature_names)
-    for aggregation in view.aggregations:
-        meaning = _AGGREGATES[aggregation.kind].format(source=view.source.name, column=aggregation.column)
-        for span in aggregation.over:
-            window = Window.of(span, exact=view.exact)
-            tail = "exact" if window.hop == 1 else f"in steps of {length(window.hop)}"
-            items.append(_feature(next(names), meaning, length(duration(span)), tail, profile))
-    included = "The event that asks is part of its own windows." if view.include_current else ""
-    return FeatureGroup(
-        name=view.name,
-        title=spoken(view.name).capitalize(),
-        owner=view.owner,
-        description=view.description,
-        entity=f"{view.entity.name} ({view.entity.key})",
-        source=f"{view.source.name}, by {spoken(view.source.event_time)}",
-        rule=included or "The event that asks is not part of its own windows.",
-        features=tuple(items),
-    )
-
-
-def _computed(item: OnDemand) -> str:
-    text = (item.function.__doc__ or "").strip().partition("\n")[0]
-    return f"{text} From {', '.join(spoken(name) for name in item.inputs)}.".strip()
-
-
-def _feature(name: str, meaning: str, window: str, tail: str, profile: ReferenceProfile | None) -> FeatureSeenNow:
-    median, null_share = math.nan, math.nan
-    if profile is not None and name in profile.columns:
-        at = profile.columns.index(name)
-        counts = profile.counts[at]
-        null_share = int(counts[0]) / profile.n
-        valued = counts[1:].cumsum()
-        if valued[-1]:
-            median = profile.edges[at].centers[1 + int((valued >= valued[-1] / 2).argmax())]
-    return FeatureSeenNow(
-        name=name,
-        meaning=meaning,
-        window=window,
-        tail=tail,
-        median=median,
-        null_share=null_share,
-        watched=name not in CALENDAR,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitok.decisions.schema import FEATURE_PREFIX, readable
 from vitok.decisions.sealing import open_rows
 from vitok.decisions.segments import Segment, sealed_path, segments
 
@@ -47,6 +48,51 @@ def newest(
             rows += [_named(row) for row in wanted.rows(named=True)]
         total += here
     return rows, total
+
+
+def latest_rows(folder: Path, columns: Sequence[str], *, most: int) -> "pl.DataFrame | None":
+    """Reads the last rows of a log, those of open segments with their features.
+
+    Args:
+        folder: Folder of a log of decisions or outcomes.
+        columns: Names of the columns wanted; a segment that lacks one has nulls there.
+        most: How many rows are wanted.
+
+    Returns:
+        The rows, of the latest segment first; None where there are none.
+    """
+    import polars as pl
+
+    parts: list[pl.DataFrame] = []
+    left = most
+    opened = _whole if any(name.startswith(FEATURE_PREFIX) for name in columns) else _frame
+    for segment in reversed(segments(folder)):
+        frame = opened(folder, segment)
+        if frame is None:
+            continue
+        names = frame.collect_schema().names()
+        part = frame.select([name for name in columns if name in names]).tail(left).collect()
+        if part.height:
+            parts.append(part)
+            left -= part.height
+        if left <= 0:
+            break
+    return pl.concat(parts, how="diagonal_relaxed") if parts else None
+
+
+def _whole(folder: Path, segment: Segment) -> "pl.LazyFrame | None":
+    import polars as pl
+
+    if segment.sealed:
+        return pl.scan_parquet(segment.path, glob=False)
+    try:
+        table = open_rows(segment.path)[0]
+    except FileNotFoundError:
+        # It was sealed since the folder was listed.
+        path = sealed_path(folder, segment.number)
+        return pl.scan_parquet(path, glob=False) if path.exists() else None
+    frame = pl.from_arrow(readable(table)) if table.column_names else None
+    return frame.lazy() if isinstance(frame, pl.DataFrame) else None
 
 
 def _length(frame: "pl.LazyFrame") -> int:

@@ -112,6 +112,7 @@ def routes(service_or_home: "FraudService | Path | str") -> "list[BaseRoute]":
         page("/decisions", _decisions),
         page("/decisions/{decision_id}", _decision),
         page("/features", _features),
+        page("/features/{view}", _view),
         page("/models", _models),
         page("/models/{version}", _model),
         page("/drift", _drift),
@@ -247,6 +248,10 @@ def _decision(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
 
 def _features(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
     return "features.html", {"seen": reading.features(home)}
+
+
+def _view(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    return "view.html", {"seen": reading.view_story(home, request.path_params["view"])}
 
 
 def _models(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:

@@ -19,14 +19,8 @@ from vitok.console.decision_reading import (
     decisions_page,
 )
 from vitok.console.drift_reading import AlertsSeen, DriftSeen, alerts, drift
-from vitok.console.model_reading import (
-    FeaturesSeen,
-    VersionsSeen,
-    VersionStory,
-    features,
-    version_story,
-    versions,
-)
+from vitok.console.feature_story import FeaturesSeen, ViewStory, features, view_story
+from vitok.console.model_reading import VersionsSeen, VersionStory, version_story, versions
 from vitok.console.newest import newest
 from vitok.console.release_reading import ReleasesSeen, releases
 from vitok.console.wording import count, money, plural, share, spoken, time
@@ -52,6 +46,7 @@ __all__ = [
     "ReleasesSeen",
     "VersionStory",
     "VersionsSeen",
+    "ViewStory",
     "alerts",
     "decision_story",
     "decisions_page",
@@ -61,6 +56,7 @@ __all__ = [
     "releases",
     "version_story",
     "versions",
+    "view_story",
 ]
 
 PERIOD = 60 * DAY

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitok.errors import NotFound
+from vitok.features.catalogue import Catalogue
 from vitok.loop import Records
 from vitok.monitoring import Alerts, ReferenceProfile, Sketches
 from vitok.policies import TierPolicy
@@ -123,6 +124,11 @@ def policy(home: Path, version: Version) -> TierPolicy | None:
     """Returns the policy of a version, or None where its package has none."""
     found = document(home, version, "policy.json")
     return None if found is None else TierPolicy.from_dict(found)
+
+
+def catalogue(home: Path) -> Catalogue:
+    """Returns the catalogue of definitions; an empty one where nothing was ever registered."""
+    return Catalogue(home / "features")
 
 
 def logs(home: Path) -> Path | None:

@@ -1,19 +1,25 @@
 """A contract as it is used: tables with their fields, rules, promises of volume and of freshness."""
 
+import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitok.contracts.rules import LogicalType, Metric, Rule, Severity
+from vitok.contracts.measures import Measure
+from vitok.contracts.rules import Comparison, LogicalType, Metric, Rule, Severity
 from vitok.errors import InvalidInput, NotFound, StoreError
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from vitok.contracts.keys import KeyMemory
     from vitok.contracts.report import CheckReport
     from vitok.contracts.rows import Violation
+    from vitok.contracts.streams import BatchChecker
+
+    Reference = pl.DataFrame | pl.LazyFrame | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,84 @@ class Freshness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """When data must be there: by a time of the day, or every so often.
+
+    Attributes:
+        table: Name of the table.
+        field: A field of type timestamp or date.
+        name: `"timeOfAvailability"` or `"frequency"`.
+        every: Length of a period in microseconds: each of them brings data of its own.
+        due: For `timeOfAvailability` the time of day, in microseconds after midnight.
+        zone: The time zone of that day: a name such as `"Europe/Berlin"`, or an offset such as `"-08:00"`.
+        wanted: The promise as a phrase that follows "must".
+        severity: `warn` or `block`.
+    """
+
+    table: str
+    field: str
+    name: str
+    every: int
+    due: int = 0
+    zone: str = "UTC"
+    wanted: str
+    severity: Severity = "warn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relationship:
+    """Fields whose values must be there in another table; a row with a null in one of them is not compared.
+
+    Attributes:
+        fields: The fields of this table.
+        table: Name of the other table, by which its data is given; it may be this one.
+        columns: The columns there, in the order of `fields`.
+        rule: The rule `relationship`.
+    """
+
+    fields: tuple[str, ...]
+    table: str
+    columns: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A condition on one row, in SQL, that no row may fulfil, or only so many.
+
+    Attributes:
+        text: The condition; see `vitok.contracts.predicates`.
+        rule: The rule `sql`.
+        comparison: How many rows may fulfil it; None where each that does breaks the rule.
+        percent: True where that is a share of the rows, in percent.
+    """
+
+    text: str
+    rule: Rule
+    comparison: Comparison | None = None
+    percent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A query in SQL that gives one number, and what it must be.
+
+    Attributes:
+        text: The query, with the names of the table and the column filled in.
+        field: The property it stands under, or "" for the table.
+        wanted: What the number must be, as a phrase that follows "must".
+        comparison: The same to calculate with.
+        severity: `warn` or `block`.
+    """
+
+    text: str
+    field: str
+    wanted: str
+    comparison: Comparison
+    severity: Severity = "warn"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """One schema object of a contract.
 
@@ -79,6 +163,10 @@ class Table:
         fields: The fields in the order of the contract.
         keys: What must be unique.
         metrics: Numbers counted over the whole table.
+        relationships: What must be there in other tables.
+        conditions: Conditions on one row, in SQL.
+        queries: Queries over the whole table, in SQL.
+        measures: Bounds of the distributions of its columns.
     """
 
     name: str
@@ -86,11 +174,26 @@ class Table:
     fields: tuple[Field, ...] = ()
     keys: tuple[Key, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    relationships: tuple[Relationship, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    queries: tuple[Query, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the fields."""
         return tuple(item.name for item in self.fields)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Logical types of the fields, by name."""
+        return {item.name: item.logical_type for item in self.fields}
+
+    @property
+    def row_rules_only(self) -> "Table":
+        """The same table without what judges a whole delivery: for rows that are only a part of one."""
+        conditions = tuple(item for item in self.conditions if item.comparison is None)
+        return replace(self, metrics=(), queries=(), measures=(), conditions=conditions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +210,7 @@ class Contract:
         description: What the data is for, or "".
         tables: The schema objects.
         freshness: How old the data may be.
+        deliveries: When data must be there.
         not_checked: What the contract says and this room keeps but does not check, a sentence each.
         text: The contract as it was written; `dump` writes it back.
     """
@@ -120,6 +224,7 @@ class Contract:
     description: str
     tables: tuple[Table, ...]
     freshness: tuple[Freshness, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
     not_checked: tuple[str, ...] = ()
     text: str = field(repr=False)
 
@@ -152,8 +257,16 @@ class Contract:
         now: int | None = None,
         schema: str | None = None,
         expected_rows: int | None = None,
+        volume_history: "pl.DataFrame | None" = None,
+        day: dt.date | None = None,
+        arrived: int | None = None,
+        references: "Mapping[str, Reference] | None" = None,
     ) -> "CheckReport":
         """Checks a table in one pass and parts its rows into accepted and rejected.
+
+        A lazy frame is read once where all rules of rows hold, a second time for the rows that break one, and twice
+        more where keys repeat; what it reads must not change meanwhile. It may be larger than memory: held are eight
+        bytes a row for each key, the keys of other tables, and rejected rows.
 
         Args:
             frame: The data. Columns that the contract does not know are kept as they are.
@@ -161,6 +274,13 @@ class Contract:
             schema: Name of the table in the contract; may be left out where there is one only.
             expected_rows: How many rows were to be expected, at least 1. A `rowCount` in percent is a share of
                 it; where the contract has none, a count more than 10 % off is reported.
+            volume_history: How many rows came on other days, as columns `day` (dates) and `count`: rows are expected
+                as on the same day of the week. Only where `expected_rows` is not given.
+            day: The day that this delivery is counted for in `volume_history`; by default that of `now`, in UTC.
+            arrived: When this delivery arrived, in microseconds: the second clock of `timeOfAvailability`, and that
+                of `frequency`.
+            references: Data of the tables that relationships point to, by name: a frame, or a file that
+                `vitok.contracts.files.scan` can open. A table may point to itself without it.
 
         Returns:
             The report with the accepted rows, cast to the contract's types, and the rejected ones with reasons.
@@ -169,13 +289,50 @@ class Contract:
             ContractBroken: If a column is missing or of another type, more than half of a column's texts cannot be
                 read as its type, or a rule of severity `block` is broken.
             InvalidInput: If an argument is wrong.
+            StoreError: If the data cannot be read, or changed while it was.
         """
         from vitok.contracts.batch import check
 
-        return check(self, self.table(schema), frame, now=now, expected_rows=expected_rows)
+        return check(
+            self,
+            self.table(schema),
+            frame,
+            now=now,
+            expected_rows=expected_rows,
+            volume_history=volume_history,
+            day=day,
+            arrived=arrived,
+            references=references,
+        )
+
+    def batch_checker(
+        self,
+        table: str | None = None,
+        *,
+        keys: "KeyMemory | None" = None,
+        references: "Mapping[str, Reference] | None" = None,
+    ) -> "BatchChecker":
+        """Compiles the rules of a table for the batches of a stream, which share one memory.
+
+        Args:
+            table: Name of the table; may be left out where there is one only.
+            keys: Remembers accepted keys and counts for a period, also over restarts; by default it remembers a day
+                and ends with the process.
+            references: As `check` takes them; read once, when they are first needed.
+
+        Returns:
+            A checker; see `BatchChecker`.
+        """
+        from vitok.contracts.streams import BatchChecker
+
+        return BatchChecker(self, self.table(table), keys=keys, references=references)
 
     def row_checker(
-        self, table: str | None = None, *, extra: Literal["reject", "ignore"] = "reject"
+        self,
+        table: str | None = None,
+        *,
+        extra: Literal["reject", "ignore"] = "reject",
+        references: "Mapping[str, Reference] | None" = None,
     ) -> "Callable[[Mapping[str, Any]], list[Violation]]":
         """Compiles the rules of a table into a function that checks one request.
 
@@ -186,6 +343,8 @@ class Contract:
         Args:
             table: Name of the table; may be left out where there is one only.
             extra: What to do about keys that the contract does not know.
+            references: As `check` takes them; read now, and held in memory. A relationship to a table that is not
+                given is not checked.
 
         Returns:
             A function from a request to its violations, none where it is good. A key that is not there counts as
@@ -193,7 +352,13 @@ class Contract:
         """
         from vitok.contracts.rows import compile_checker
 
-        return compile_checker(self.table(table), extra=extra)
+        chosen = self.table(table)
+        known: dict[int, frozenset[Any]] = {}
+        if references:
+            from vitok.contracts.references import key_sets
+
+            known = key_sets(chosen, references)
+        return compile_checker(chosen, extra=extra, references=known)
 
     def json_schema(self, table: str | None = None) -> dict[str, Any]:
         """Writes a table as a JSON Schema (2020-12), as an OpenAPI 3.1 document wants it.
@@ -231,4 +396,10 @@ class Contract:
             lines.extend(f"  {m.name} {' '.join(m.fields)}".rstrip() + f" must {m.wanted}" for m in table.metrics)
             fresh = [item for item in self.freshness if item.table == table.name]
             lines.extend(f"  {item.name} of {item.field} must {item.wanted}" for item in fresh)
+            lines.extend(f"  {', '.join(r.fields)} must {r.rule.wanted}" for r in table.relationships)
+            lines.extend(f"  rows must {item.rule.wanted}" for item in table.conditions)
+            lines.extend(f"  {item.text} must {item.wanted}" for item in table.queries)
+            lines.extend(f"  {item.label} of {item.field} must {item.wanted}" for item in table.measures)
+            coming = [item for item in self.deliveries if item.table == table.name]
+            lines.extend(f"  {item.name} of {item.field} must {item.wanted}" for item in coming)
         return "\n".join(lines)

@@ -1,7 +1,8 @@
 """The rules of a contract, and the words in which each of them is stated, for a table and for one request alike.
 
-A null breaks `required` and nothing else. A value that cannot be read as its type breaks `type` and nothing else; a
-NaN or an infinity breaks `finite` and nothing else. All other rules see only values that passed these.
+A null breaks `required` and nothing else: it is in no range, in no list and in no relation, and breaks none. A value
+that cannot be read as its type breaks `type` and nothing else; a NaN or an infinity breaks `finite` and nothing else.
+All other rules see only values that passed these; to a condition in SQL the others are null, which is unknown.
 """
 
 import re
@@ -50,7 +51,8 @@ class Rule:
 
     Attributes:
         field: Name of the field; of a rule over several fields, their names joined by commas.
-        name: Name of the rule as ODCS spells it, such as `"minimum"`; also `"type"` and `"finite"`.
+        name: Name of the rule as ODCS spells it, such as `"minimum"`; also `"type"`, `"finite"`, `"unique"`,
+            `"relationship"` and `"sql"`.
         wanted: The rule as a phrase that follows "must".
         severity: What happens to data that breaks it: `block` stops the run, `quarantine` takes the row out, `warn`
             only reports it.
@@ -174,6 +176,10 @@ def rule(
             wanted = ("be one of " if name == "validValues" else "be none of ") + shown + more
         case "pattern":
             wanted = _RANGE_WORDS[name].format(bound)
+        case "relationship":
+            wanted = f"be there in {bound}"
+        case "sql":
+            wanted = f"not have {bound}"
         case _:
             wanted = _RANGE_WORDS[name].format(_shown(bound, logical_type))
     return Rule(field=field, name=name, wanted=wanted, severity=severity, bound=bound)

@@ -4,8 +4,35 @@ Only the protocol's methods are used by other rooms, and each engine passes the 
 (`tests/engines`). What is kept in a store, and when, is decided above.
 """
 
+from vitok.engines.event_stream import EventStream, Message, Outgoing, open_stream, publish
+from vitok.engines.kafka import KafkaStream
 from vitok.engines.key_value import KeyValueStore, open_store
-from vitok.engines.lmdb import LmdbStore
-from vitok.engines.memory import MemoryStore
+from vitok.engines.lmdb import LmdbRows, LmdbStore
+from vitok.engines.memory import MemoryRows, MemoryStore
+from vitok.engines.memory_topic import MemoryStream, MemoryTopic
+from vitok.engines.redis import RedisRows
+from vitok.engines.row_store import HEADER, Row, RowStore, open_rows, pack_version, unpack_version
 
-__all__ = ["KeyValueStore", "LmdbStore", "MemoryStore", "open_store"]
+__all__ = [
+    "HEADER",
+    "EventStream",
+    "KafkaStream",
+    "KeyValueStore",
+    "LmdbRows",
+    "LmdbStore",
+    "MemoryRows",
+    "MemoryStore",
+    "MemoryStream",
+    "MemoryTopic",
+    "Message",
+    "Outgoing",
+    "RedisRows",
+    "Row",
+    "RowStore",
+    "open_rows",
+    "open_store",
+    "open_stream",
+    "pack_version",
+    "publish",
+    "unpack_version",
+]

@@ -1,113 +1,54 @@
-"""Features as of now: the state of each key's windows, kept event by event, durable with the log's position.
+"""Features as of now: the windows of each key, kept up to date by events, durable with the position of their stream.
 
-State lives in memory and in a key-value store. A checkpoint writes what changed, the events seen, and the positions
-of the logs that were read so far in one atomic commit; after a crash the owner reads the logs on from those positions
-and nothing is lost or counted twice.
+State lives in memory and in a key-value store. With `journal=True` each batch of events is written to the store, with
+the stream's positions, in one atomic commit before it counts, so that a process which dies forgets nothing and counts
+nothing twice. Without a journal the owner's own log is one: a checkpoint writes what changed and the positions of the
+logs read so far in one commit, and the owner reads its logs on from there.
 """
 
-import hashlib
 import json
-import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitok.clock import DAY, duration
+from vitok.clock import DAY, MINUTE, Clock, duration
 from vitok.engines import KeyValueStore
+from vitok.engines.row_store import RowStore
 from vitok.errors import Conflict, InvalidInput, StoreError
-from vitok.features import windows
-from vitok.features.definitions import FeatureSet, View
-from vitok.features.table import ordered_events
+from vitok.features import intake
+from vitok.features.definitions import FeatureSet
+from vitok.features.events import Events, one_key
+from vitok.features.fingerprints import fingerprint_texts
+from vitok.features.hashing import SeenIds
+from vitok.features.lanes import NUMBER, ORDERED, Checkpoint, Lane, writes
+from vitok.features.rows import encode_key
+from vitok.features.sources import Entity, Source
 
 if TYPE_CHECKING:
     import polars as pl
 
-FRESH, MISSING, LATE = "fresh", "missing", "late"
-_COUNT = struct.Struct("<q")
-_ROOM = 16
-
-
-class _State:
-    # Entries of one key in one view: time, count and codes in `ints`, sums in `sums`, `n` of them in use.
-    __slots__ = ("ints", "n", "sums")
-
-    def __init__(self, ints: np.ndarray, sums: np.ndarray, n: int) -> None:
-        self.ints, self.sums, self.n = ints, sums, n
-
-    def pack(self) -> bytes:
-        return _COUNT.pack(self.n) + self.ints[: self.n].tobytes() + self.sums[: self.n].tobytes()
-
-
-class _Slot:
-    # What one view needs at hand on the hot path, and the states of its keys.
-    def __init__(self, view: View, first: int) -> None:
-        self.view = view
-        self.key = view.entity.key
-        self.table = f"state:{view.name}"
-        self.values = view.value_columns
-        self.codes = view.distinct_columns
-        self.bounds, self.plan = view.bounds(), view.plan()
-        self.columns = slice(first, first + len(view.feature_names))
-        self.states: dict[str, _State] = {}
-        self.dirty: dict[str, _State] = {}
-        self.empty = np.where(self.plan[:, 0] == windows.MEAN, np.nan, 0.0)
-
-    def unpack(self, blob: bytes) -> _State:
-        (n,) = _COUNT.unpack_from(blob)
-        width, columns = 2 + len(self.codes), len(self.values)
-        ints = np.zeros((n + _ROOM, width), np.int64)
-        sums = np.zeros((n + _ROOM, columns))
-        ints[:n] = np.frombuffer(blob, np.int64, n * width, 8).reshape(n, width)
-        sums[:n] = np.frombuffer(blob, np.float64, n * columns, 8 + 8 * n * width).reshape(n, columns)
-        return _State(ints, sums, n)
-
-    def new(self) -> _State:
-        return _State(np.zeros((_ROOM, 2 + len(self.codes)), np.int64), np.zeros((_ROOM, len(self.values))), 0)
-
-
-class Checkpoint:
-    """What one checkpoint will write: taken in an instant, saved at leisure, from any thread."""
-
-    def __init__(self, states: dict[tuple[int, str], _State], events: dict[tuple[str, bytes], bytes]) -> None:
-        self.states = states
-        self.events = events
-        self.waiting = dict(states)
-        self.blobs: list[tuple[tuple[int, str], bytes]] = []
-        self.lock = threading.Lock()
-        self.failed = False
-        self.meta: dict[str, bytes] = {}
-
-    def keep(self, name: tuple[int, str]) -> None:
-        """Packs a state before its owner changes it."""
-        with self.lock:
-            state = self.waiting.pop(name, None)
-            if state is not None:
-                self.blobs.append((name, state.pack()))
-
-    def drain(self) -> Iterator[tuple[tuple[int, str], bytes]]:
-        """Packs what is left, one state at a time so that the owner waits for one at most."""
-        while True:
-            with self.lock:
-                if not self.waiting:
-                    break
-                name, state = self.waiting.popitem()
-                self.blobs.append((name, state.pack()))
-        yield from self.blobs
+STATUS = ("fresh", "missing", "late")
+FORMAT = b"2"
+_JOURNAL_LIMIT = 256 << 20  # bytes of journal after which a checkpoint is due
 
 
 class OnlineFeatures:
-    """The online side of a feature set: reads and adds events one by one, in any order within the lateness.
+    """The online side of the windows of a feature set: adds events and answers as of any moment.
 
-    One process writes. Reading a key and adding an event cost some microseconds each.
+    One process writes. Events may come in any order; a question may come up to the lateness behind the newest event
+    of its key and is still exact. Views of latest values and embeddings are not kept here (see `FeatureReader`).
 
     Args:
         features: The definitions.
         store: Where the state is kept.
-        lateness: How far behind the newest event of a key an event or a question may come and still be exact.
-        keep_events: How long event ids are remembered; by default the longest window and 15 days more.
-        max_cached: States of keys held in memory a view, at most (more are read from the store again).
+        lateness: How far behind the newest event of its key a question may come and still be exact.
+        keep_events: How long event ids are remembered; by default the longest window and the lateness. An older
+            event is refused, since nobody could tell whether it was counted.
+        max_cached: Keys held in memory a view, at most (more are read from the store again).
+        journal: Whether `ingest` writes each batch to the store before it counts.
+        clock: If given, an event more than five minutes after its present is refused.
 
     Raises:
         Conflict: If the store was filled from other definitions.
@@ -135,88 +76,250 @@ class OnlineFeatures:
         features: FeatureSet,
         store: KeyValueStore,
         *,
-        lateness: str | int = "1h",
+        lateness: str | int = "10m",
         keep_events: str | int | None = None,
-        max_cached: int = 250_000,
+        max_cached: int = 1_000_000,
+        journal: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.features = features
         self.store = store
-        self._lateness = duration(lateness)
-        self._keep = duration(keep_events) if keep_events else features.longest + 15 * DAY
+        self.lateness = duration(lateness)
+        self._keep = duration(keep_events) if keep_events else features.longest + self.lateness
         self._max_cached = max_cached
-        self._slots: list[_Slot] = []
-        at = len(features.request)
-        for view in features.views:
+        self._journal = journal
+        self._clock = clock
+        self._lanes: list[Lane] = []
+        for view in features.windowed:
             if view.include_current:
                 raise InvalidInput(f"view {view.name!r}: include_current", True, "be off for features that are served")
-            self._slots.append(_Slot(view, at))
-            at += len(view.feature_names)
+            self._lanes.append(Lane(view, features.columns_of[view.name], self.lateness))
+        self._sources = {lane.view.source.name: lane.view.source for lane in self._lanes}
         self._by_source = {
-            source.name: [(i, slot) for i, slot in enumerate(self._slots) if slot.view.source == source]
-            for source in features.sources
+            name: [lane for lane in self._lanes if lane.view.source.name == name] for name in self._sources
         }
-        self._events: dict[tuple[str, bytes], bytes] = {}
+        self._seen = {name: SeenIds() for name in self._sources}
+        self._new_ids: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._sources}
+        self._notes: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._saving: Checkpoint | None = None
-        newest = store.get("meta", b"newest")
-        self._newest = _COUNT.unpack(newest)[0] if newest else 0
-        self._swept_day = 0
-        version = store.get("meta", b"features")
-        if version is not None and version.decode() != features.version:
-            raise Conflict(
-                f"the online store holds features {version.decode()}, the definitions are {features.version}; "
-                "fill an empty store with backfill()"
-            )
+        self._lock = threading.Lock()
+        self._newest = 0
+        self._swept_day = -(2**31)
+        self._positions: dict[str, Any] = {}
+        self._sequence = 0
+        self._journal_bytes = 0
+        self.recovered_events = 0
+        self._open()
+
+    def _open(self) -> None:
+        version = self.store.get("meta", b"features")
+        if version is not None:
+            if version.decode() != self.features.version:
+                raise Conflict(
+                    f"the online store holds features {version.decode()}, the definitions are {self.features.version}; "
+                    "fill an empty store with backfill()"
+                )
+            if self.store.get("meta", b"format") != FORMAT:
+                raise Conflict("the online store was written by another version of vitok; fill an empty one")
+            self._newest = NUMBER.unpack(self.store.get("meta", b"newest") or bytes(8))[0]
+            self._positions = json.loads(self.store.get("meta", b"positions") or b"{}")
+        for lane in self._lanes:
+            lane.known_empty = next(iter(self.store.scan(lane.table)), None) is None
+        for name, seen in self._seen.items():
+            for key, blob in self.store.scan("ids", name.encode() + b"\0"):
+                del key
+                ids, days = intake.unpack_ids(blob)
+                seen.add(ids, days)
+        for key, record in self.store.scan("journal"):
+            self._sequence = ORDERED.unpack(key)[0]
+            self._journal_bytes += len(record)
+            source, positions, frame = intake.unpack_journal(record)
+            self._positions = positions
+            if frame is not None:
+                self._count(self._events(source, frame))
+                self.recovered_events += len(frame)
 
     @property
     def newest(self) -> int:
         """Time of the newest event, in microseconds; 0 where there was none."""
         return self._newest
 
-    def positions(self) -> dict[str, Any]:
-        """Returns the log positions of the last checkpoint; empty where there was none."""
-        raw = self.store.get("meta", b"positions")
-        return json.loads(raw) if raw else {}
+    @property
+    def n_keys(self) -> dict[str, int]:
+        """How many keys each view holds in memory."""
+        return {lane.view.name: len(lane.index) for lane in self._lanes}
 
-    def note(self, source: str, event_id: str) -> bytes | None:
-        """Returns what was noted with an event, or None where the event was not seen."""
-        name = (source, event_id.encode())
-        found = self._events.get(name)
-        if found is None and self._saving is not None:
-            found = self._saving.events.get(name)
-        if found is None:
-            found = self.store.get(f"event:{source}", name[1])
-        return found
+    def positions(self) -> dict[str, Any]:
+        """Returns the stream positions up to which events count and are durable; empty where there are none."""
+        return dict(self._positions)
+
+    # Adding
+
+    def ingest(
+        self,
+        source: str,
+        frame: "pl.DataFrame",
+        *,
+        positions: Mapping[str, Any] | None = None,
+        keep_rejected: "Callable[[pl.DataFrame], None] | None" = None,
+    ) -> intake.Ingested:
+        """Adds a batch of events.
+
+        Rows that cannot be used (no id, key or time, an infinite number, a time in the future or too long ago) are
+        returned with the reason; the others count. With a journal the batch and the positions are in the store when
+        this returns.
+
+        Args:
+            source: Name of the source.
+            frame: Its columns: id, times, keys, aggregated columns; others are ignored.
+            positions: Where the stream is to be read on after this batch, ready for JSON.
+            keep_rejected: Gets the refused rows, if there are any, before anything of the batch counts.
+
+        Raises:
+            InvalidInput: If a column is missing or of the wrong type; then nothing of the batch counts.
+            StoreError: If the journal could not be written; then nothing of the batch counts.
+        """
+        definition = self._source(source)
+        views = [lane.view for lane in self._by_source[source]]
+        latest = self._clock.now() + 5 * MINUTE if self._clock is not None else None
+        earliest = max(self._newest, 0) - self._keep
+        good, rejected = intake.part(definition, views, frame, earliest=earliest, latest=latest)
+        if keep_rejected is not None and len(rejected):
+            keep_rejected(rejected)
+        events = self._events(source, good)
+        new = self._remember(events)
+        n_new = int(new.sum())
+        n_late = int((new & (events.times < self._newest - self.lateness)).sum())
+        if n_new < len(events):
+            import polars as pl
+
+            good = good.filter(pl.Series(new))
+            events = intake.only(events, new)
+        after = self._positions if positions is None else dict(positions)
+        if self._journal and (n_new or positions is not None):
+            record = intake.pack_journal(source, after, good)
+            try:
+                self.store.commit([("journal", ORDERED.pack(self._sequence + 1), record), *self._first_meta()])
+            except StoreError:
+                self._seen[source].take_back(events.ids)
+                self._new_ids[source].pop()
+                raise
+            self._sequence += 1
+            self._journal_bytes += len(record)
+        self._positions = after
+        self._count(events, remembered=True)
+        if self._journal and self._journal_bytes > _JOURNAL_LIMIT:
+            self.checkpoint(self._positions)
+        return intake.Ingested(n_new=n_new, n_duplicate=len(new) - n_new, n_late=n_late, rejected=rejected)
 
     def add(self, source: str, event_id: str, time: int, row: Mapping[str, Any], *, note: bytes = b"") -> bool:
-        """Adds one event to every view of its source.
+        """Adds one event, without a journal.
 
         Args:
             source: Name of the source.
             event_id: A second event of the same id changes nothing.
             time: Event time in microseconds.
             row: Entity keys and aggregated columns.
-            note: Bytes to find again by `note`.
+            note: Bytes to find again by `note`; nothing is kept where they are empty.
 
         Returns:
             True where the event was new.
         """
-        if self.note(source, event_id) is not None:
-            return False
-        self._events[(source, event_id.encode())] = note
-        self._newest = max(self._newest, time)
-        for index, slot in self._by_source[source]:
-            key = row[slot.key]
-            state = self._state(slot, key) or slot.new()
-            if self._saving is not None:
-                self._saving.keep((index, key))
-            if state.n == len(state.ints):
-                self._make_room(slot, state)
-            codes = np.array([code(row[name]) for name in slot.codes], np.int64)
-            values = np.array([row[name] for name in slot.values], np.float64)
-            state.n = windows.insert(state.ints, state.sums, state.n, time, codes, values)
-            slot.states[key] = state
-            slot.dirty[key] = state
-        return True
+        return bool(self.add_many(source, [event_id], [time], [row], notes=[note] if note else ())[0])
+
+    def add_many(
+        self,
+        source: str,
+        event_ids: Sequence[str],
+        times: Sequence[int],
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        notes: Sequence[bytes] = (),
+    ) -> np.ndarray:
+        """Adds some events, without a journal.
+
+        Args:
+            source: Name of the source.
+            event_ids: Their ids; one that was seen before, or comes twice, changes nothing.
+            times: Event times in microseconds.
+            rows: Entity keys and aggregated columns.
+            notes: Bytes to find again by `note`, one an event.
+
+        Returns:
+            Which were new, shape (events,).
+        """
+        if not len(event_ids):
+            return np.zeros(0, np.bool_)
+        events = self._row_events(source, event_ids, times, rows)
+        new = self._remember(events)
+        self._count(intake.only(events, new), remembered=True)
+        for event_id, time, note, fresh in zip(event_ids, times, notes, new.tolist(), strict=False):
+            if fresh:
+                self._notes[source, encode_key(event_id)] = (note, time)
+        return new
+
+    def serve(
+        self,
+        source: str,
+        event_ids: Sequence[str],
+        times: Sequence[int],
+        rows: Sequence[Mapping[str, Any]],
+        out: np.ndarray,
+        *,
+        notes: Sequence[bytes] = (),
+    ) -> list[str]:
+        """For each event in turn: reads the windows of its entities as of its time, then adds it, without a journal.
+
+        Args:
+            source: Name of the source of the events.
+            event_ids: Ids that were not seen before and differ from each other.
+            times: Event times in microseconds.
+            rows: Entity keys of all views and the aggregated columns.
+            out: Shape (events, computed columns), float64; the columns of windows are written.
+            notes: Bytes to find again by `note`, one an event.
+
+        Returns:
+            The status of each event's features, as of `read`.
+        """
+        import polars as pl
+
+        events = self._row_events(source, event_ids, times, rows)
+        if not self._remember(events).all():
+            raise InvalidInput("event_ids", event_ids, "not have been seen before")
+        status = np.zeros(len(times), np.uint8)
+        looked: dict[Entity, tuple[Sequence[str] | pl.Series, np.ndarray]] = {}
+        for lane in self._lanes:
+            entity = lane.view.entity
+            if entity not in looked:
+                keys = events.keys.get(entity) or [entity.text(row) for row in rows]
+                looked[entity] = (keys, fingerprint_texts(keys))
+            block = out[:, lane.columns]
+            own = lane.view.source.name == source
+            slots = lane.slots(self.store, *looked[entity], create=own)
+            if own:
+                values, codes = events.values[lane.view.name], events.codes[lane.view.name]
+                lane.state.serve(slots, events.times, events.ingests, events.ties, values, codes, block, status)
+                lane.mark(slots)
+            else:
+                lane.state.read(slots, events.times, block, status)
+        self._newest = max(self._newest, *times)
+        for event_id, time, note in zip(event_ids, times, notes, strict=False):
+            self._notes[source, encode_key(event_id)] = (note, time)
+        return [STATUS[code] for code in status.tolist()]
+
+    # Reading
+
+    def seen(self, source: str, event_id: str) -> bool:
+        """Says whether an event counts already."""
+        return bool(self._seen[source].has(fingerprint_texts([event_id]))[0])
+
+    def note(self, source: str, event_id: str) -> bytes | None:
+        """Returns what was noted with an event, or None where nothing was."""
+        name = (source, encode_key(event_id))
+        found = self._notes.get(name)
+        if found is None and self._saving is not None:
+            found = self._saving.notes.get(name)
+        return found[0] if found is not None else self.store.get(f"note:{source}", name[1])
 
     def read(self, keys: Mapping[str, str], time: int, out: np.ndarray) -> str:
         """Reads every window of the given entities as of a time.
@@ -224,42 +327,97 @@ class OnlineFeatures:
         Args:
             keys: Entity key column to key.
             time: Microseconds; only earlier events count.
-            out: Shape (features,), float64; the columns of views are written.
+            out: Shape (computed columns,), float64; the columns of windows are written.
 
         Returns:
             `"fresh"`; `"missing"` where an entity was never seen; `"late"` where the question lies so far behind the
-            newest event that merged windows may answer it wrongly.
+            newest event of its key that merged windows may answer it wrongly.
         """
-        status = FRESH
-        for slot in self._slots:
-            state = self._state(slot, keys[slot.key])
-            if state is None:
-                out[slot.columns] = slot.empty
-                status = MISSING if status == FRESH else status
-                continue
-            windows.read(state.ints, state.sums, state.n, time, slot.bounds, slot.plan, out[slot.columns])
-        return LATE if time < self._newest - self._lateness else status
+        moment = np.array([time], np.int64)
+        status = np.zeros(1, np.uint8)
+        for lane in self._lanes:
+            texts = [one_key(lane.view.entity, keys)]
+            slots = lane.slots(self.store, texts, fingerprint_texts(texts), create=False)
+            lane.state.read(slots, moment, out[None, lane.columns], status)
+        return STATUS[int(status[0])]
 
-    def _state(self, slot: _Slot, key: str) -> _State | None:
-        state = slot.states.get(key)
-        if state is None:
-            blob = self.store.get(slot.table, key.encode())
-            if blob is None:
-                return None
-            state = slot.states[key] = slot.unpack(blob)
-        return state
+    def read_many(
+        self, keys: "Mapping[str, Sequence[Any] | pl.Series]", times: np.ndarray, out: np.ndarray
+    ) -> np.ndarray:
+        """Reads every window of many entities.
 
-    def _make_room(self, slot: _Slot, state: _State) -> None:
-        state.n = windows.compact(state.ints, state.sums, state.n, slot.bounds, self._lateness)
-        if state.n > len(state.ints) // 2:
-            state.ints = np.concatenate([state.ints, np.zeros_like(state.ints)])
-            state.sums = np.concatenate([state.sums, np.zeros_like(state.sums)])
+        Args:
+            keys: Entity key column to n keys.
+            times: Shape (n,), int64: as of when.
+            out: Shape (n, computed columns), float64; the columns of windows are written.
+
+        Returns:
+            Shape (n, windowed views), int64: time of the newest event that each view holds; -1 where an entity was
+            never seen.
+        """
+        import polars as pl
+
+        newest = np.empty((len(times), len(self._lanes)), np.int64)
+        for place, lane in enumerate(self._lanes):
+            columns = {name: pl.Series(keys[name]) if name in keys else None for name in lane.view.entity.keys}
+            gone = [name for name, column in columns.items() if column is None]
+            if gone:
+                raise InvalidInput("keys", sorted(keys), f"hold {', '.join(gone)}, the key of view {lane.view.name!r}")
+            texts = intake.keys_of(columns, lane.view.entity)
+            slots = lane.slots(self.store, texts, fingerprint_texts(texts), create=False)
+            lane.state.read(slots, np.asarray(times, np.int64), out[:, lane.columns])
+            newest[:, place] = np.where(slots < 0, -1, lane.state.newest_of(slots))
+        return newest
+
+    # Inside
+
+    def _source(self, name: str) -> Source:
+        if name not in self._sources:
+            raise InvalidInput("source", name, f"be one of {', '.join(sorted(self._sources)) or 'none'}")
+        return self._sources[name]
+
+    def _events(self, source: str, frame: "pl.DataFrame") -> Events:
+        return Events.of_frame(self._source(source), [lane.view for lane in self._by_source[source]], frame)
+
+    def _row_events(
+        self, source: str, ids: Sequence[str], times: Sequence[int], rows: Sequence[Mapping[str, Any]]
+    ) -> Events:
+        definition = self._source(source)
+        return Events.of_rows(definition, [lane.view for lane in self._by_source[source]], ids, times, rows)
+
+    def _remember(self, events: Events) -> np.ndarray:
+        days = (events.times // DAY).astype(np.int32)
+        new = self._seen[events.source.name].add(events.ids, days)
+        block = (events.ids, days) if new.all() else (events.ids[new], days[new])
+        self._new_ids[events.source.name].append(block)
+        return new
+
+    def _count(self, events: Events, *, remembered: bool = False) -> None:
+        if not remembered:
+            events = intake.only(events, self._remember(events))
+        if not len(events):
+            return
+        for lane in self._by_source[events.source.name]:
+            keys = events.keys[lane.view.entity]
+            slots = lane.slots(self.store, keys, fingerprint_texts(keys), create=True)
+            values, codes = events.values[lane.view.name], events.codes[lane.view.name]
+            lane.state.apply(slots, events.times, events.ingests, events.ties, values, codes)
+            lane.mark(slots)
+        self._newest = max(self._newest, int(events.times.max()))
+
+    def _first_meta(self) -> list[tuple[str, bytes, bytes]]:
+        # What tells a store that only has a journal yet from an empty one.
+        if self._sequence:
+            return []
+        return [("meta", b"features", self.features.version.encode()), ("meta", b"format", FORMAT)]
+
+    # Keeping
 
     def begin_checkpoint(self, positions: Mapping[str, Any]) -> Checkpoint:
         """Takes what has changed since the last checkpoint, in an instant; `save` writes it.
 
         Args:
-            positions: Log positions up to which events have been added, ready for JSON.
+            positions: Stream or log positions up to which events have been added, ready for JSON.
 
         Raises:
             Conflict: If the checkpoint before is still being saved.
@@ -267,23 +425,40 @@ class OnlineFeatures:
         if self._saving is not None:
             if not self._saving.failed:
                 raise Conflict("a checkpoint is still being saved; wait for it")
-            for (index, key), state in self._saving.states.items():
-                self._slots[index].dirty.setdefault(key, state)
-            self._events = {**self._saving.events, **self._events}
-        states = {(i, key): state for i, slot in enumerate(self._slots) for key, state in slot.dirty.items()}
-        checkpoint = Checkpoint(states, self._events)
-        checkpoint.meta = {
-            "features": self.features.version.encode(),
-            "positions": json.dumps(dict(positions)).encode(),
-            "newest": _COUNT.pack(self._newest),
-        }
-        for slot in self._slots:
-            slot.dirty = {}
-            if len(slot.states) > self._max_cached:
-                slot.states = {key: state for (_, key), state in states.items() if slot.states.get(key) is state}
-        self._events = {}
+            self._take_back(self._saving)
+        states = []
+        for lane in self._lanes:
+            slots = np.flatnonzero(lane.dirty)
+            states.append((lane, slots, [lane.texts[slot] for slot in slots.tolist()], lane.state.gather(slots)))
+        self._positions = dict(positions)
+        checkpoint = Checkpoint(
+            states=states,
+            ids=self._new_ids,
+            notes=self._notes,
+            meta={
+                "features": self.features.version.encode(),
+                "format": FORMAT,
+                "positions": json.dumps(self._positions).encode(),
+                "newest": NUMBER.pack(self._newest),
+            },
+            journal_until=self._sequence,
+        )
+        self._new_ids = {name: [] for name in self._sources}
+        self._notes = {}
         self._saving = checkpoint
+        for lane in self._lanes:
+            if len(lane.index) > self._max_cached:
+                lane.evict()
+            lane.dirty[:] = False
         return checkpoint
+
+    def _take_back(self, failed: Checkpoint) -> None:
+        for lane, _, texts, packed in failed.states:
+            lane.take_back(texts, packed)
+        for name, blocks in failed.ids.items():
+            self._new_ids[name] = [*blocks, *self._new_ids[name]]
+        self._notes = {**failed.notes, **self._notes}
+        self._saving = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint in one atomic commit; may run in another thread.
@@ -291,52 +466,57 @@ class OnlineFeatures:
         Raises:
             StoreError: If the store could not be written; the changes wait for the next checkpoint then.
         """
-        writes: list[tuple[str, bytes, bytes | None]] = []
-        for (index, key), blob in checkpoint.drain():
-            writes.append((self._slots[index].table, key.encode(), blob))
-        day = (self._newest + self._keep) // DAY
-        for (source, event_id), note in checkpoint.events.items():
-            writes.append((f"event:{source}", event_id, note))
-            writes.append(("expiry", struct.pack(">q", day) + f"{source}\0".encode() + event_id, b""))
-        writes.extend(self._expired())
-        writes.extend(("meta", name.encode(), value) for name, value in checkpoint.meta.items())
         try:
-            self.store.commit(writes)
+            self.store.commit(list(writes(self.store, checkpoint, keep=self._keep, swept_day=self._swept_day)))
         except StoreError:
             checkpoint.failed = True  # its owner takes the changes back, this may be another thread
             raise
+        self._swept_day = NUMBER.unpack(checkpoint.meta["newest"])[0] // DAY
+        self._journal_bytes = 0
         self._saving = None
 
     def checkpoint(self, positions: Mapping[str, Any] | None = None) -> None:
         """Takes and saves a checkpoint at once."""
-        self.save(self.begin_checkpoint(positions or {}))
+        self.save(self.begin_checkpoint(self._positions if positions is None else positions))
 
-    def _expired(self) -> Iterator[tuple[str, bytes, bytes | None]]:
-        # Event ids are forgotten a day at a time, once no window and no late answer can ask for them.
-        today = self._newest // DAY
-        if today == self._swept_day:
-            return
-        self._swept_day = today
-        for key, _ in self.store.scan("expiry"):
-            if struct.unpack_from(">q", key)[0] >= today:
-                return
-            source, _, event_id = key[8:].partition(b"\0")
-            yield f"event:{source.decode()}", event_id, None
-            yield "expiry", key, None
+    def publish(self, rows: RowStore, *, now: int) -> int:
+        """Writes the windows of keys that changed since the last call to a store that other processes read.
+
+        Args:
+            rows: Such as Redis; what was written by an earlier call, or by a backfill, is overwritten.
+            now: The present in microseconds; it orders the writes of one key, so it must not go back.
+
+        Returns:
+            How many rows were written.
+
+        Raises:
+            StoreError: If the store could not be written; the next call writes the same keys again.
+        """
+        written = 0
+        for lane in self._lanes:
+            written += lane.publish(rows, now)
+        return written
+
+    def expire(self) -> None:
+        """Forgets ids in memory that are too old to matter; call it now and then, such as once a day."""
+        for seen in self._seen.values():
+            seen.expire((self._newest - self._keep) // DAY)
 
     def backfill(
         self,
-        sources: Mapping[str, "pl.DataFrame"],
+        sources: "Mapping[str, pl.DataFrame]",
         *,
         until: int,
-        notes: Mapping[str, "pl.Series"] | None = None,
+        notes: "Mapping[str, pl.Series] | None" = None,
+        positions: Mapping[str, Any] | None = None,
     ) -> int:
         """Fills an empty store with the state that the history before `until` would have left.
 
         Args:
             sources: Source name to events, as for `table`.
             until: Microseconds; only earlier events count.
-            notes: Source name to a binary series, one note for each event; empty notes by default.
+            notes: Source name to a binary series, one note for each event; none by default.
+            positions: Where the streams are to be read on.
 
         Returns:
             How many events went in.
@@ -346,50 +526,60 @@ class OnlineFeatures:
         """
         import polars as pl
 
-        if self.store.get("meta", b"features") is not None:
+        if self.store.get("meta", b"features") is not None or self._newest:
             raise Conflict("the online store is not empty; backfill() fills an empty one")
-        writes: list[tuple[str, bytes, bytes | None]] = []
         total = 0
-        moment = pl.lit(until).cast(pl.Datetime("us", "UTC"))
-        oldest = pl.lit(until - self._keep).cast(pl.Datetime("us", "UTC"))
-        for source in self.features.sources:
-            events = sources[source.name]
-            at = pl.col(source.event_time)
-            events = events.with_columns((notes or {}).get(source.name, pl.lit(b"", pl.Binary)).alias("_note")).filter(
-                (at < moment) & (at >= oldest)
-            )
+        for name, source in self._sources.items():
+            if name not in sources:
+                raise InvalidInput("sources", sorted(sources), f"hold {name!r}, which the windows read")
+            frame = sources[name]
+            noted = (notes or {}).get(name)
+            if noted is not None:
+                frame = frame.with_columns(noted.alias("_note"))
+            at = pl.col(source.event_time).cast(pl.Datetime("us", "UTC")).to_physical()
+            frame = frame.filter((at < until) & (at >= until - self._keep))
+            events = self._events(name, frame)
+            new = self._remember(events)
+            order = np.argsort(events.times, kind="stable")
+            events = intake.only(events, order[new[order]])
+            self._count(events, remembered=True)
             total += len(events)
-            if len(events):
-                self._newest = max(self._newest, int(events[source.event_time].cast(pl.Int64).max()))  # type: ignore[arg-type]
-            times = events[source.event_time].cast(pl.Datetime("us", "UTC")).to_physical()
-            for event_id, time, note in zip(events[source.event_id], times, events["_note"], strict=True):
-                writes.append((f"event:{source.name}", event_id.encode(), note))
-                day = struct.pack(">q", (time + self._keep) // DAY)
-                writes.append(("expiry", day + f"{source.name}\0".encode() + event_id.encode(), b""))
-            for _, slot in self._by_source[source.name]:
-                writes.extend(self._backfilled(slot, events))
-        writes.append(("meta", b"features", self.features.version.encode()))
-        writes.append(("meta", b"positions", b"{}"))
-        writes.append(("meta", b"newest", _COUNT.pack(self._newest)))
-        self.store.commit(writes)
+            if noted is not None:
+                ids = frame[source.event_id].cast(pl.String)
+                for event_id, time, note in zip(ids, frame.select(at).to_series(), frame["_note"], strict=True):
+                    self._notes.setdefault((name, encode_key(event_id)), (note, time))
+        for lane in self._lanes:
+            for slot in range(len(lane.texts)):
+                lane.state.compact(slot)
+        self.checkpoint(positions or {})
         return total
 
-    def _backfilled(self, slot: _Slot, events: "pl.DataFrame") -> Iterator[tuple[str, bytes, bytes]]:
-        frame, keys, start, time, values = ordered_events(slot.view, events)
-        ints = np.ones((len(time), 2 + len(slot.codes)), np.int64)
-        ints[:, 0] = time
-        for column, name in enumerate(slot.codes):
-            different = frame[name].unique()
-            codes = {value: code(value) for value in different}
-            ints[:, 2 + column] = [codes[value] for value in frame[name]]
-        sums = np.ascontiguousarray(values.T).reshape(len(time), len(slot.values))
-        for i, key in enumerate(keys):
-            a, b = int(start[i]), int(start[i + 1])
-            n = windows.compact(ints[a:b], sums[a:b], b - a, slot.bounds, self._lateness)
-            if n:
-                yield slot.table, key.encode(), _State(ints[a : a + n], sums[a : a + n], n).pack()
+    def forget(self, entity: str, keys: Mapping[str, Any]) -> int:
+        """Forgets an entity: its windows are gone from memory and from the store when this returns.
 
+        Journal records that hold its events are replaced by a checkpoint. Notes and event ids stay: they do not name
+        the entity.
 
-def code(value: str) -> int:
-    """Returns 64 bits that stand for a value when different values are counted (BLAKE2b)."""
-    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little", signed=True)
+        Args:
+            entity: Name of the entity.
+            keys: Its key, by column.
+
+        Returns:
+            How many views held it.
+        """
+        self.checkpoint(self._positions)
+        n = 0
+        deletes: list[tuple[str, bytes, bytes | None]] = []
+        for lane in self._lanes:
+            if lane.view.entity.name != entity:
+                continue
+            text = one_key(lane.view.entity, keys)
+            held = self.store.get(lane.table, encode_key(text)) is not None
+            n += held
+            deletes.append((lane.table, encode_key(text), None))
+            slot = int(lane.index.find(fingerprint_texts([text]))[0])
+            if slot >= 0:
+                lane.state.clear(slot)
+                lane.dirty[slot] = False
+        self.store.commit(deletes)
+        return n

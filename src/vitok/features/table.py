@@ -1,37 +1,76 @@
-"""Point-in-time tables: what each feature was worth at each past moment, computed in one sweep a view."""
+"""Point-in-time tables: what each feature was worth at each past moment.
+
+Events are read once for each source and entity, dealt out to their keys and put in order in linear time; then one pass
+a view answers all questions of a key (see `sweep_kernels` and `order_kernels.newest`). What does not fit into memory
+is dealt out to files by key first, and answered one file after the other.
+"""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitok.errors import InvalidInput
-from vitok.features import windows
-from vitok.features.definitions import FeatureSet, View
+from vitok.features.answers import Answers, Matrix, Partitions, Spilled, joined
+from vitok.features.asof import AsOf
+from vitok.features.definitions import FeatureSet
+from vitok.features.events import microseconds, texts
+from vitok.features.fingerprints import fingerprint_texts
+from vitok.features.history import Input, Session
+from vitok.features.key_table import KeyReader, KeyTable, has_key
+from vitok.features.ordered import Asked, Collector
+from vitok.features.repeats import repeated_rows
+from vitok.features.sources import Entity, Source, unique
+from vitok.features.spine import Spine, TableWriter, disk
+from vitok.features.sweep import Sweep
+from vitok.features.views import AnyView, Embedding, Latest, View
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
-RELATIVE_TOLERANCE = 1e-9
+_MOST_PARTS = 256  # files that are open at once
+_SIGN = np.uint64(1 << 63)
+_FUTURE = 2**62
 
 
-def table(spine: "pl.DataFrame", features: FeatureSet, sources: Mapping[str, "pl.DataFrame"]) -> "pl.DataFrame":
+def table(
+    spine: "pl.DataFrame | pl.LazyFrame | str | Path | Sequence[str | Path]",
+    features: FeatureSet,
+    sources: Mapping[str, Any],
+    *,
+    into: str | Path | None = None,
+    memory_limit: str | int = "2GB",
+    indexes: Mapping[str, Any] | None = None,
+) -> "pl.DataFrame | Path":
     """Adds the value of each feature as of each row's `event_time`.
 
-    A row at time t sees events with `event_time < t` only. Rows in are rows out, in the same order.
+    A row at time t sees events with `event_time < t` that were known at t: whose ingest time is not after t, or, where
+    the view states a lag, whose event time and lag are not. Rows in are rows out, in the same order.
 
     Args:
-        spine: Rows to compute features for: `event_time` (Datetime us UTC), the entities' key columns and the request
-            columns of the feature set.
+        spine: Rows to compute features for: `event_time`, the entities' key columns and the request columns of the
+            feature set. A frame, or a path, folder or pattern of Parquet or CSV. A null key gives empty features.
         features: The definitions.
-        sources: Source name to its events: event id, event time, entity keys and the aggregated columns.
+        sources: Source name to its events, as frames or paths: event id, times, entity keys and the columns that are
+            asked for. Times are Datetime or Date; without a zone they are taken as UTC. Keys and ids in CSV files are
+            read as text.
+        into: A Parquet file to write instead of returning a frame; then nothing need fit into memory.
+        memory_limit: About how much memory to use for rows; what does not fit goes to a temporary folder.
+        indexes: By `"name@version"`, the vectors of embeddings: a mapping from key text to vector, or something that
+            takes a list of key texts and returns shape (n, dimension), NaN where there is none (a function, or an
+            object with such a method `vectors`).
 
     Returns:
-        The spine's columns and a float64 column for each feature that is not already a column of the spine.
+        The spine's columns and one for each feature that is not already a column of the spine: latest values in their
+        declared type, null where there is none, all others float64. With `into`, the path.
 
     Raises:
-        InvalidInput: If a column is missing, or a key, time or aggregated value is null or not finite.
+        InvalidInput: If a column is missing or of the wrong type, or a key, time or id of a source is null.
+        StoreError: If a disk is full or cannot be written.
 
     Example:
         >>> import polars as pl
@@ -44,224 +83,432 @@ def table(spine: "pl.DataFrame", features: FeatureSet, sources: Mapping[str, "pl
         [0.0, 1.0]
     """
     import polars as pl
+    import pyarrow as pa
 
-    time = _times(spine, "event_time", "spine")
-    names = features.names
-    values = np.full((len(spine), len(names)), np.nan)
-    at = 0
-    for name in features.request:
-        values[:, at] = _floats(spine, name, "spine", allow_null=True)
-        at += 1
     for view in features.views:
-        if view.source.name not in sources:
+        if not isinstance(view, Embedding) and view.source.name not in sources:
             raise InvalidInput("sources", sorted(sources), f"hold {view.source.name!r}, which view {view.name!r} reads")
-        width = len(view.feature_names)
-        values[:, at : at + width] = _view_values(spine, time, view, sources[view.source.name])
-        at += width
-    features.add_on_demand(values, time)
-    fresh = [name for name in names if name not in spine.columns]
-    return spine.with_columns(pl.Series(name, np.ascontiguousarray(values[:, names.index(name)])) for name in fresh)
+        if isinstance(view, Embedding) and view.reference not in (indexes or {}):
+            known = sorted(indexes or {})
+            raise InvalidInput("indexes", known, f"hold {view.reference!r}, which view {view.name!r} reads")
+    with Session(memory_limit) as session, disk("table"):
+        asks = Spine(session, spine, features.entity_keys, whole=into is None)
+        job = _Job(session, asks, features, sources, indexes or {}, spills=into is not None)
+        job.compute()
+        n_rows = 0
+        made: list[pa.Table] = []
+        writer: TableWriter | None = None
+        if into is not None:
+            writer = TableWriter(into, job.schema(asks.schema()), asks.columns)
+        try:
+            for block in asks.blocks(job.row_bytes):
+                columns = job.columns(block, n_rows)
+                n_rows += len(block)
+                if writer is None:
+                    made.append(pa.table(columns, schema=job.schema(pa.schema([]))))
+                else:
+                    writer.write(pa.table([*block.columns, *columns], schema=job.schema(block.schema)))
+            if n_rows != asks.height:
+                raise AssertionError(f"{asks.height} rows in, {n_rows} rows out")
+            if writer is not None:
+                return writer.finish()
+        except BaseException:
+            if writer is not None:
+                writer.abandon()
+            raise
+        if not job.fresh:
+            return asks.frame
+        new = pl.from_arrow(pa.concat_tables(made) if made else job.schema(pa.schema([])).empty_table())
+        return asks.frame.hstack(new.get_columns())
 
 
-def ordered_events(
-    view: View, events: "pl.DataFrame"
-) -> tuple["pl.DataFrame", "pl.Series", np.ndarray, np.ndarray, np.ndarray]:
-    """Orders a source's events for one view: by key, then time, then arrival; a repeated event id counts once.
-
-    Returns:
-        The ordered events; the different keys (sorted); where each key's events start, shape (keys + 1,); times in
-        microseconds, shape (events,); values, shape (columns, events).
-    """
-    import polars as pl
-
-    where = f"source {view.source.name!r}"
-    needed = [view.source.event_id, view.source.event_time, view.entity.key]
-    needed += [*view.value_columns, *view.distinct_columns]
-    missing = [name for name in dict.fromkeys(needed) if name not in events.columns]
-    if missing:
-        raise InvalidInput(f"{where}: columns", events.columns, f"hold {', '.join(missing)}")
-    frame = events.select(list(dict.fromkeys(needed)))
-    for name in dict.fromkeys(needed):
-        if frame[name].null_count():
-            raise InvalidInput(f"{where}: {name}", None, "not be null", "Let the contract keep such rows out.")
-    if frame[view.source.event_id].n_unique() < len(frame):
-        frame = frame.unique(view.source.event_id, keep="first", maintain_order=True)
-    frame = frame.sort(view.entity.key, view.source.event_time, maintain_order=True)
-    time = _times(frame, view.source.event_time, where)
-    runs = frame[view.entity.key].rle().struct.unnest()
-    start = np.concatenate([[0], np.cumsum(runs["len"].to_numpy().astype(np.int64))])
-    values = np.empty((len(view.value_columns), len(frame)))
-    for column, name in enumerate(view.value_columns):
-        values[column] = _floats(frame, name, where)
-    keys = runs["value"] if len(frame) else pl.Series("value", [], frame.schema[view.entity.key])
-    return frame, keys, start, time, values
+Computation = Sweep | AsOf
 
 
-def _view_values(spine: "pl.DataFrame", time: np.ndarray, view: View, events: "pl.DataFrame") -> np.ndarray:
-    import polars as pl
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reading:
+    # One pass over one source for one entity, and the views that are fed by it.
+    entity: Entity
+    source: Source
+    views: tuple[Computation, ...]
 
-    if view.entity.key not in spine.columns:
-        raise InvalidInput("spine: columns", spine.columns, f"hold {view.entity.key}, the key of view {view.name!r}")
-    frame, keys, start, event_time, values = ordered_events(view, events)
-    codes = np.zeros((len(view.distinct_columns), len(frame)), np.int64)
-    key_of_event = np.repeat(np.arange(len(keys)), np.diff(start))
-    for row, name in enumerate(view.distinct_columns):
-        codes[row] = _dense_within(key_of_event, frame[name].rank("dense").to_numpy().astype(np.int64))
-    known = pl.DataFrame({view.entity.key: keys, "_code": np.arange(len(keys))})
-    code = spine.select(view.entity.key).join(known, on=view.entity.key, how="left", maintain_order="left")["_code"]
-    query = code.fill_null(-1).to_numpy().astype(np.int64)
-    order = np.lexsort((time, query))
-    out = np.empty((len(spine), len(view.feature_names)))
-    windows.sweep(
-        start,
-        event_time,
-        values,
-        codes,
-        int(codes.max(initial=-1)) + 1,
-        query[order],
-        time[order],
-        view.bounds(),
-        view.plan(),
-        out,
-    )
-    result = np.empty_like(out)
-    result[order] = out
-    if view.include_current:
-        _include_current(result, spine, view)
-    return result
+    @property
+    def has_ingest(self) -> bool:
+        if not self.source.ingest_time:
+            return False
+        return any(item.has_order or isinstance(item, AsOf) or item.view.available_after is None for item in self.views)
 
+    @property
+    def has_tie(self) -> bool:
+        return any(item.has_order for item in self.views)
 
-def _include_current(result: np.ndarray, spine: "pl.DataFrame", view: View) -> None:
-    # The asking event is added to its own windows by value, so that other events of the same instant stay outside.
-    if view.distinct_columns:
-        raise InvalidInput(f"view {view.name!r}: include_current", True, "be off where distinct values are counted")
-    plan = view.plan()
-    counts = {int(window): result[:, i].copy() for i, (kind, window, _) in enumerate(plan) if kind == windows.COUNT}
-    for i, (kind, window, column) in enumerate(plan):
-        if kind == windows.COUNT:
-            result[:, i] += 1
-            continue
-        own = _floats(spine, view.value_columns[column], "spine")
-        if kind == windows.SUM:
-            result[:, i] += own
-        else:
-            if int(window) not in counts:
-                raise InvalidInput(
-                    f"view {view.name!r}: include_current", True, "come with a Count over the same windows as each Mean"
-                )
-            n = counts[int(window)]
-            result[:, i] = (np.where(n > 0, result[:, i], 0.0) * n + own) / (n + 1)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        source = self.source
+        names = [*self.entity.keys, source.event_time, source.ingest_time if self.has_ingest else ""]
+        names += [source.event_id if self.has_tie else ""]
+        return unique([*names, *(name for item in self.views for name in item.columns)])
+
+    @property
+    def n_ranks(self) -> int:
+        return 1 + self.has_ingest + self.has_tie
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(item.width for item in self.views)
+
+    def reach(self, oldest: int) -> int:
+        # Nothing before this moment can be seen by a question at or after `oldest`.
+        if any(not item.view.longest for item in self.views):
+            return -_FUTURE
+        return oldest - max(item.view.longest for item in self.views)
+
+    def ranks(self, frame: "pl.DataFrame") -> np.ndarray:
+        where = f"source {self.source.name!r}"
+        out = np.empty((len(frame), self.n_ranks), np.int64)
+        out[:, 0] = microseconds(frame, self.source.event_time, where)
+        if self.has_ingest:
+            out[:, 1] = microseconds(frame, self.source.ingest_time, where)
+        if self.has_tie:
+            first = fingerprint_texts(texts(frame, self.source.event_id, where))[:, 0]
+            out[:, -1] = (first ^ _SIGN).view(np.int64)
+        return out
 
 
-def _dense_within(group: np.ndarray, value: np.ndarray) -> np.ndarray:
-    # Numbers the different values of each group 0, 1, 2, ...
-    if not len(group):
-        return np.zeros(0, np.int64)
-    order = np.lexsort((value, group))
-    g, v = group[order], value[order]
-    new_group = np.concatenate([[True], g[1:] != g[:-1]])
-    new_value = new_group | np.concatenate([[True], v[1:] != v[:-1]])
-    running = np.cumsum(new_value) - 1
-    first = np.maximum.accumulate(np.where(new_group, running, 0))
-    out = np.empty(len(group), np.int64)
-    out[order] = running - first
+class _Job:
+    # One call of `table`: which views are needed, their answers, and the columns made of these.
+    def __init__(
+        self,
+        session: Session,
+        spine: Spine,
+        features: FeatureSet,
+        sources: Mapping[str, Any],
+        indexes: Mapping[str, Any],
+        *,
+        spills: bool,
+    ) -> None:
+        self.session, self.spine, self.features, self.indexes = session, spine, features, indexes
+        self.spills = spills
+        self.fresh = [name for name in features.names if name not in spine.columns]
+        self.on_demand = [
+            item for item in features.on_demand if {item.name for item in features.on_demand} & {*self.fresh}
+        ]
+        asked = {*self.fresh, *(name for item in self.on_demand for name in item.inputs)}
+        self.views = [view for view in features.views if asked & {*view.feature_names}]
+        self.asked = asked
+        self._check_spine()
+        self.computations: dict[str, Computation] = {}
+        grouped: dict[tuple[Entity, Source, bool], list[Computation]] = {}
+        for view in self.views:
+            if not isinstance(view, Embedding):
+                item = Sweep(view) if isinstance(view, View) else AsOf(view)
+                self.computations[view.name] = item
+                grouped.setdefault((view.entity, view.source, isinstance(view, View)), []).append(item)
+        self.readings = [_Reading(entity, source, tuple(views)) for (entity, source, _), views in grouped.items()]
+        self.inputs = {
+            source.name: session.open(sources[source.name], f"source {source.name!r}", *self._wanted(source))
+            for source in dict.fromkeys(reading.source for reading in self.readings)
+        }
+        self.repeated: dict[str, np.ndarray] = {}
+        self.answers: dict[str, Answers] = {}
+        self.budget = session.limit * 6 // 10
+        self.held = 0
+        self.oldest, self.newest = _FUTURE, -_FUTURE
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the features of one row take."""
+        return 8 * (len(self.fresh) + (len(self.features.computed) if self.on_demand else 0))
+
+    def _check_spine(self) -> None:
+        wanted = ["event_time", *self.features.request]
+        for view in self.views:
+            wanted += view.entity.keys
+            if isinstance(view, View) and view.include_current:
+                wanted += [item.column for item in view.plan.inputs]
+        missing = [name for name in unique(wanted) if name not in self.spine.columns]
+        if missing:
+            raise InvalidInput("spine: columns", self.spine.columns, f"hold {', '.join(missing)}")
+        for name in self.features.request:
+            kind = self.spine.rows.schema[name]
+            if not (kind.is_numeric() or kind.is_(_boolean()) or not self.spine.height or kind.is_(_null())):
+                raise InvalidInput(f"spine: {name}", str(kind), "be numeric", "It is a request feature.")
+
+    def _wanted(self, source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        readings = [reading for reading in self.readings if reading.source == source]
+        names = [source.event_id, *(name for reading in readings for name in reading.columns)]
+        return unique(names), unique([source.event_id, *(key for reading in readings for key in reading.entity.keys)])
+
+    # Answers
+
+    def compute(self) -> None:
+        """Computes the answers of all views."""
+        entities = list(dict.fromkeys(reading.entity for reading in self.readings))
+        readers = {entity: self._reader(entity) for entity in entities}
+        in_memory = self.spine.height * (8 + 12 * len(entities)) <= self.budget // 3
+        tables = {entity: KeyTable() for entity in entities}
+        codes: dict[Entity, list[np.ndarray]] = {entity: [] for entity in entities}
+        times: list[np.ndarray] = []
+        for frame in self.spine.rows.batches(unique(["event_time", *(key for item in entities for key in item.keys)])):
+            time = microseconds(frame, "event_time", "spine")
+            self.oldest = min(self.oldest, int(time.min(initial=_FUTURE)))
+            self.newest = max(self.newest, int(time.max(initial=-_FUTURE)))
+            if not in_memory:
+                continue
+            times.append(time)
+            for entity in entities:
+                codes[entity].append(tables[entity].add(*readers[entity].words_or_none(frame, "spine")))
+        time = np.concatenate(times) if times else np.zeros(0, np.int64)
+        asked: dict[Entity, Asked] = {}
+        for reading in self.readings:
+            parts = self._parts(reading)
+            if parts > 1 or not in_memory:
+                self._compute_in_parts(reading, readers[reading.entity], max(parts, 2))
+                continue
+            entity = reading.entity
+            if entity not in asked:
+                pieces = codes.pop(entity) or [np.zeros(0, np.int32)]
+                asked[entity] = Asked.of(tables[entity], np.concatenate(pieces), time)
+            self._compute_at_once(reading, readers[entity], asked[entity])
+
+    def _reader(self, entity: Entity) -> KeyReader:
+        sources = [self.inputs[reading.source.name] for reading in self.readings if reading.entity == entity]
+        return KeyReader(entity, [self.spine.rows.schema, *(item.schema for item in sources)])
+
+    def _parts(self, reading: _Reading) -> int:
+        # Events are kept with their codes and order; windows are copied once into the order of their keys.
+        words = sum(2 * item.width if isinstance(item, Sweep) else item.width for item in reading.views)
+        event = 12 + 16 * reading.n_ranks + 8 * words
+        question = 16 + max(8 * len(item.empty) for item in reading.views)
+        need = self.inputs[reading.source.name].height * event + self.spine.height * question
+        room = max(self.budget - self.held, self.budget // 4)
+        return min(_MOST_PARTS, -(-need // room))
+
+    def _compute_at_once(self, reading: _Reading, reader: KeyReader, asked: Asked) -> None:
+        height = self.inputs[reading.source.name].height
+        collector = Collector(asked.table, height, reading.n_ranks, reading.widths)
+        for keys, ranks, parts in self._events(reading, reader):
+            collector.add(keys, ranks, parts)
+        events = collector.finish()
+        for place, item in enumerate(reading.views):
+            answers = item.answer(events, place, asked.questions, asked.n_rows)
+            size = 8 * (
+                asked.n_rows * len(item.empty) if isinstance(item, Sweep) else height * item.width + asked.n_rows
+            )
+            if self.spills and self.held + size > self.budget:
+                store = Spilled(self._folder(), item.empty)
+                store.put(np.arange(asked.n_rows), answers)
+                store.done()
+                answers = store
+            else:
+                self.held += size
+            self.answers[item.view.name] = answers
+
+    def _compute_in_parts(self, reading: _Reading, reader: KeyReader, parts: int) -> None:
+        n_ranks, widths = reading.n_ranks, reading.widths
+        asking = Partitions(self._folder(), parts, 4)
+        facts = Partitions(self._folder(), parts, 2 + n_ranks + sum(widths))
+        stores = {item.view.name: self._store(item) for item in reading.views}
+        try:
+            at = 0
+            for frame in self.spine.rows.batches(unique(["event_time", *reading.entity.keys])):
+                words, there = reader.words_or_none(frame, "spine")
+                place = np.arange(at, at + len(frame))
+                rows = np.column_stack([place, words, microseconds(frame, "event_time", "spine")])
+                at += len(frame)
+                asking.put(words[there], rows[there])
+            for keys, ranks, values in self._events(reading, reader):
+                facts.put(keys, np.concatenate([keys, ranks, *values], axis=1))
+        finally:
+            asking.close()
+            facts.close()
+        cuts = list(itertools.accumulate([2, n_ranks, *widths]))
+        for part in range(parts):
+            rows = joined(list(asking.read(part)), 4)
+            keys = KeyTable()
+            codes = keys.add(np.ascontiguousarray(rows[:, 1:3]))
+            asked = Asked.of(keys, codes, np.ascontiguousarray(rows[:, 3]))
+            collector = Collector(keys, int(facts.heights[part]), n_ranks, widths)
+            for block in facts.read(part):
+                pieces = np.split(block, cuts[:-1], axis=1)
+                collector.add(np.ascontiguousarray(pieces[0]), pieces[1], tuple(pieces[2:]))
+            events = collector.finish()
+            for place, item in enumerate(reading.views):
+                answers = item.answer(events, place, asked.questions, asked.n_rows)
+                stores[item.view.name].put(np.ascontiguousarray(rows[:, 0]), answers)
+        for store in stores.values():
+            store.done()
+        self.answers.update(stores)
+
+    def _store(self, item: Computation) -> Matrix | Spilled:
+        size = self.spine.height * 8 * len(item.empty)
+        if self.spills and self.held + size > self.budget // 2:
+            return Spilled(self._folder(), item.empty)
+        self.held += size
+        words = np.empty((self.spine.height, len(item.empty)), np.int64)
+        words[:] = item.empty
+        return Matrix(words)
+
+    def _folder(self) -> Path:
+        return self.session.folder / f"rows-{len(list(self.session.folder.iterdir()))}"
+
+    def _events(
+        self, reading: _Reading, reader: KeyReader
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]]:
+        # Keys, ranks and words of the events that can matter, in the order of their arrival.
+        source, rows = reading.source, self.inputs[reading.source.name]
+        where = f"source {source.name!r}"
+        repeated = self._repeated(source, rows)
+        reach, at = reading.reach(self.oldest), 0
+        for frame in rows.batches(reading.columns):
+            n = len(frame)
+            if not n:
+                continue
+            keys, ranks = reader.words(frame, where), reading.ranks(frame)
+            matters = (ranks[:, 0] < self.newest) & (ranks[:, 0] >= reach)
+            first, last = np.searchsorted(repeated, [at, at + n])
+            matters[repeated[first:last] - at] = False
+            at += n
+            if not matters.all():
+                chosen = np.flatnonzero(matters)
+                frame, keys, ranks = frame[chosen], keys[chosen], ranks[chosen]
+                if not len(chosen):
+                    continue
+            yield keys, ranks, tuple(item.words(frame) for item in reading.views)
+
+    def _repeated(self, source: Source, rows: Input) -> np.ndarray:
+        if not source.event_id:
+            return np.zeros(0, np.int64)
+        if source.name not in self.repeated:
+            self.repeated[source.name] = repeated_rows(rows, source, self.budget // 4)
+        return self.repeated[source.name]
+
+    # Columns
+
+    def schema(self, spine: "pa.Schema") -> "pa.Schema":
+        """Types of the spine's columns and of the new ones."""
+        import pyarrow as pa
+
+        types = {
+            name: pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
+            for view in self.views
+            if isinstance(view, Latest)
+            for name, dtype in zip(view.feature_names, view.dtypes, strict=True)
+        }
+        fields = [pa.field(name, types.get(name, pa.float64())) for name in self.fresh]
+        return pa.schema([*spine, *fields])
+
+    def columns(self, block: "pa.Table", first: int) -> "list[pa.Array]":
+        """Makes the new columns of some rows.
+
+        Args:
+            block: Rows of the spine.
+            first: The place of the first of them.
+        """
+        import pyarrow as pa
+
+        frame = self._needed(block)
+        last = first + len(frame)
+        found: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        for view in self.views:
+            if isinstance(view, Embedding):
+                vectors = _vectors(view, self.indexes[view.reference], frame)
+                parts: Any = [(vectors[:, place], None) for place in range(view.dimension)]
+            else:
+                item, words = self.computations[view.name], self.answers[view.name].rows(first, last)
+                if isinstance(item, AsOf):
+                    parts = item.columns_of(words)
+                else:
+                    values = item.finish(words.view(np.float64), frame)
+                    parts = [(values[:, place], None) for place in range(len(view.feature_names))]
+            found.update(zip(view.feature_names, parts, strict=True))
+        if self.on_demand:
+            self._add_on_demand(frame, found)
+        return [_array(pa, *found[name]) for name in self.fresh]
+
+    def _needed(self, block: "pa.Table") -> "pl.DataFrame":
+        # What the columns are made of besides the answers; most often nothing.
+        import polars as pl
+
+        names: list[str] = []
+        if self.on_demand:
+            names += ["event_time", *self.features.request]
+        for view in self.views:
+            if isinstance(view, Embedding):
+                names += view.entity.keys
+            elif isinstance(view, View) and view.include_current:
+                names += [item.column for item in view.plan.inputs]
+        if not names:
+            return pl.DataFrame({"": np.empty(len(block), np.bool_)})
+        frame = pl.from_arrow(block.select(unique(names)))
+        assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a table makes a frame
+        return frame
+
+    def _add_on_demand(self, frame: "pl.DataFrame", found: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> None:
+        import polars as pl
+
+        computed = self.features.computed
+        values = np.empty((len(frame), len(computed)), order="F")
+        for place, name in enumerate(computed):
+            if name in found:
+                column, null = found[name]
+                values[:, place] = column
+                if null is not None and null.any():
+                    values[null, place] = np.nan
+            elif name in self.asked and name in self.features.request:
+                values[:, place] = frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        self.features.add_on_demand(values, microseconds(frame, "event_time", "spine"))
+        for item in self.features.on_demand:
+            found[item.name] = values[:, computed.index(item.name)], None
+
+
+def _array(pa: Any, values: np.ndarray, null: np.ndarray | None) -> "pa.Array":
+    values = np.ascontiguousarray(values)
+    return pa.array(values, mask=null if null is not None and null.any() else None)
+
+
+def _vectors(view: Embedding, index: Any, frame: "pl.DataFrame") -> np.ndarray:
+    # One lookup for each different key among the rows.
+    from vitok.features.events import key_texts
+
+    out = np.full((len(frame), view.dimension), np.nan)
+    there = has_key(frame, view.entity)
+    if not there.any():
+        return out
+    keys = key_texts(frame.filter(there) if not there.all() else frame, view.entity, "spine")
+    different = keys.unique(maintain_order=True)
+    found = _look_up(view, index, different.to_list())
+    places = {key: place for place, key in enumerate(different)}
+    out[there] = found[[places[key] for key in keys]]
     return out
 
 
-def _times(frame: "pl.DataFrame", name: str, where: str) -> np.ndarray:
+def _look_up(view: Embedding, index: Any, keys: list[str]) -> np.ndarray:
+    read: Callable[[list[str]], Any] | None = getattr(index, "vectors", None) or (index if callable(index) else None)
+    if read is not None:
+        found = np.asarray(read(keys), np.float64)
+    else:
+        nothing = np.full(view.dimension, np.nan)
+        try:
+            found = np.array([index.get(key, nothing) for key in keys], np.float64)
+        except ValueError:
+            found = np.zeros((0, 0))
+    if found.shape != (len(keys), view.dimension):
+        wanted = f"give vectors of shape ({len(keys)}, {view.dimension})"
+        raise InvalidInput(f"indexes: {view.reference}", found.shape, wanted)
+    return found
+
+
+def _boolean() -> Any:
     import polars as pl
 
-    if name not in frame.columns:
-        raise InvalidInput(f"{where}: columns", frame.columns, f"hold {name}")
-    kind = frame.schema[name]
-    if not isinstance(kind, pl.Datetime):
-        raise InvalidInput(f"{where}: {name}", str(kind), "be a Datetime in UTC")
-    if frame[name].null_count():
-        raise InvalidInput(f"{where}: {name}", None, "not be null", "Let the contract keep such rows out.")
-    return frame[name].cast(pl.Datetime("us", "UTC")).to_physical().to_numpy().astype(np.int64)
+    return pl.Boolean
 
 
-def _floats(frame: "pl.DataFrame", name: str, where: str, *, allow_null: bool = False) -> np.ndarray:
+def _null() -> Any:
     import polars as pl
 
-    if name not in frame.columns:
-        raise InvalidInput(f"{where}: columns", frame.columns, f"hold {name}")
-    values = frame[name].cast(pl.Float64).to_numpy().astype(np.float64)
-    if not allow_null and not np.isfinite(values).all():
-        bad = values[~np.isfinite(values)][0]
-        raise InvalidInput(f"{where}: {name}", float(bad), "be finite", "Let the contract keep such rows out.")
-    return values
+    return pl.Null
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Whether two computations of the same features agree.
-
-    Attributes:
-        n_rows: Rows compared.
-        n_values: Values compared.
-        n_differing_rows: Rows with at least one value that differs.
-        worst: Largest relative difference among the features that are sums or means.
-        by_feature: Differing values by feature, only those with any.
-        example: The first difference, in words; empty where there is none.
-    """
-
-    n_rows: int
-    n_values: int
-    n_differing_rows: int
-    worst: float
-    by_feature: Mapping[str, int]
-    example: str = ""
-
-    def __str__(self) -> str:
-        """Says it in one line."""
-        head = f"{self.n_differing_rows} of {self.n_rows} rows differ ({self.n_values} values, worst {self.worst:.1e})"
-        return head + (f"; first: {self.example}" if self.example else "")
-
-
-def compare(features: FeatureSet, seen: np.ndarray, expected: np.ndarray) -> Comparison:
-    """Compares values that decisions saw with what the table says.
-
-    Counts and distinct counts must be equal; sums and means may differ by 1e-9 relative (of the value, or of one
-    where it is smaller); NaN equals NaN.
-
-    Args:
-        features: The definitions; they give the order of the columns.
-        seen: Shape (n, features).
-        expected: Shape (n, features).
-
-    Example:
-        >>> import numpy as np
-        >>> from vitok.features import FeatureSet
-        >>> print(compare(FeatureSet(request=("amount",)), np.array([[1.0]]), np.array([[2.0]])))
-        1 of 1 rows differ (1 values, worst 5.0e-01); first: row 0, amount: saw 1.0, the table says 2.0
-    """
-    if seen.shape != expected.shape:
-        raise InvalidInput("seen", seen.shape, f"have the shape of expected, {expected.shape}")
-    names = features.names
-    exact = {
-        name
-        for view in features.views
-        for name, (kind, _, _) in zip(view.feature_names, view.plan(), strict=True)
-        if kind in {windows.COUNT, windows.DISTINCT}
-    }
-    both_nan = np.isnan(seen) & np.isnan(expected)
-    scale = np.maximum(np.maximum(np.abs(seen), np.abs(expected)), 1.0)
-    with np.errstate(invalid="ignore"):
-        relative = np.where(both_nan | (seen == expected), 0.0, np.abs(seen - expected) / scale)
-    relative[np.isnan(relative)] = np.inf
-    bound = np.array([0.0 if name in exact else RELATIVE_TOLERANCE for name in names])
-    wrong = relative > bound
-    example = ""
-    if wrong.any():
-        row, column = (int(i) for i in np.argwhere(wrong)[0])
-        example = f"row {row}, {names[column]}: saw {seen[row, column]}, the table says {expected[row, column]}"
-    sums = wrong.sum(axis=0)
-    return Comparison(
-        n_rows=len(seen),
-        n_values=seen.size,
-        n_differing_rows=int(wrong.any(axis=1).sum()),
-        worst=float(relative.max(initial=0.0)),
-        by_feature={name: int(count) for name, count in zip(names, sums, strict=True) if count},
-        example=example,
-    )
+__all__ = ["AnyView", "table"]

@@ -9,10 +9,10 @@ import pytest
 from vitok import settings
 from vitok.clock import DAY
 from vitok.engines import LmdbStore
-from vitok.features import OnlineFeatures, table
+from vitok.features import table
 from vitok.policies import Costs
 from vitok.registry import Registry
-from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.messages import SYSTEM, history_note
 from vitok.systems.fraud.releases import Workshop
 from vitok.systems.fraud.simulator import simulate
@@ -41,7 +41,7 @@ class World:
         times = self.transactions["event_time"].to_physical()
         notes = pl.Series([history_note(*row) for row in zip(times, *columns, strict=True)], dtype=pl.Binary)
         store = LmdbStore(folder / "online")
-        OnlineFeatures(FEATURES, store).backfill(
+        online_features(store).backfill(
             {"transactions": self.transactions, "labels": self.labels},
             until=self.timeline.replay_start,
             notes={"transactions": notes},

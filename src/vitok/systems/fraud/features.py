@@ -3,7 +3,19 @@
 import numpy as np
 
 from vitok.clock import DAY, HOUR
-from vitok.features import Count, Distinct, Entity, FeatureSet, Mean, OnDemand, Source, Sum, View
+from vitok.engines import KeyValueStore
+from vitok.features import (
+    Count,
+    Distinct,
+    Entity,
+    FeatureSet,
+    Mean,
+    OnDemand,
+    OnlineFeatures,
+    Source,
+    Sum,
+    View,
+)
 
 CUSTOMER = Entity("customer", "customer_id")
 TERMINAL = Entity("terminal", "terminal_id")
@@ -24,6 +36,7 @@ CUSTOMER_VIEW = View(
     ),
     owner="fraud team",
     description="How often and how much the customer pays.",
+    fresh_within="1h",
 )
 TERMINAL_VIEW = View(
     name="terminal",
@@ -36,6 +49,7 @@ TERMINAL_VIEW = View(
     ),
     owner="fraud team",
     description="How busy the terminal is, and with how many different customers.",
+    fresh_within="1h",
 )
 RISK_VIEW = View(
     name="terminal_labels",
@@ -44,6 +58,7 @@ RISK_VIEW = View(
     aggregations=(Count(("1d", "7d", "30d")), Mean("is_fraud", ("1d", "7d", "30d"), name="risk")),
     owner="fraud team",
     description="Share of frauds among the terminal's transactions whose labels became known.",
+    fresh_within="2d",
 )
 
 
@@ -77,6 +92,15 @@ FEATURES = FeatureSet(
         OnDemand("recent_share", recent_share),
     ),
 )
+# A label may come this long after its transaction and still find it.
+KEEP_EVENTS = FEATURES.longest + 15 * DAY
+
+
+def online_features(store: KeyValueStore) -> OnlineFeatures:
+    """Opens the online side of the features."""
+    return OnlineFeatures(FEATURES, store, lateness="6h", keep_events=KEEP_EVENTS)
+
+
 # The calendar moves every day: no drift is looked for in it.
 CALENDAR = ("is_weekend", "is_night")
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+from typing import Any
 
 import msgspec
 
@@ -69,7 +70,18 @@ def log_schema(features: FeatureSet = FEATURES) -> decisions.LogSchema:
 class Batch:
     """The accepted requests of one batch, by columns."""
 
-    __slots__ = ("amount", "customer", "decision_id", "event_time", "index", "status", "terminal", "transaction_id")
+    __slots__ = (
+        "amount",
+        "customer",
+        "decision_id",
+        "event_time",
+        "index",
+        "notes",
+        "rows",
+        "status",
+        "terminal",
+        "transaction_id",
+    )
 
     def __init__(self) -> None:
         self.index: list[int] = []
@@ -79,6 +91,8 @@ class Batch:
         self.customer: list[str] = []
         self.terminal: list[str] = []
         self.amount: list[float] = []
+        self.rows: list[dict[str, Any]] = []
+        self.notes: dict[str, bytes] = {}
         self.status: list[str] = []
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitok import decisions, settings
 from vitok.clock import DAY
+from vitok.features import Catalogue
 from vitok.policies import Costs
 from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
 from vitok.systems.fraud import training
@@ -175,6 +176,7 @@ def register(
         version = registry.register(
             SYSTEM, candidate.files(), now=now, actor=actor, run_id=run.run_id, reason=name, key=key
         )
+        Catalogue(registry.home / "features").uses(model=f"{SYSTEM}/{version.version}", features=FEATURES, actor=actor)
         registry.ledger.record_gate(
             SYSTEM, version.version, candidate.verdict, now=now, actor="gate", key=f"{key}/gate"
         )

@@ -20,14 +20,13 @@ from vitok.clock import DAY, MINUTE, Clock, EventClock, SystemClock, isoformat, 
 from vitok.decision import Decision, Outcome
 from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
-from vitok.features import OnlineFeatures
 from vitok.loop import CANARY_FAILED
 from vitok.policies import Tiers
 from vitok.registry import Registry
 from vitok.serving import HotRequest, Reply, Route, problems
 from vitok.stats import LatencyHistogram
 from vitok.systems.fraud import rules
-from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.messages import (
     OUTCOME_KIND,
     SYSTEM,
@@ -109,25 +108,28 @@ class FraudService:
 
     def recover(self) -> None:
         """Reads the feature state of the last checkpoint and adds what the logs hold after it."""
-        self.online = OnlineFeatures(self.features, self._store, lateness="6h")
+        self.online = online_features(self._store)
         self._advance(self.online.newest)
         positions = self.online.positions()
         self.recovered_events = 0
         tail = decisions.Tail(self.home / "log" / "decisions", positions.get("decisions"))
         while (frame := tail.read(50_000)) is not None:
             columns = ("request_id", "decision_id", "event_time", "customer_id", "terminal_id", "amount")
-            for row in frame.select(columns).iter_rows(named=True):
-                moment = microseconds(row["event_time"])
-                self._advance(moment)
-                event_note = note(row["decision_id"], moment, row["customer_id"], row["terminal_id"], row["amount"])
-                self.online.add("transactions", row["request_id"], moment, row, note=event_note)
-                self.recovered_events += 1
+            rows = frame.select(columns).to_dicts()
+            times = [microseconds(row["event_time"]) for row in rows]
+            notes = [
+                note(row["decision_id"], moment, row["customer_id"], row["terminal_id"], row["amount"])
+                for row, moment in zip(rows, times, strict=True)
+            ]
+            self._advance(max(times, default=0))
+            self.online.add_many("transactions", [row["request_id"] for row in rows], times, rows, notes=notes)
+            self.recovered_events += len(rows)
         tail.close()
         tail = decisions.Tail(self.home / "log" / "outcomes", positions.get("outcomes"))
         while (frame := tail.read(50_000)) is not None:
-            for row in frame.iter_rows(named=True):
-                self._learn(row["request_id"], microseconds(row["event_time"]), row["value"])
-                self.recovered_events += 1
+            rows = frame.select("request_id", "event_time", "value").to_dicts()
+            self._learn([(row["request_id"], microseconds(row["event_time"]), row["value"]) for row in rows])
+            self.recovered_events += len(rows)
         tail.close()
 
     def refresh(self) -> None:
@@ -195,16 +197,15 @@ class FraudService:
             self._next_look = started + 0.05
             self.refresh()
         replies: list[Reply | None] = [None] * len(requests)
-        values = np.full((len(requests), len(self.features.names)), np.nan)
         batch = Batch()
         repeated: dict[int, str] = {}
         for i, request in enumerate(requests):
-            problem = self._admit(request, i, batch, repeated, values)
+            problem = self._admit(request, i, batch, repeated)
             if problem is not None:
                 replies[i] = problem
         n = len(batch.index)
         if n:
-            failure = self._decide(requests, values[:n], batch, cpu, replies)
+            failure = self._decide(requests, self._features(batch), batch, cpu, replies)
             if failure is not None:
                 for i in (*batch.index, *repeated):
                     replies[i] = failure
@@ -218,9 +219,7 @@ class FraudService:
             for reply in replies
         ]
 
-    def _admit(
-        self, request: HotRequest, i: int, batch: Batch, repeated: dict[int, str], values: np.ndarray
-    ) -> Reply | None:
+    def _admit(self, request: HotRequest, i: int, batch: Batch, repeated: dict[int, str]) -> Reply | None:
         # Takes one request into the batch, or says why not.
         try:
             item = self._decoder.decode(request.body)
@@ -249,7 +248,7 @@ class FraudService:
             self.count("rejected")
             return problems.problem(422, _BROKEN, wrong, field="event_time")
         transaction_id, customer, terminal = row["transaction_id"], row["customer_id"], row["terminal_id"]
-        known = self.online.note("transactions", transaction_id)
+        known = batch.notes.get(transaction_id) or self.online.note("transactions", transaction_id)
         print_ = fingerprint(moment, customer, terminal, item.amount)
         if known is not None:
             if known[16:24] != print_:
@@ -260,11 +259,9 @@ class FraudService:
             repeated[i] = transaction_id
             return None
         self._advance(moment)
-        at = len(batch.index)
-        values[at, 0] = item.amount
-        batch.status.append(self.online.read(row, moment, values[at]))
         decision_id = ids.uuid7()
-        self.online.add("transactions", transaction_id, moment, row, note=decision_id + print_ + terminal.encode())
+        batch.rows.append(row)
+        batch.notes[transaction_id] = decision_id + print_ + terminal.encode()
         batch.index.append(i)
         batch.decision_id.append(decision_id)
         batch.transaction_id.append(transaction_id)
@@ -273,6 +270,21 @@ class FraudService:
         batch.terminal.append(terminal)
         batch.amount.append(item.amount)
         return None
+
+    def _features(self, batch: Batch) -> np.ndarray:
+        # What is known of each transaction before it counts itself, in the order of arrival.
+        values = np.empty((len(batch.index), len(self.features.names)))
+        values[:, 0] = batch.amount
+        batch.status = self.online.serve(
+            "transactions",
+            batch.transaction_id,
+            batch.event_time,
+            batch.rows,
+            values,
+            notes=list(batch.notes.values()),
+        )
+        self.features.add_on_demand(values, np.array(batch.event_time, np.int64))
+        return values
 
     def _wrong_time(self, moment: int) -> str:
         # Says what is wrong with the time of an event; empty where nothing is.
@@ -294,7 +306,6 @@ class FraudService:
     ) -> Reply | None:
         # Scores, acts, logs and answers; returns the answer for all where the log could not be written.
         n = len(batch.index)
-        self.features.add_on_demand(values, np.array(batch.event_time, np.int64))
         verdicts = self._verdicts(values, batch)
         now = time.perf_counter_ns()
         latency = [min(max(0, (now - requests[i].arrived) // 1000), _LONGEST) for i in batch.index]
@@ -460,7 +471,7 @@ class FraudService:
                 self.quarantine.put_row(msgspec.json.encode(item), reason, now=self.clock.now())
                 rejected.append({"index": index, "request_id": request_id, "detail": reason})
                 continue
-            known = request_id in seen or self.online.note("labels", request_id) is not None
+            known = request_id in seen or self.online.seen("labels", request_id)
             if known and not item.supersedes:
                 duplicates += 1
                 continue
@@ -486,8 +497,7 @@ class FraudService:
                 return problems.problem(
                     503, "The outcomes could not be recorded", str(error), headers=b"retry-after: 1\r\n"
                 )
-            for outcome in accepted:
-                self._learn(outcome.request_id, outcome.event_time, outcome.value)
+            self._learn([(outcome.request_id, outcome.event_time, outcome.value) for outcome in accepted])
         self.count("outcomes", len(accepted))
         self.count("rejected_outcomes", len(rejected))
         self._maybe_checkpoint(len(accepted))
@@ -503,11 +513,17 @@ class FraudService:
             return f"request_id: got {request_id!r}, must be a transaction that was decided or loaded before"
         return self._wrong_time(microseconds(item.event_time))
 
-    def _learn(self, request_id: str, moment: int, value: float) -> None:
-        known = self.online.note("transactions", request_id)
-        if known is not None:
-            self._advance(moment)
-            self.online.add("labels", request_id, moment, {"terminal_id": known[24:].decode(), "is_fraud": value})
+    def _learn(self, outcomes: Sequence[tuple[str, int, float]]) -> None:
+        # Adds (transaction, time, label) to the features of the transaction's terminal.
+        known = [(item, self.online.note("transactions", item[0])) for item in outcomes]
+        found = [(item, noted[24:].decode()) for item, noted in known if noted is not None]
+        self._advance(max((moment for (_, moment, _), _ in found), default=0))
+        self.online.add_many(
+            "labels",
+            [request_id for (request_id, _, _), _ in found],
+            [moment for (_, moment, _), _ in found],
+            [{"terminal_id": terminal, "is_fraud": value} for (_, _, value), terminal in found],
+        )
 
     # Upkeep
 

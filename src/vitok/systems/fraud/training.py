@@ -210,9 +210,9 @@ def not_filled(history: int, label_delay: int, features: FeatureSet = FEATURES) 
         ('terminal_labels_count_30d', 'terminal_labels_risk_30d')
     """
     names: list[str] = []
-    for view in features.views:
+    for view in features.windowed:
         known = history - (label_delay if view.source == LABELS else 0)
-        spans = [view.windows[window].span for _, window, _ in view.plan().tolist()]
+        spans = view.plan.bounds[view.plan.rows[: len(view.feature_names), 1], 0].tolist()
         names += [name for name, span in zip(view.feature_names, spans, strict=True) if span > known]
     names += [item.name for item in features.on_demand if set(item.inputs) & set(names)]
     return tuple(names)

@@ -16,11 +16,11 @@ from vitok import contracts, decisions
 from vitok.clock import DAY, HOUR, isoformat
 from vitok.engines import LmdbStore
 from vitok.errors import ContractBroken
-from vitok.features import OnlineFeatures, compare, table
+from vitok.features import compare, table
 from vitok.loop import RetrainTrigger
 from vitok.policies import Costs
 from vitok.registry import Registry, Tracker
-from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.messages import SYSTEM, history_note
 from vitok.systems.fraud.operations import CANARY_SHARE, Operator
 from vitok.systems.fraud.releases import Workshop, load, register
@@ -206,7 +206,7 @@ class Turn:
         columns = (transactions["event_time"].to_physical(), *(transactions[name] for name in _NOTED))
         notes = pl.Series([history_note(*row) for row in zip(*columns, strict=True)], dtype=pl.Binary)
         store = LmdbStore(self.home / "online")
-        OnlineFeatures(FEATURES, store).backfill(
+        online_features(store).backfill(
             {"transactions": transactions, "labels": prepared.labels},
             until=prepared.timeline.replay_start,
             notes={"transactions": notes},

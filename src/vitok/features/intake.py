@@ -1,0 +1,173 @@
+"""What comes in from a stream: parted into good rows and bad ones, and packed for the journal and the checkpoint."""
+
+import dataclasses
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitok.clock import isoformat
+from vitok.errors import InvalidInput, StoreError
+from vitok.features.events import Events, key_texts
+from vitok.features.sources import Entity, Source, unique
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from vitok.features.views import View
+
+_HEAD = struct.Struct("<ii")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """What became of a batch of events.
+
+    Attributes:
+        n_new: Events that count from now on.
+        n_duplicate: Events whose id was seen before.
+        n_late: Of the new ones, those further behind the newest event than the lateness; they count all the same.
+        rejected: The rows that were refused, with the column `reason`.
+    """
+
+    n_new: int
+    n_duplicate: int
+    n_late: int
+    rejected: "pl.DataFrame" = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        """Says it in one line."""
+        out = f"{self.n_new} new, {self.n_duplicate} seen before, {self.n_late} late, {len(self.rejected)} rejected"
+        return out + (f"; first: {self.rejected['reason'][0]}" if len(self.rejected) else "")
+
+
+def part(
+    source: Source, views: "Sequence[View]", frame: "pl.DataFrame", *, earliest: int, latest: int | None
+) -> "tuple[pl.DataFrame, pl.DataFrame]":
+    """Parts a batch into rows that can be counted and rows that cannot, which get a column `reason`.
+
+    Args:
+        source: Where the rows come from.
+        views: What is computed of them.
+        frame: The rows.
+        earliest: Events before this time (microseconds) are too old to tell whether they were counted.
+        latest: Events after this time lie in the future; None for no limit.
+
+    Raises:
+        InvalidInput: If a column is missing.
+    """
+    import polars as pl
+
+    keys = unique(key for view in views for key in view.entity.keys)
+    numbers = unique(name for view in views for name in view.columns)
+    needed = unique([source.event_id, source.event_time, source.ingest_time, *keys, *numbers])
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        raise InvalidInput(f"source {source.name!r}: columns", frame.columns, f"hold {', '.join(missing)}")
+    frame = frame.select(needed)
+    checks: list[tuple[pl.Expr, str]] = []
+    for name in unique([source.event_id, source.event_time, source.ingest_time, *keys]):
+        if frame[name].null_count():
+            checks.append((pl.col(name).is_null(), f"{name}: got null, must not be null"))
+    for name in keys:
+        if frame.schema[name] == pl.String and (frame[name] == "").any():
+            checks.append((pl.col(name) == "", f"{name}: got '', must not be empty"))
+    for name in numbers:
+        if frame.schema[name].is_float() and frame[name].is_infinite().any():
+            checks.append((pl.col(name).is_infinite(), f"{name}: got an infinite number, must be finite"))
+    if isinstance(frame.schema[source.event_time], pl.Datetime):
+        at = pl.col(source.event_time).dt.epoch("us")
+        low, high = frame.select(at.min().alias("low"), at.max().alias("high")).row(0)
+        if low is not None and low < earliest:
+            text = (
+                f"{source.event_time}: must not be before {isoformat(earliest)}: so long ago duplicates cannot be told"
+            )
+            checks.append((at < earliest, text))
+        if latest is not None and high is not None and high > latest:
+            checks.append((at > latest, f"{source.event_time}: must not lie in the future (after {isoformat(latest)})"))
+    if not checks:
+        return frame, frame.clear().with_columns(pl.lit("").alias("reason"))
+    reason = pl.coalesce(*(pl.when(bad).then(pl.lit(text)) for bad, text in checks))
+    marked = frame.with_columns(reason.alias("reason"))
+    return marked.filter(pl.col("reason").is_null()).drop("reason"), marked.filter(pl.col("reason").is_not_null())
+
+
+def only(events: Events, chosen: np.ndarray) -> Events:
+    """Returns some of the events, by a mask or by places."""
+    import polars as pl
+
+    if chosen.dtype == np.bool_:
+        if chosen.all():
+            return events
+        chosen = np.flatnonzero(chosen)
+    return dataclasses.replace(
+        events,
+        ids=events.ids[chosen],
+        times=events.times[chosen],
+        ingests=events.ingests[chosen],
+        keys={
+            entity: [keys[place] for place in chosen.tolist()]
+            if isinstance(keys, list)
+            else keys.gather(pl.Series(chosen))
+            for entity, keys in events.keys.items()
+        },
+        values={name: values[chosen] for name, values in events.values.items()},
+        codes={name: codes[chosen] for name, codes in events.codes.items()},
+    )
+
+
+def keys_of(columns: "Mapping[str, pl.Series | None]", entity: Entity) -> "pl.Series":
+    """Returns the key texts of entities given by columns."""
+    import polars as pl
+
+    return key_texts(
+        pl.DataFrame({name: series for name, series in columns.items() if series is not None}), entity, "keys"
+    )
+
+
+def pack_journal(source: str, positions: Mapping[str, Any], frame: "pl.DataFrame") -> bytes:
+    """Packs a batch and the positions after it."""
+    head = json.dumps({"source": source, "positions": dict(positions)}).encode()
+    buffer = io.BytesIO()
+    if len(frame):
+        frame.write_ipc_stream(buffer)
+    return struct.pack("<i", len(head)) + head + buffer.getvalue()
+
+
+def unpack_journal(record: bytes) -> "tuple[str, dict[str, Any], pl.DataFrame | None]":
+    """Reads a batch and the positions after it.
+
+    Raises:
+        StoreError: If the record is damaged.
+    """
+    import polars as pl
+
+    try:
+        (length,) = struct.unpack_from("<i", record)
+        head = json.loads(record[4 : 4 + length])
+        body = record[4 + length :]
+        return head["source"], head["positions"], pl.read_ipc_stream(body) if body else None
+    except (struct.error, ValueError, KeyError, pl.exceptions.PolarsError, OSError) as error:
+        raise StoreError(f"the journal of the online store is damaged: {error}") from error
+
+
+def pack_ids(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Packs fingerprints of event ids with their days."""
+    ids = np.concatenate([block for block, _ in blocks])
+    days = np.concatenate([block for _, block in blocks])
+    return _HEAD.pack(len(days), int(days.max())) + days.tobytes() + ids.tobytes()
+
+
+def unpack_ids(blob: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Reads fingerprints, shape (n, 2), and days, shape (n,)."""
+    n, _ = _HEAD.unpack_from(blob)
+    days = np.frombuffer(blob, np.int32, n, 8).copy()
+    return np.frombuffer(blob, np.uint64, 2 * n, 8 + 4 * n).reshape(n, 2).copy(), days
+
+
+def last_day(blob: bytes) -> int:
+    """Returns the latest day of the packed ids."""
+    return int(_HEAD.unpack_from(blob)[1])
