@@ -61,12 +61,16 @@ class PointInTime:
     n_spine: int
 
 
-def point_in_time() -> PointInTime:
+def point_in_time(rows: int | None = None) -> PointInTime:
     """Makes W-PIT: 1 M history rows and 1 M spine rows of 100 k entities over 30 days, in order of arrival.
 
     One history row in fifty was created up to two days after its event; the others at once.
+
+    Args:
+        rows: That many instead, not scaled, of a tenth as many entities.
     """
-    n, entities = scaled(1_000_000, 1_000), scaled(100_000, 100)
+    n = scaled(1_000_000, 1_000) if rows is None else rows
+    entities = max(100, n // 10)
 
     def history(path: Path) -> None:
         rng = np.random.default_rng(20_260_101)

@@ -24,7 +24,7 @@ def features(n_views: int = 1) -> FeatureSet:
 
 def fill(store: Any, declared: FeatureSet) -> None:
     """Takes the newest row of each entity to a store."""
-    from vitok.features.materialise import materialise
+    from vitok.features import materialise
 
     materialise(declared, {"history": Path(_data.point_in_time().history)}, store, until=NOW)
 

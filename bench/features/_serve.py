@@ -4,7 +4,7 @@ import sys
 
 from bench.features import _online
 
-from vitok.features.reader import FeatureReader
+from vitok.features import FeatureReader
 from vitok.serving import serve
 from vitok.serving.feature_service import FeatureEndpoint, feature_application
 

@@ -42,7 +42,7 @@ def block(view: int, first: int, n: int) -> pl.DataFrame:
 
 def load(store: Any, declared: FeatureSet, users: int) -> dict[str, float]:
     """Loads all users block by block; making the rows is not counted."""
-    from vitok.features.materialise import materialise
+    from vitok.features import materialise
 
     wall = cpu = 0.0
     for first in range(0, users, BLOCK):
@@ -79,8 +79,8 @@ def read(reader: Any, users: int, calls: int) -> dict[str, float]:
 
 def ours(payload: dict[str, Any]) -> dict[str, Any]:
     """Does one step, `load` or `read`, on the store of a payload."""
-    from vitok.engines.row_store import open_rows
-    from vitok.features.reader import FeatureReader
+    from vitok.engines import open_rows
+    from vitok.features import FeatureReader
 
     declared = features()
     if payload["do"] == "load":

@@ -18,9 +18,8 @@ def ours(payload: dict[str, Any]) -> dict[str, Any]:
     import polars as pl
     from bench.features import _online, _pit
 
-    from vitok.engines.row_store import open_rows
-    from vitok.features.materialise import materialise
-    from vitok.features.reader import FeatureReader
+    from vitok.engines import open_rows
+    from vitok.features import FeatureReader, materialise
 
     declared = _online.features()
     store = open_rows(payload["store"])

@@ -14,7 +14,7 @@ BARS = {"1": 20.0, "100": 400.0}
 def ours(payload: dict[str, Any]) -> dict[str, Any]:
     from bench.features import _online
 
-    from vitok.features.reader import FeatureReader
+    from vitok.features import FeatureReader
 
     declared = _online.features()
     _online.fill(payload["store"], declared)

@@ -17,7 +17,7 @@ def ours(payload: dict[str, Any]) -> dict[str, Any]:
     import redis
     from bench.features import _online
 
-    from vitok.features.reader import FeatureReader
+    from vitok.features import FeatureReader
 
     server = redis.Redis.from_url(payload["store"])
     found: dict[str, Any] = {}

@@ -16,9 +16,11 @@ def ours(payload: dict[str, Any]) -> dict[str, Any]:
     from vitok.features import table
 
     features = _pit.features(bitemporal=payload["bitemporal"])
-    began = timed_usage()
-    table(Path(payload["spine"]), features, {"history": Path(payload["history"])}, into=Path(payload["out"]))
-    ended = timed_usage()
+    # Imports and compiled kernels are loaded by a first run, as on the peers' side.
+    for part in (payload["warm"], payload):
+        began = timed_usage()
+        table(Path(part["spine"]), features, {"history": Path(part["history"])}, into=Path(payload["out"]))
+        ended = timed_usage()
     return {"wall": ended[0] - began[0], "cpu": ended[1] - began[1]}
 
 
@@ -28,7 +30,7 @@ def judge() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", "duckdb", "feast duckdb", "feast file")}
     with tempfile.TemporaryDirectory(prefix="vitok-bench-") as folder:
         mine, hand = Path(folder, "ours.parquet"), Path(folder, "hand.parquet")
-        payload = {"spine": str(rows.spine), "history": str(rows.history), "out": str(mine), "bitemporal": False}
+        payload = _feast.project(folder, out=str(mine), bitemporal=False)
         for _ in range(RUNS):
             found["ours"].append(_claim.run_ours(__file__, payload))
             found["duckdb"].append(_pit.by_hand(sys.executable, "plain", hand))
@@ -60,12 +62,12 @@ def judge() -> None:
         n=rows.n_spine,
         protocol=(
             f"Parquet to Parquet, each in a process of its own, {RUNS} alternating runs; median CPU seconds of the "
-            f"call without imports, largest peak of the process. {feast}: DuckDB store {cpu['feast duckdb']:.2f} CPU s "
-            f"({ratios['feast duckdb']:.1f} x ours), {peak['feast duckdb']:,.0f} MiB; file store "
-            f"{cpu['feast file']:.1f} CPU s ({ratios['feast file']:.1f} x), {peak['feast file']:,.0f} MiB, {dropped:,} "
-            f"rows dropped. Peak: ours {peak['ours']:,.0f} MiB, DuckDB {peak['duckdb']:,.0f} MiB. Wall: ours "
-            f"{_claim.median(found['ours'], 'wall'):.2f} s, DuckDB {_claim.median(found['duckdb'], 'wall'):.2f} s. "
-            f"{n_out:,} rows out, {wrong} differ from DuckDB's."
+            f"call after a first run over 1,000 rows, largest peak of the process. {feast}: DuckDB store "
+            f"{cpu['feast duckdb']:.2f} CPU s ({ratios['feast duckdb']:.1f} x ours), {peak['feast duckdb']:,.0f} MiB; "
+            f"file store {cpu['feast file']:.1f} CPU s ({ratios['feast file']:.1f} x), {peak['feast file']:,.0f} MiB, "
+            f"{dropped:,} rows dropped. Peak: ours {peak['ours']:,.0f} MiB, DuckDB {peak['duckdb']:,.0f} MiB. Wall: "
+            f"ours {_claim.median(found['ours'], 'wall'):.2f} s, DuckDB {_claim.median(found['duckdb'], 'wall'):.2f} "
+            f"s. {n_out:,} rows out, {wrong} differ from DuckDB's."
         ),
     )
 

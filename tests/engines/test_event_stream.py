@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engines.servers import PATIENCE, free_ports, make_topic, tansu
+from tests.engines.servers import PATIENCE, free_ports, make_topic, tansu, until
 from vitok.clock import SystemClock
 from vitok.engines import EventStream, Message, Outgoing, open_store, open_stream, publish
 from vitok.engines.memory_topic import MemoryTopic
@@ -27,7 +27,7 @@ from vitok.errors import InvalidInput, StoreError
 ROOT = Path(__file__).parent.parent.parent
 STREAMS = ["memory", "kafka-mock", "kafka"]
 RANGES = ["memory", "kafka-mock"]  # that know which offsets they keep
-GROUPS = ["memory", "kafka-mock", pytest.param("kafka", marks=pytest.mark.slow)]
+GROUPS = ["memory", pytest.param("kafka-mock", marks=pytest.mark.slow)]  # a rebalance of Tansu takes a minute
 N = 4
 TIME = 1_700_000_000_123_000
 _numbers = itertools.count()
@@ -53,6 +53,11 @@ def kit(request: pytest.FixtureRequest) -> Kit:
 
 def each(names: Sequence[object]) -> Callable:
     return pytest.mark.parametrize("kit", names, indirect=True)
+
+
+def quick(kit: Kit) -> str:
+    """The option for a group of the mock to notice soon who left."""
+    return "&session_ms=2000&max_poll_ms=2000" if kit.name == "kafka-mock" else ""
 
 
 def read(stream: EventStream, n: int) -> list[Message]:
@@ -291,7 +296,7 @@ def test_a_group_shares_partitions_and_hands_them_over_with_their_state(kit: Kit
             owned[name] -= set(partitions)
             kept.update({number: held[name].pop(number) for number in partitions})
 
-        return open_stream(f"{url}&group=g", on_assign=assigned, on_revoke=revoked)
+        return open_stream(f"{url}&group=g{quick(kit)}", on_assign=assigned, on_revoke=revoked)
 
     def turn(name: str, stream: EventStream) -> None:
         for message in stream.poll(7, 0.05):
@@ -322,6 +327,64 @@ def test_a_group_shares_partitions_and_hands_them_over_with_their_state(kit: Kit
         turn("b", b)
     b.close()
     assert kept == {number: list(range(n + 50)) for number in range(N)}
+
+
+@pytest.mark.slow
+@each(["kafka-mock"])
+def test_a_reader_that_hangs_loses_its_partitions_and_is_told(kit: Kit) -> None:
+    url = kit.fresh()
+    publish(url, numbered(10, 0))
+    told: list[tuple[str, Sequence[int]]] = []
+
+    def member(name: str) -> EventStream:
+        return open_stream(
+            f"{url}&group=g{quick(kit)}",
+            on_assign=lambda partitions: told.append((name + " has", partitions)) or {},
+            on_revoke=lambda partitions: told.append((name + " gives", partitions)),
+            on_lost=lambda partitions: told.append((name + " lost", partitions)),
+        )
+
+    hangs, works = member("hangs"), member("works")
+    deadline = time.monotonic() + 60
+    while not told and time.monotonic() < deadline:
+        hangs.poll(1, 0.1)
+    while len(told) < 2 and time.monotonic() < deadline:
+        works.poll(1, 0.1)
+    with pytest.raises(StoreError, match="poll more often or raise"):
+        while time.monotonic() < deadline:
+            hangs.poll(1, 0.1)
+    while len(told) < 3 and time.monotonic() < deadline:
+        hangs.poll(1, 0.1)
+    everything = [0, 1, 2, 3]
+    assert told[:3] == [("hangs has", everything), ("works has", everything), ("hangs lost", everything)]
+    hangs.close()
+    works.close()
+
+
+@pytest.mark.slow
+@each(["kafka-mock", "kafka"])
+def test_a_group_of_one_begins_where_its_state_says_and_reports(kit: Kit) -> None:
+    import confluent_kafka as client
+
+    url = kit.fresh()
+    publish(url, [row for i in range(N) for row in numbered(10, i)])
+    group = f"group-{next(_numbers)}"
+    for start in (4, 2):  # the second time it begins before what the group was told, as its state says
+        stream = open_stream(f"{url}&group={group}", on_assign=lambda _, first=start: dict.fromkeys(range(N), first))
+        found: list[Message] = []
+        deadline = time.monotonic() + 60
+        while len(found) < N * (10 - start) and time.monotonic() < deadline:
+            found += stream.poll(1000, 1.0)
+        offsets = {number: [m.offset for m in kept] for number, kept in by_partition(found).items()}
+        assert offsets == {number: list(range(start, 10)) for number in range(N)}
+        stream.report()
+        stream.close()
+    servers = url.partition("://")[2].partition("/")[0]
+    topic = url.rpartition("/")[2].partition("?")[0]
+    reader = client.Consumer({"bootstrap.servers": servers, "group.id": group})
+    places = [client.TopicPartition(topic, number) for number in range(N)]
+    until(lambda: [place.offset for place in reader.committed(places, timeout=10)] == [10] * N)
+    reader.close()
 
 
 @each(["memory", "kafka-mock"])
@@ -430,7 +493,7 @@ def test_a_reader_that_is_killed_goes_on_from_its_own_state(kit: Kit, tmp_path: 
 
 def test_a_topic_that_is_not_there(broker) -> None:
     for action in (open_stream, lambda url: publish(url, [])):
-        with pytest.raises(StoreError, match="'nowhere' at 127.0.0.1:.* is not there .*: create it"):
+        with pytest.raises(StoreError, match="'nowhere' at 127.0.0.1:.* is not there.*: create it"):
             action(f"{broker.url}/nowhere")
 
 

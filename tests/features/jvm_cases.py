@@ -155,6 +155,9 @@ CASES: dict[str, FeatureSet] = {
 }
 
 
+TEXTS = ["", "a", "Århus", "12345678", "1234567", "123456789", "0123456789abcdef", "payment-" * 9, "北京" * 40]
+
+
 def data(case: str) -> "tuple[pl.DataFrame, dict[str, pl.DataFrame]]":
     """Returns the spine and the sources of a case; the same ones every time."""
     import polars as pl

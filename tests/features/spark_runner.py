@@ -20,6 +20,8 @@ def main(folder: Path) -> None:
     import jvm_cases
     from pyspark.sql import SparkSession
 
+    from vitok.features.spark_columns import fingerprint
+
     session = (
         SparkSession.builder.master("local[2]")
         .config("spark.ui.enabled", "false")
@@ -40,6 +42,9 @@ def main(folder: Path) -> None:
             verdicts[name] = traceback.format_exc()
     (folder / "verdicts.json").write_text(json.dumps(verdicts))
     (folder / "refusals.json").write_text(json.dumps(refusals(session)))
+    texts = session.createDataFrame([(place, text) for place, text in enumerate(jvm_cases.TEXTS)], "n int, text string")
+    words = texts.select("n", fingerprint()("text").alias("word")).orderBy("n").collect()
+    (folder / "fingerprints.json").write_text(json.dumps([row["word"] for row in words]))
     session.stop()
 
 

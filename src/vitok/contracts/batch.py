@@ -1,30 +1,44 @@
-"""Checks a table in one pass: a mask a rule, all of them in one query, and the rows parted by them."""
+"""Checks a table: everything is counted in one pass, and rows are read again only where some break a rule."""
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from vitok.clock import DAY, isoformat
-from vitok.contracts import columns
-from vitok.contracts.contract import Contract, Field, Freshness, Key, Table
+from vitok.clock import DAY
+from vitok.contracts import deliveries, measures
+from vitok.contracts.columns import TYPES
+from vitok.contracts.contract import Condition, Contract, Key, Query, Table
+from vitok.contracts.plans import BROKEN, ROWS, Counts, Engine, Plan, collect, engine_for, metric_key
+from vitok.contracts.references import key_frames, refuse_names
 from vitok.contracts.report import CheckReport, RuleResult, Status, table_lines
-from vitok.contracts.rules import Comparison, Metric, Rule, Severity
-from vitok.errors import ContractBroken, InvalidInput
+from vitok.contracts.rules import Metric
+from vitok.contracts.sources import Source, no_repeats, rejected_places, repeats
+from vitok.errors import ContractBroken, InvalidInput, StoreError
 
-VOLUME_TOLERANCE_PERCENT = 10
-_ADDED = ("reason", "rules")
+if TYPE_CHECKING:
+    from vitok.contracts.contract import Reference
+
+MOST_READ_AT_ONCE = 1_000_000
 
 
-@dataclass(frozen=True)
-class _Mask:
-    """One rule as a column of booleans that are true where it is broken."""
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What is known of a delivery besides its rows.
 
-    name: str
-    rule: Rule
-    broken: pl.Expr
-    n_checked: pl.Expr
+    Attributes:
+        now: Present time in microseconds, or None.
+        arrived: When it arrived, or None.
+        expected_rows: How many rows were to be expected, or None.
+        basis: What that rests on, in words, or why it is not known.
+    """
+
+    now: int | None = None
+    arrived: int | None = None
+    expected_rows: float | None = None
+    basis: str = ""
 
 
 def check(
@@ -34,353 +48,306 @@ def check(
     *,
     now: int | None = None,
     expected_rows: int | None = None,
+    volume_history: pl.DataFrame | None = None,
+    day: dt.date | None = None,
+    arrived: int | None = None,
+    references: "Mapping[str, Reference] | None" = None,
 ) -> CheckReport:
     """Checks a table; see `Contract.check`."""
     if not isinstance(frame, pl.DataFrame | pl.LazyFrame):
         raise InvalidInput("frame", type(frame).__name__, "be a polars DataFrame or LazyFrame")
-    if now is not None and (isinstance(now, bool) or not isinstance(now, int)):
-        raise InvalidInput("now", now, "be microseconds since 1970-01-01 as an int")
-    if expected_rows is not None and expected_rows < 1:
-        raise InvalidInput("expected_rows", expected_rows, "be at least 1")
-    lazy = frame.lazy()
-    schema = dict(lazy.collect_schema())
-    for name in schema:
-        if name in _ADDED or name.startswith(_PREFIX):
-            raise InvalidInput("frame", name, "not be the name of a column", "The report adds it; rename the column")
-    conversions = _conversions(contract, table, schema)
-
-    values = {field.name: pl.col(_value(index)) for index, field in enumerate(table.fields)}
-    row_masks = _row_masks(table, conversions, values)
-    metric_masks = _metric_masks(table, values)
-    rejecting = [mask.name for mask in row_masks if mask.rule.severity != "warn"]
-    clean = ~pl.any_horizontal(rejecting) if rejecting else pl.lit(value=True)
-    key_masks = [_key_mask(index, key, values, clean) for index, key in enumerate(table.keys)]
-    marked = (
-        lazy.with_columns(item.value.alias(_value(index)) for index, item in enumerate(conversions))
-        .with_columns(mask.broken.alias(mask.name) for mask in (*row_masks, *metric_masks))
-        .with_columns(mask.broken.alias(mask.name) for mask in key_masks)
-        .collect()
-    )
-
-    masks = (*row_masks, *key_masks)
-    dropping = [mask.name for mask in masks if mask.rule.severity != "warn"]
-    marked = marked.with_columns((pl.any_horizontal(dropping) if dropping else pl.lit(value=False)).alias(_BROKEN))
-    fresh = [item for item in contract.freshness if item.table == table.name]
-    counts = _counts(marked, masks, metric_masks, fresh, values, now)
-    _refuse_unreadable(contract, table, schema, row_masks, counts)
-    results = [
-        *(_row_result(mask, counts) for mask in masks),
-        *(
-            _metric_result(index, metric, counts, marked.height)
-            for index, metric in enumerate(table.metrics)
-            if metric.name != "rowCount"
-        ),
-        *_volume_results(table, marked.height, expected_rows),
-        *(_freshness_result(index, item, counts, marked.height, now) for index, item in enumerate(fresh)),
-    ]
-    report = CheckReport(
-        contract=contract.name,
-        version=contract.version,
-        table=table.name,
-        n_rows=marked.height,
-        results=tuple(results),
-        not_checked=contract.not_checked,
-        accepted=_accepted(marked, table, schema),
-        rejected=_rejected(marked, masks, schema),
-    )
-    _stop_if_blocked(report)
-    return report
+    moment("now", now)
+    moment("arrived", arrived)
+    given = references or {}
+    refuse_names(contract.tables, given)
+    plan = Plan(contract, table, dict(frame.lazy().collect_schema()), _keys(table, given, frame))
+    engine, lazy = engine_for(frame), frame.lazy()
+    known = Circumstances(now=now, arrived=arrived, **_expected(now, expected_rows, volume_history, day))
+    counts = plan.count(lazy, now, engine)
+    return report(plan, lazy, engine, counts, found=Repeats.in_data(plan, lazy, counts, engine), known=known)
 
 
-_PREFIX = "__vitok_"
-_BROKEN = f"{_PREFIX}broken"
+def moment(name: str, value: object) -> None:
+    """Refuses what is not a time.
+
+    Raises:
+        InvalidInput: If it is neither None nor an int.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidInput(name, value, "be microseconds since 1970-01-01 as an int")
 
 
-def _value(index: int) -> str:
-    return f"{_PREFIX}value_{index}"
-
-
-def _conversions(contract: Contract, table: Table, schema: dict[str, pl.DataType]) -> list[columns.Conversion]:
-    problems: list[str] = []
-    found: list[columns.Conversion] = []
-    for field in table.fields:
-        dtype = schema.get(field.name)
-        if dtype is None:
-            spare = [name for name in schema if name not in table.names]
-            problems.append(f"column {field.name!r} ({field.logical_type}) is missing. {_rename(field.name, spare)}")
-            continue
-        item = columns.conversion(field, dtype)
-        if item is None:
-            problems.append(
-                f"column {field.name!r} is of type {dtype}; {field.logical_type} is wanted. {_convert(field, dtype)}, "
-                f"map another column to {field.name!r}, or change logicalType in the contract"
-            )
-            continue
-        found.append(item)
-    if problems:
-        raise ContractBroken(_broken_text(contract, table, problems))
-    return found
-
-
-def _broken_text(contract: Contract, table: Table, problems: Sequence[str]) -> str:
-    head = f"the data does not fit contract {contract.name} {contract.version}, table {table.name}:"
-    return "\n".join([head, *(f"- {problem}" for problem in problems)])
-
-
-def _rename(name: str, spare: list[str]) -> str:
-    if not spare:
-        return "Add the column to the data, or take it out of the contract"
-    lowered = {item.lower(): item for item in spare}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    example = lowered[close[0]] if close else "YOUR_COLUMN"
-    listed = ", ".join(spare[:12])
-    return (
-        f"The data has besides: {listed}. Rename one with a column mapping such as {{{example!r}: {name!r}}}, "
-        "or take the column out of the contract"
-    )
-
-
-def _convert(field: Field, dtype: pl.DataType) -> str:
-    if field.logical_type == "timestamp" and dtype.is_integer():
-        return "Say what the numbers count, such as pl.from_epoch(column, time_unit='s')"
-    return "Convert it"
-
-
-def _row_masks(table: Table, conversions: list[columns.Conversion], values: dict[str, pl.Expr]) -> list[_Mask]:
-    masks: list[_Mask] = []
-    for field, item in zip(table.fields, conversions, strict=True):
-        raw, value = pl.col(field.name), values[field.name]
-        known = value
-        if field.logical_type == "number":
-            known = pl.when(value.is_finite()).then(value)
-        for rule in field.rules:
-            name = f"{_PREFIX}mask_{len(masks)}"
-            if rule.name == "type":
-                broken = item.unreadable if item.unreadable is not None else pl.lit(value=False)
-                masks.append(_Mask(name, rule, broken, raw.count()))
-            elif rule.name == "required":
-                masks.append(_Mask(name, rule, columns.broken(rule, raw, field.logical_type), pl.len()))
-            elif rule.name == "finite":
-                masks.append(_Mask(name, rule, columns.broken(rule, value, field.logical_type), value.count()))
-            else:
-                masks.append(_Mask(name, rule, columns.broken(rule, known, field.logical_type), known.count()))
-    return masks
-
-
-def _metric_masks(table: Table, values: dict[str, pl.Expr]) -> list[_Mask]:
-    """Masks of what the metrics count; they take no row out."""
-    masks: list[_Mask] = []
-    types = {field.name: field.logical_type for field in table.fields}
-    for index, metric in enumerate(table.metrics):
-        name = f"{_PREFIX}metric_{index}"
-        if metric.name == "duplicateValues":
-            key = Key(fields=metric.fields, rule=_metric_rule(metric))
-            masks.append(_Mask(name, key.rule, _repeated(key, values, pl.lit(value=True)), pl.len()))
-        elif metric.rules:
-            broken = pl.any_horizontal(
-                columns.broken(
-                    rule, pl.col(rule.field) if rule.name == "required" else values[rule.field], types[rule.field]
-                )
-                for rule in metric.rules
-            )
-            masks.append(_Mask(name, _metric_rule(metric), broken, pl.len()))
-    return masks
-
-
-def _metric_rule(metric: Metric) -> Rule:
-    return Rule(field=",".join(metric.fields), name=metric.name, wanted=metric.wanted, severity="warn")
-
-
-def _key_mask(index: int, key: Key, values: dict[str, pl.Expr], clean: pl.Expr) -> _Mask:
-    """Looks for repeats among the rows that keep all other rules, so that a bad row never displaces a good one."""
-    broken = _repeated(key, values, clean)
-    compared = clean & pl.all_horizontal(values[name].is_not_null() for name in key.fields)
-    return _Mask(f"{_PREFIX}key_{index}", key.rule, broken, compared.sum())
-
-
-def _repeated(key: Key, values: dict[str, pl.Expr], clean: pl.Expr) -> pl.Expr:
-    whole = values[key.fields[0]] if len(key.fields) == 1 else pl.struct(values[name] for name in key.fields)
-    compared = clean & pl.all_horizontal(values[name].is_not_null() for name in key.fields)
-    # Rows that are not compared all share the key null, of which the first is no repeat and the rest do not count.
-    return compared & ~pl.when(compared).then(whole).is_first_distinct()
-
-
-def _counts(
-    marked: pl.DataFrame,
-    masks: Sequence[_Mask],
-    metric_masks: Sequence[_Mask],
-    fresh: Sequence[Freshness],
-    values: dict[str, pl.Expr],
-    now: int | None,
-) -> dict[str, int | None]:
-    wanted = [pl.col(mask.name).sum().alias(mask.name) for mask in (*masks, *metric_masks)]
-    wanted += [mask.n_checked.alias(f"{mask.name}_n") for mask in (*masks, *metric_masks)]
-    for index, item in enumerate(fresh):
-        moment = values[item.field].cast(pl.Datetime("us")).to_physical()
-        usable = ~pl.col(_BROKEN) & (moment <= now if now is not None else pl.lit(value=True))
-        wanted.append(moment.filter(usable).max().alias(f"fresh_{index}"))
-        wanted.append((moment > now if now is not None else pl.lit(value=False)).sum().alias(f"future_{index}"))
-    if not wanted:
+def _expected(
+    now: int | None, expected_rows: int | None, history: pl.DataFrame | None, day: dt.date | None
+) -> dict[str, object]:
+    if expected_rows is not None:
+        if expected_rows < 1:
+            raise InvalidInput("expected_rows", expected_rows, "be at least 1")
+        return {"expected_rows": expected_rows}
+    if history is None:
         return {}
-    return marked.select(wanted).row(0, named=True)
+    if day is None:
+        if now is None:
+            raise InvalidInput("day", None, "be given with volume_history", "Or pass now")
+        day = dt.date(1970, 1, 1) + dt.timedelta(days=now // DAY)
+    count, basis = deliveries.expectation(history, day)
+    return {"expected_rows": count, "basis": basis}
 
 
-def _refuse_unreadable(
-    contract: Contract,
-    table: Table,
-    schema: dict[str, pl.DataType],
-    masks: Sequence[_Mask],
-    counts: dict[str, int | None],
-) -> None:
-    """Most values of a column unreadable: it is the wrong column or the wrong format, not some bad rows."""
-    types = {field.name: field.logical_type for field in table.fields}
-    problems = []
-    for mask in masks:
-        failed, checked = counts.get(mask.name) or 0, counts.get(f"{mask.name}_n") or 0
-        if mask.rule.name == "type" and failed * 2 > checked:
-            name = mask.rule.field
-            problems.append(
-                f"column {name!r} is of type {schema[name]}; {types[name]} is wanted, and {failed:,} of {checked:,} "
-                f"values cannot be read as such (each must {mask.rule.wanted}). Convert it, map another column to "
-                f"{name!r}, or change logicalType in the contract"
+def _keys(
+    table: Table, references: "Mapping[str, Reference]", frame: pl.DataFrame | pl.LazyFrame
+) -> dict[int, pl.DataFrame]:
+    """The keys of other tables; a table that points to itself is its own other table."""
+    own: Mapping[str, Reference] = {table.name: frame} if _points_to_itself(table, references, frame) else {}
+    return key_frames(table, {**own, **references})
+
+
+def _points_to_itself(table: Table, references: "Mapping[str, Reference]", frame: pl.DataFrame | pl.LazyFrame) -> bool:
+    related = [item for item in table.relationships if item.table == table.name]
+    names = set(frame.lazy().collect_schema())
+    # Where a column is missing, the check of the schema says so in better words.
+    return bool(related) and table.name not in references and set(table.names) <= names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Rows that repeat a key.
+
+    Attributes:
+        keys: By the place of the key, the rows; only keys that have some.
+        metrics: By the place of the metric, how many rows it counts.
+    """
+
+    keys: Mapping[int, pl.DataFrame] = field(default_factory=dict)
+    metrics: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def in_data(cls, plan: Plan, lazy: pl.LazyFrame, counts: Counts, engine: Engine) -> "Repeats":
+        """Looks for repeats where the counts do not rule them out."""
+        keys, metrics = {}, {}
+        for index, key in enumerate(plan.table.keys):
+            if counts[f"key_{index}_n"] != counts[f"key_{index}_distinct"]:
+                found = repeats(plan, lazy, key, engine)
+                if found.height:
+                    keys[index] = found
+        for index, metric in enumerate(plan.table.metrics):
+            if metric.name == "duplicateValues":
+                different = counts[f"metric_{index}_n"] != counts[f"metric_{index}_distinct"]
+                rows = repeats(plan, lazy, metric_key(metric), engine, clean=False) if different else no_repeats()
+                metrics[index] = rows.height
+        return cls(keys=keys, metrics=metrics)
+
+
+def report(
+    plan: Plan,
+    lazy: pl.LazyFrame,
+    engine: Engine,
+    counts: Counts,
+    *,
+    found: Repeats,
+    known: Circumstances,
+    whole: bool = True,
+) -> CheckReport:
+    """Judges what was counted.
+
+    Args:
+        plan: The rules.
+        lazy: The data.
+        engine: What reads it.
+        counts: What `Plan.count` counted.
+        found: Rows that repeat a key.
+        known: What is known besides.
+        whole: Whether this is a whole delivery; otherwise only rules of rows are judged.
+
+    Raises:
+        ContractBroken: If a rule of severity `block` is broken.
+        StoreError: If the data cannot be read, or changed meanwhile.
+    """
+    n_rows = int(counts[ROWS] or 0)
+    dropped = {index: rows for index, rows in found.keys.items() if plan.table.keys[index].rule.severity != "warn"}
+    n_rejected = int(counts[BROKEN] or 0) + rejected_places(dropped)
+    results = [*_row_results(plan, counts, found)]
+    if whole:
+        results += _table_results(plan, lazy, engine, counts, found, known)
+    made = CheckReport(
+        contract=plan.contract.name,
+        version=plan.contract.version,
+        table=plan.table.name,
+        n_rows=n_rows,
+        n_rejected=n_rejected,
+        results=tuple(results),
+        not_checked=plan.contract.not_checked,
+        source=Source(
+            plan=plan,
+            lazy=lazy,
+            engine=engine,
+            n_rows=n_rows,
+            n_rejected=n_rejected,
+            masks=[mask for mask in plan.masks if counts[mask.name] and mask.rule.severity != "warn"],
+            repeats=dropped,
+        ),
+    )
+    stop_if_blocked(made)
+    if n_rejected <= MOST_READ_AT_ONCE:
+        # Read now: the evidence must not be gone when somebody asks for it.
+        _ = made.rejected
+    return made
+
+
+def _row_results(plan: Plan, counts: Counts, found: Repeats) -> list[RuleResult]:
+    results = []
+    for mask in plan.masks:
+        failed = int(counts[mask.name] or 0)
+        results.append(
+            RuleResult(
+                field=mask.rule.field,
+                rule=mask.rule.name,
+                wanted=mask.rule.wanted,
+                severity=mask.rule.severity,
+                status="failed" if failed else "passed",
+                n_checked=plan.checked(mask, counts),
+                n_failed=failed,
             )
-    if problems:
-        raise ContractBroken(_broken_text(contract, table, problems))
+        )
+    for index, item in enumerate(plan.table.relationships):
+        if index not in plan.references:
+            seen = f"pass references={{{item.table!r}: ...}} to judge it"
+            rule = item.rule
+            results.append(table_result(rule.field, rule.name, rule.wanted, rule.severity, "skipped", 0, 0, seen))
+    for index, key in enumerate(plan.table.keys):
+        failed = found.keys[index].height if index in found.keys else 0
+        results.append(_key_result(key, int(counts[f"key_{index}_n"] or 0), failed))
+    return results
 
 
-def _row_result(mask: _Mask, counts: dict[str, int | None]) -> RuleResult:
-    failed = counts[mask.name] or 0
+def _key_result(key: Key, n_checked: int, n_failed: int) -> RuleResult:
     return RuleResult(
-        field=mask.rule.field,
-        rule=mask.rule.name,
-        wanted=mask.rule.wanted,
-        severity=mask.rule.severity,
-        status="failed" if failed else "passed",
-        n_checked=counts[f"{mask.name}_n"] or 0,
-        n_failed=failed,
+        field=key.rule.field,
+        rule=key.rule.name,
+        wanted=key.rule.wanted,
+        severity=key.rule.severity,
+        status="failed" if n_failed else "passed",
+        n_checked=n_checked,
+        n_failed=n_failed,
     )
 
 
-def _metric_result(index: int, metric: Metric, counts: dict[str, int | None], n_rows: int) -> RuleResult:
-    count = counts[f"{_PREFIX}metric_{index}"] or 0
-    seen: float = count
-    if metric.percent:
-        seen = 100 * count / n_rows if n_rows else 0.0
-    return RuleResult(
-        field=",".join(metric.fields),
-        rule=metric.name,
-        wanted=metric.wanted,
-        severity=metric.severity,
-        status="passed" if metric.comparison.holds(seen) else "failed",
-        n_checked=n_rows,
-        n_failed=count,
-        observed=f"{seen:.4g} percent" if metric.percent else f"{count:,} rows",
+def _table_results(
+    plan: Plan, lazy: pl.LazyFrame, engine: Engine, counts: Counts, found: Repeats, known: Circumstances
+) -> list[RuleResult]:
+    table, n_rows = plan.table, int(counts[ROWS] or 0)
+    results = []
+    for index, metric in enumerate(table.metrics):
+        if metric.name == "rowCount":
+            continue
+        count = found.metrics[index] if index in found.metrics else int(counts.get(f"metric_{index}") or 0)
+        results.append(_counted(metric, count, n_rows))
+    for index, condition in enumerate(table.conditions):
+        if condition.comparison is not None:
+            results.append(_fulfilled(condition, int(counts[f"condition_{index}"] or 0), n_rows))
+    results.extend(_queried(plan, lazy, engine, query, n_rows) for query in table.queries)
+    n_clean = n_rows - int(counts[BROKEN] or 0)
+    for index, measure in enumerate(table.measures):
+        prefix = f"measure_{index}_"
+        seen = {name.removeprefix(prefix): value for name, value in counts.items() if name.startswith(prefix)}
+        holds, words = measures.judged(measure, seen, n_clean)
+        status: Status = "skipped" if holds is None else deliveries.held(holds)
+        results.append(
+            table_result(measure.field, measure.label, measure.wanted, measure.severity, status, n_clean, 0, words)
+        )
+    results.extend(deliveries.volume(table, n_rows, known.expected_rows, known.basis))
+    for index, item in enumerate(plan.fresh):
+        newest, future = _newest(counts, f"fresh_{index}")
+        results.append(deliveries.freshness(item, newest, future, n_rows, known.now))
+    for index, coming in enumerate(plan.deliveries):
+        newest, future = _newest(counts, f"delivery_{index}")
+        results.append(deliveries.delivery(coming, newest, future, n_rows, known.now, known.arrived))
+    return results
+
+
+def _newest(counts: Counts, name: str) -> tuple[int | None, int]:
+    newest = counts[name]
+    return (None if newest is None else int(newest)), int(counts[f"{name}_future"] or 0)
+
+
+def _counted(metric: Metric, count: int, n_rows: int) -> RuleResult:
+    share = 100 * count / n_rows if n_rows else 0.0
+    holds = metric.comparison.holds(share if metric.percent else count)
+    seen = f"{share:.4g} percent" if metric.percent else f"{count:,} rows"
+    fields = ",".join(metric.fields)
+    status = deliveries.held(holds)
+    return table_result(fields, metric.name, metric.wanted, metric.severity, status, n_rows, count, seen)
+
+
+def _fulfilled(item: Condition, count: int, n_rows: int) -> RuleResult:
+    comparison = item.comparison
+    share = 100 * count / n_rows if n_rows else 0.0
+    holds = comparison is None or comparison.holds(share if item.percent else count)
+    seen = f"{share:.4g} percent" if item.percent else f"{count:,} rows"
+    rule, status = item.rule, deliveries.held(holds)
+    return table_result(rule.field, rule.name, item.wanted, rule.severity, status, n_rows, count, seen)
+
+
+def _queried(plan: Plan, lazy: pl.LazyFrame, engine: Engine, query: Query, n_rows: int) -> RuleResult:
+    """Runs a query over the rows as the contract reads them; a value that cannot be read is null."""
+    names = (*plan.values, *(name for name in plan.schema if name not in plan.values))
+    rows = plan.marked(lazy).select(
+        plan.values[name].alias(name) if name in plan.values else pl.col(name) for name in names
     )
-
-
-def _volume_results(table: Table, n_rows: int, expected_rows: int | None) -> list[RuleResult]:
-    volumes = [metric for metric in table.metrics if metric.name == "rowCount"]
-    if expected_rows is not None and not any(metric.percent for metric in volumes):
-        low, high = 100 - VOLUME_TOLERANCE_PERCENT, 100 + VOLUME_TOLERANCE_PERCENT
-        around = Comparison(operator="mustBeBetween", low=low, high=high)
-        volumes.append(Metric(name="rowCount", fields=(), comparison=around, percent=True, severity="warn"))
-    found = []
-    for metric in volumes:
-        status: Status
-        if not metric.percent:
-            status, seen = _held(metric.comparison.holds(n_rows)), f"{n_rows:,} rows"
-        elif expected_rows is None:
-            status, seen = "skipped", "a share of the rows expected; pass expected_rows"
+    status: Status = "skipped"
+    try:
+        found = collect(pl.SQLContext({plan.table.name: rows}).execute(query.text), engine)
+    except (pl.exceptions.PolarsError, StoreError) as error:
+        seen = f"the query cannot be run here: {str(error).splitlines()[0][:120]}"
+    else:
+        value = found.item() if found.shape == (1, 1) else None
+        if isinstance(value, bool | int | float):
+            status, seen = deliveries.held(query.comparison.holds(float(value))), f"{value:.6g}"
         else:
-            share = 100 * n_rows / expected_rows
-            status = _held(metric.comparison.holds(share))
-            seen = f"{n_rows:,} rows, {share:.4g} percent of {expected_rows:,} expected"
-        found.append(_table_result("", "rowCount", metric.wanted, metric.severity, status, n_rows, seen))
-    return found
+            seen = "the query gives no number" if found.shape == (1, 1) else "the query gives more than one value"
+    return table_result(query.field, "sql", query.wanted, query.severity, status, n_rows, 0, seen)
 
 
-def _held(holds: bool) -> Status:  # noqa: FBT001
-    return "passed" if holds else "failed"
-
-
-def _table_result(
-    field: str, rule: str, wanted: str, severity: Severity, status: Status, n_rows: int, observed: str
+def table_result(
+    field: str, rule: str, wanted: str, severity: str, status: Status, n_checked: int, n_failed: int, observed: str
 ) -> RuleResult:
+    """Writes what a rule of the whole table found."""
     return RuleResult(
         field=field,
         rule=rule,
         wanted=wanted,
-        severity=severity,
+        severity=severity,  # type: ignore[arg-type]  # it comes from a rule
         status=status,
-        n_checked=n_rows,
-        n_failed=0,
+        n_checked=n_checked,
+        n_failed=n_failed,
         observed=observed,
     )
 
 
-def _freshness_result(
-    index: int, item: Freshness, counts: dict[str, int | None], n_rows: int, now: int | None
-) -> RuleResult:
-    """A time in the future says nothing of how fresh the data is, so the newest is sought among the others."""
-    newest, future = counts[f"fresh_{index}"], counts[f"future_{index}"] or 0
-    status: Status
-    if now is None:
-        status, seen = "skipped", "pass now to judge it"
-    elif newest is None:
-        status, seen = "failed", f"no accepted row at or before {isoformat(now)}"
-    else:
-        status = _held(now - newest <= item.limit)
-        seen = f"newest {isoformat(newest)}, {(now - newest) / DAY:.4g} days old"
-    if future:
-        seen += f"; {future:,} rows lie in the future"
-    return _table_result(item.field, item.name, item.wanted, item.severity, status, n_rows, seen)
+def query_problem(table: str, types: Mapping[str, str], text: str) -> str:
+    """Says why a query cannot be run here, or "" where it can: it is tried on a table without rows."""
+    empty = pl.LazyFrame(schema={name: TYPES[logical] for name, logical in types.items()})
+    try:
+        width = len(pl.SQLContext({table: empty}).execute(text).collect_schema())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        return str(error).strip().splitlines()[0][:120]
+    return "" if width == 1 else f"it gives {width} columns"
 
 
-def _accepted(marked: pl.DataFrame, table: Table, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    places = {name: index for index, name in enumerate(table.names)}
-    chosen = [pl.col(_value(places[name])).alias(name) if name in places else pl.col(name) for name in schema]
-    return marked.lazy().filter(~pl.col(_BROKEN)).select(chosen).collect()
+def stop_if_blocked(made: CheckReport) -> None:
+    """Raises where a rule of severity `block` is broken.
 
-
-def _rejected(marked: pl.DataFrame, masks: Sequence[_Mask], schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    dropping = [mask for mask in masks if mask.rule.severity != "warn"]
-    reasons = [
-        pl.when(pl.col(mask.name)).then(
-            pl.concat_str(
-                pl.lit(f"{mask.rule.field}: got "), _given(mask, schema), pl.lit(f", must {mask.rule.wanted}")
-            )
-        )
-        for mask in dropping
-    ]
-    labels = [pl.when(pl.col(mask.name)).then(pl.lit(mask.rule.label)) for mask in dropping]
-    reason = pl.coalesce(reasons) if reasons else pl.lit("")
-    rules = pl.concat_list(labels).list.drop_nulls() if labels else pl.lit([], dtype=pl.List(pl.String))
-    return (
-        marked.lazy()
-        .filter(pl.col(_BROKEN))
-        .select(*schema, reason.cast(pl.String).alias("reason"), rules.cast(pl.List(pl.String)).alias("rules"))
-        .collect()
-    )
-
-
-def _given(mask: _Mask, schema: dict[str, pl.DataType]) -> pl.Expr:
-    names = [mask.rule.field] if mask.rule.field in schema else mask.rule.field.split(",")
-    return pl.concat_str([columns.shown(name, schema[name]) for name in names], separator=", ")
-
-
-def _stop_if_blocked(report: CheckReport) -> None:
-    stopping = tuple(result for result in report.failed if result.severity == "block")
+    Raises:
+        ContractBroken: With the results, the first such row, and the whole report as a note.
+    """
+    stopping: Sequence[RuleResult] = tuple(result for result in made.failed if result.severity == "block")
     if not stopping:
         return
-    first = ""
-    labels = {result.label for result in stopping}
-    for reason, rules in report.rejected.select("reason", "rules").head(10_000).iter_rows():
-        if labels.intersection(rules):
-            first = f"\nFirst such row: {reason}"
-            break
+    reason = made.source.first_reason({result.label for result in stopping})
+    first = f"\nFirst such row: {reason}" if reason else ""
     error = ContractBroken(
-        f"{report.contract} {report.version}, {report.table}: rules of severity block are broken. Mend the data, or "
-        "give the rule another severity in the contract\n" + "\n".join(table_lines(stopping)) + first
+        f"{made.contract} {made.version}, {made.table}: rules of severity block are broken. Mend the data, or "
+        "give the rule another severity in the contract\n" + "\n".join(table_lines(tuple(stopping))) + first
     )
-    error.add_note(str(report))
+    error.add_note(str(made))
     raise error

@@ -179,13 +179,12 @@ def _judged(rule: Rule, value: pl.Expr, logical_type: str) -> pl.Expr:
         case "pattern":
             return ~value.str.contains(patterns(str(bound), rule.label)[0])
         case _:
-            listed = _members(rule, logical_type)
+            listed = members(rule.bound if isinstance(rule.bound, tuple) else (rule.bound,), logical_type)
             return ~value.is_in(listed) if rule.name == "validValues" else value.is_in(listed)
 
 
-def _members(rule: Rule, logical_type: str) -> list[object]:
-    """The listed values in the type of the column; 1.0 is the integer 1, and 1.5 is no integer at all."""
-    values = list(rule.bound) if isinstance(rule.bound, tuple) else [rule.bound]
+def members(values: tuple[object, ...], logical_type: str) -> list[object]:
+    """Returns listed values in the type of the column; 1.0 is the integer 1, and 1.5 is no integer at all."""
     if logical_type == "number":
         return [float(value) for value in values if isinstance(value, int | float)]
     if logical_type == "integer":

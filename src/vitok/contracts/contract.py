@@ -133,6 +133,13 @@ class Condition:
     comparison: Comparison | None = None
     percent: bool = False
 
+    @property
+    def wanted(self) -> str:
+        """The condition as a phrase that follows "must"."""
+        if self.comparison is None:
+            return self.rule.wanted
+        return f"{self.comparison} {'percent' if self.percent else 'rows'} with {self.text}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
@@ -397,7 +404,7 @@ class Contract:
             fresh = [item for item in self.freshness if item.table == table.name]
             lines.extend(f"  {item.name} of {item.field} must {item.wanted}" for item in fresh)
             lines.extend(f"  {', '.join(r.fields)} must {r.rule.wanted}" for r in table.relationships)
-            lines.extend(f"  rows must {item.rule.wanted}" for item in table.conditions)
+            lines.extend(f"  rows must {item.wanted}" for item in table.conditions)
             lines.extend(f"  {item.text} must {item.wanted}" for item in table.queries)
             lines.extend(f"  {item.label} of {item.field} must {item.wanted}" for item in table.measures)
             coming = [item for item in self.deliveries if item.table == table.name]

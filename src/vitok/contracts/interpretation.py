@@ -7,8 +7,10 @@ from typing import Any, cast
 from vitok.clock import DAY, HOUR, MINUTE, SECOND
 from vitok.contracts import document as read
 from vitok.contracts.bounds import allowed_values, bound_of, contradictions
-from vitok.contracts.contract import Contract, Field, Freshness, Key, Table
+from vitok.contracts.contract import Contract, Delivery, Field, Freshness, Key, Relationship, Table
+from vitok.contracts.deliveries import time_of_day, zone_of
 from vitok.contracts.quality import Statement, quality
+from vitok.contracts.references import Elements, refuse_types, relationships
 from vitok.contracts.rules import LOGICAL_TYPES, LogicalType, Rule, Severity, rule, severity_of
 from vitok.errors import InvalidInput
 
@@ -53,7 +55,9 @@ _UNITS = {
     365 * DAY: ("y", "yr", "year", "years"),
 }
 _FRESHNESS = {"freshness": "freshness", "fr": "freshness", "latency": "latency", "ly": "latency"}
+_DELIVERIES = {"timeofavailability": "timeOfAvailability", "frequency": "frequency", "fy": "frequency"}
 SEVERITY_KEY = "vitok.severity"
+ZONE_KEY = "vitok.timezone"
 
 
 def load(path_or_text: str | Path) -> Contract:
@@ -63,8 +67,8 @@ def load(path_or_text: str | Path) -> Contract:
         path_or_text: A file, or the contract itself as a text of more than one line.
 
     Returns:
-        The contract. What it says beyond types, nulls, ranges, lengths, patterns, allowed values, keys, counts and
-        freshness is kept in its text and named in `not_checked`.
+        The contract. What it says beyond types, nulls, ranges, lengths, patterns, allowed values, keys, relationships,
+        counts, distributions, SQL and when data is there is kept in its text and named in `not_checked`.
 
     Raises:
         NotFound: If the file does not exist.
@@ -110,13 +114,15 @@ def interpret(text: str) -> Contract:
     read.known_keys(document, _CONTRACT_KEYS, "contract")
     not_checked: list[str] = []
     tables: list[Table] = []
+    elements = Elements(document)
     for position, item in enumerate(read.entries(document.get("schema"), "schema")):
-        table = _table(read.mapping(item, f"schema[{position}]"), position, not_checked)
+        table = _table(read.mapping(item, f"schema[{position}]"), position, elements, not_checked)
         if any(table.name == other.name for other in tables):
             raise InvalidInput("schema", table.name, "be the name of one table only")
         tables.append(table)
     if not tables:
         raise InvalidInput("schema", document.get("schema"), "list at least one table")
+    refuse_types(tables)
     identifier = read.text(document.get("id"), "id")
     return Contract(
         id=identifier,
@@ -128,6 +134,7 @@ def interpret(text: str) -> Contract:
         description=_description(document.get("description")),
         tables=tuple(tables),
         freshness=_freshness(document, tables, not_checked),
+        deliveries=_deliveries(document, tables, not_checked),
         not_checked=tuple(not_checked),
         text=text,
     )
@@ -154,19 +161,21 @@ def _description(value: object) -> str:
     return read.optional_text(value, "description").strip()
 
 
-def _table(item: dict[str, Any], position: int, not_checked: list[str]) -> Table:
+def _table(item: dict[str, Any], position: int, elements: Elements, not_checked: list[str]) -> Table:
     where = f"schema[{position}]"
     name = read.text(item.get("name"), f"{where}.name")
     where = f"schema.{name}"
     read.known_keys(item, _TABLE_KEYS, where)
-    if item.get("relationships"):
-        not_checked.append(f"{name}: relationships to other tables")
     properties = read.entries(item.get("properties"), f"{where}.properties")
     if not properties:
         raise InvalidInput(f"{where}.properties", item.get("properties"), "list at least one property")
     fields: list[Field] = []
     keys: list[Key] = []
     statements: list[Statement] = []
+    related: list[Relationship] = []
+    types = {
+        str(value.get("name")): str(value.get("logicalType")) for value in properties if isinstance(value, Mapping)
+    }
     primary: list[tuple[int, str, Severity]] = []
     for index, value in enumerate(properties):
         entry = read.mapping(value, f"{where}.properties[{index}]")
@@ -176,9 +185,10 @@ def _table(item: dict[str, Any], position: int, not_checked: list[str]) -> Table
         inner = f"{where}.{column}"
         severities = _severities(entry.get("customProperties"), inner)
         logical_type = _logical_type(entry, inner)
-        found = quality(entry.get("quality"), f"{inner}.quality", column, logical_type, not_checked)
+        found = quality(entry.get("quality"), f"{inner}.quality", column, not_checked, table=name, types=types)
         statements.append(found)
         fields.append(_field(entry, column, logical_type, found, inner, severities, not_checked))
+        related.extend(_related(entry, inner, name, column, types, elements, not_checked))
         is_primary = read.flag(entry.get("primaryKey"), f"{inner}.primaryKey")
         unique_severity = severities.get("unique", severities.get("", "quarantine"))
         if is_primary:
@@ -190,8 +200,8 @@ def _table(item: dict[str, Any], position: int, not_checked: list[str]) -> Table
         primary.sort()
         columns = tuple(column for _, column, _ in primary)
         keys.append(Key(fields=columns, rule=rule(",".join(columns), "unique", severity=primary[0][2])))
-    known = tuple(field.name for field in fields)
-    statements.append(quality(item.get("quality"), f"{where}.quality", "", "", not_checked, columns=known))
+    statements.append(quality(item.get("quality"), f"{where}.quality", "", not_checked, table=name, types=types))
+    related.extend(_related(item, where, name, "", types, elements, not_checked))
     for statement in statements:
         keys.extend(Key(fields=tuple(one.field.split(",")), rule=one) for one in statement.unique)
     # A primary key is often declared unique as well; the same key twice would count the same rows twice.
@@ -202,7 +212,30 @@ def _table(item: dict[str, Any], position: int, not_checked: list[str]) -> Table
         fields=tuple(fields),
         keys=tuple(keys),
         metrics=tuple(metric for statement in statements for metric in statement.metrics),
+        relationships=tuple(related),
+        conditions=tuple(one for statement in statements for one in statement.conditions),
+        queries=tuple(one for statement in statements for one in statement.queries),
+        measures=tuple(one for statement in statements for one in statement.measures),
     )
+
+
+def _related(
+    entry: Mapping[str, Any],
+    where: str,
+    table: str,
+    column: str,
+    types: Mapping[str, str],
+    elements: Elements,
+    not_checked: list[str],
+) -> list[Relationship]:
+    inner = f"{where}.relationships"
+    severities: dict[str, Severity] = {}
+    for position, value in enumerate(read.entries(entry.get("relationships"), inner)):
+        place = f"{inner}[{position}]"
+        found = _severities(read.mapping(value, place).get("customProperties"), place)
+        if "" in found:
+            severities[place] = found[""]
+    return relationships(entry.get("relationships"), inner, table, column, types, elements, severities, not_checked)
 
 
 def _logical_type(entry: Mapping[str, Any], where: str) -> LogicalType:
@@ -235,8 +268,6 @@ def _field(
     not_checked: list[str],
 ) -> Field:
     read.known_keys(entry, _PROPERTY_KEYS, where)
-    if entry.get("relationships"):
-        not_checked.append(f"{name}: relationships to other tables")
     required = read.flag(entry.get("required"), f"{where}.required")
     required = required or read.flag(entry.get("primaryKey"), f"{where}.primaryKey")
     rules: list[Rule] = []
@@ -293,34 +324,90 @@ def _freshness(document: dict[str, Any], tables: list[Table], not_checked: list[
         name = read.text(entry.get("property"), f"{where}.property")
         kind = _FRESHNESS.get(name.lower())
         if kind is None:
-            not_checked.append(f"slaProperties: {name} {entry.get('value')}")
+            if name.lower() not in _DELIVERIES:
+                not_checked.append(f"slaProperties: {name} {entry.get('value')}")
             continue
-        amount = read.number(entry.get("value"), f"{where}.value")
-        unit = str(entry.get("unit") or "")
-        scale = next((size for size, names in _UNITS.items() if unit.lower() in names), None)
-        if scale is None:
-            known = ", ".join(names[0] for names in _UNITS.values())
-            raise InvalidInput(f"{where}.unit", entry.get("unit"), f"be one of {known}")
-        limit = round(amount * scale)
-        if limit <= 0:
-            raise InvalidInput(f"{where}.value", entry.get("value"), "be longer than zero")
-        severity = _severities(entry.get("customProperties"), where).get("", "warn")
-        if severity == "quarantine":
-            raise InvalidInput(f"{where}.customProperties", severity, "be warn or block: it judges no single row")
-        elements = entry.get("element") or document.get("slaDefaultElement")
-        for element in read.text(elements, f"{where}.element").split(","):
-            table, column = _element(element.strip(), tables, f"{where}.element")
-            found.append(
-                Freshness(
-                    table=table,
-                    field=column,
-                    name=kind,
-                    limit=limit,
-                    wanted=f"be at most {amount} {unit} old",
-                    severity=severity,
-                )
+        limit = _length(entry, where)
+        found.extend(
+            Freshness(
+                table=table,
+                field=column,
+                name=kind,
+                limit=limit,
+                wanted=f"be at most {entry['value']} {entry['unit']} old",
+                severity=_promised(entry, where),
             )
+            for table, column in _elements(entry, document, tables, where)
+        )
     return tuple(found)
+
+
+def _length(entry: Mapping[str, Any], where: str) -> int:
+    amount = read.number(entry.get("value"), f"{where}.value")
+    unit = str(entry.get("unit") or "")
+    scale = next((size for size, names in _UNITS.items() if unit.lower() in names), None)
+    if scale is None:
+        known = ", ".join(names[0] for names in _UNITS.values())
+        raise InvalidInput(f"{where}.unit", entry.get("unit"), f"be one of {known}")
+    length = round(amount * scale)
+    if length <= 0:
+        raise InvalidInput(f"{where}.value", entry.get("value"), "be longer than zero")
+    return length
+
+
+def _promised(entry: Mapping[str, Any], where: str) -> Severity:
+    severity = _severities(entry.get("customProperties"), where).get("", "warn")
+    if severity == "quarantine":
+        raise InvalidInput(f"{where}.customProperties", severity, "be warn or block: it judges no single row")
+    return severity
+
+
+def _elements(
+    entry: Mapping[str, Any], document: Mapping[str, Any], tables: list[Table], where: str
+) -> list[tuple[str, str]]:
+    listed = read.text(entry.get("element") or document.get("slaDefaultElement"), f"{where}.element")
+    return [_element(element.strip(), tables, f"{where}.element") for element in listed.split(",")]
+
+
+def _deliveries(document: dict[str, Any], tables: list[Table], not_checked: list[str]) -> tuple[Delivery, ...]:
+    """By when, and how often, data is there; how often also says what "by when" counts in."""
+    found: list[Delivery] = []
+    periods: dict[tuple[str, str], int] = {}
+    entries = [read.mapping(item, "slaProperties") for item in read.entries(document.get("slaProperties"), "")]
+    order = sorted(range(len(entries)), key=lambda index: str(entries[index].get("property")).lower()[:1] != "f")
+    for position in order:
+        entry, where = entries[position], f"slaProperties[{position}]"
+        kind = _DELIVERIES.get(str(entry.get("property")).lower())
+        if kind is None:
+            continue
+        if not (entry.get("element") or document.get("slaDefaultElement")):
+            not_checked.append(f"slaProperties: {entry['property']} {entry.get('value')} (it names no element)")
+            continue
+        for table, column in _elements(entry, document, tables, where):
+            place = {"table": table, "field": column, "severity": _promised(entry, where)}
+            if kind == "frequency":
+                periods[table, column] = every = _length(entry, where)
+                wanted = f"bring data every {entry['value']} {entry['unit']}"
+                found.append(Delivery(name=kind, every=every, wanted=wanted, **place))  # type: ignore[arg-type]
+                continue
+            moment, offset = time_of_day(entry.get("value"), f"{where}.value")
+            zone = offset or _zone(entry, where)
+            zone_of(zone, f"{where}.customProperties")
+            every = periods.get((table, column), DAY)
+            if every % DAY:
+                raise InvalidInput(where, entry["value"], "belong to data of whole days", "Promise a latency instead")
+            days = "a day" if every == DAY else f"{every // DAY} days"
+            clock = f"{moment // HOUR:02}:{moment // MINUTE % 60:02} {zone}"
+            wanted = f"have the data of {days} by {clock} on the day after"
+            found.append(Delivery(name=kind, every=every, due=moment, zone=zone, wanted=wanted, **place))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def _zone(entry: Mapping[str, Any], where: str) -> str:
+    for item in read.entries(entry.get("customProperties"), f"{where}.customProperties"):
+        if item.get("property") == ZONE_KEY:
+            return read.text(item.get("value"), f"{where}.customProperties.{ZONE_KEY}")
+    return "UTC"
 
 
 def _element(element: str, tables: list[Table], where: str) -> tuple[str, str]:

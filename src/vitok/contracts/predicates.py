@@ -218,7 +218,7 @@ class _Reader:
                 return _moment(_literal("string", text[1:-1]), word.lower())
             case "name", _ if self.here == ("sign", "("):
                 return self._call(word.upper())
-            case ("name" | "quoted"), _:
+            case (("name" | "quoted"), _):
                 return self._named(word if kind == "name" else word[1:-1].replace('""', '"'))
         raise UnsupportedError(f"{word or 'the end'!r} is not expected there")
 
@@ -233,9 +233,7 @@ class _Reader:
         known = name if name in self._types else {item.lower(): item for item in self._types}.get(name.lower())
         if known is None:
             raise UnsupportedError(f"{name!r} is not a column of the table")
-        return Node(
-            self._types[known], lambda columns: columns[known], lambda values: values[known], fields=(known,)
-        )
+        return Node(self._types[known], lambda columns: columns[known], lambda values: values[known], fields=(known,))
 
     def _call(self, name: str) -> Node:
         self._need("(")

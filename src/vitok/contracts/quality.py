@@ -1,16 +1,20 @@
 """Reads the `quality` entries of ODCS: library metrics become rules of rows or numbers of the table.
 
 A metric of which there must be none (`mustBe: 0`) is a rule that each row keeps or breaks; a metric with some
-tolerance (`mustBeLessThan: 5`, `unit: percent`) is a number of the table, which takes no row out.
+tolerance (`mustBeLessThan: 5`, `unit: percent`) is a number of the table, which takes no row out. Entries in SQL are
+read by `statements`, bounds of distributions by `measures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vitok.contracts import document as read
 from vitok.contracts.bounds import allowed_values, bound_of
+from vitok.contracts.contract import Condition, Query
+from vitok.contracts.measures import ENGINE, Measure, comparison_of, measure
 from vitok.contracts.rules import OPERATORS, Comparison, Metric, Rule, Severity, rule, severity_of
+from vitok.contracts.statements import statement
 from vitok.errors import InvalidInput
 
 _KEYS = read.keys(
@@ -31,21 +35,27 @@ class Statement:
         rules: Rules that each row keeps or breaks.
         unique: Rules `unique`, whose `field` is one name or several joined by commas.
         metrics: Numbers of the table.
+        conditions: Conditions on one row, in SQL.
+        queries: Queries over the table, in SQL.
+        measures: Bounds of the column's distribution.
     """
 
     rules: tuple[Rule, ...] = ()
     unique: tuple[Rule, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    queries: tuple[Query, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
 
 def quality(
     value: object,
     where: str,
     column: str,
-    logical_type: str,
     not_checked: list[str],
     *,
-    columns: Sequence[str] = (),
+    table: str,
+    types: Mapping[str, str],
 ) -> Statement:
     """Reads the quality entries of one property, or of a table.
 
@@ -53,9 +63,10 @@ def quality(
         value: The list as the contract has it.
         where: Path of the list in the contract, for messages.
         column: The property they are about, or "" for a table.
-        logical_type: Type of that property, or "".
-        not_checked: Gets a sentence for each entry that cannot be run here: text, sql and custom rules.
-        columns: For a table, the names of its fields.
+        not_checked: Gets a sentence for each entry that cannot be run here: text, rules of other engines, and SQL
+            that is not understood.
+        table: Name of the table.
+        types: Logical types of its columns.
 
     Raises:
         InvalidInput: If a metric, an argument or an operator is not known.
@@ -63,12 +74,28 @@ def quality(
     rules: list[Rule] = []
     unique: list[Rule] = []
     metrics: list[Metric] = []
+    conditions: list[Condition] = []
+    queries: list[Query] = []
+    bounds: list[Measure] = []
+    logical_type = types.get(column, "")
     for position, item in enumerate(read.entries(value, where)):
         inner = f"{where}[{position}]"
         entry = read.mapping(item, inner)
         read.known_keys(entry, _KEYS, inner)
         kind = entry.get("type", "library")
-        if kind in {"text", "sql", "custom"}:
+        if kind == "sql":
+            stated = statement(entry, inner, table, column, types)
+            if isinstance(stated, Condition):
+                conditions.append(stated)
+            elif isinstance(stated, Query):
+                queries.append(stated)
+            else:
+                not_checked.append(stated)
+            continue
+        if kind == "custom" and entry.get("engine") == ENGINE:
+            bounds.append(measure(entry, inner, column, logical_type))
+            continue
+        if kind in {"text", "custom"}:
             said = entry.get("description") or entry.get("name") or entry.get("query") or entry.get("engine") or ""
             not_checked.append(f"{column or 'table'}: quality rule of type {kind} {str(said).strip()[:80]}".rstrip())
             continue
@@ -77,8 +104,8 @@ def quality(
         metric = _metric(entry, inner, known=_FIELD_METRICS if column else _TABLE_METRICS)
         arguments = read.mapping(entry.get("arguments") or {}, f"{inner}.arguments")
         broken = _broken_rules(metric, entry, arguments, inner, column, logical_type)
-        fields = _fields(metric, arguments, inner, column, columns)
-        comparison, percent = _comparison(entry, inner), _percent(entry, inner)
+        fields = _fields(metric, arguments, inner, column, types)
+        comparison, percent = comparison_of(entry, inner), _percent(entry, inner)
         if comparison is None and metric != "invalidValues":
             raise InvalidInput(inner, metric, f"come with one of {', '.join(OPERATORS)}")
         # v3.0 writes validValues without an operator and means that there are no others.
@@ -107,7 +134,14 @@ def quality(
                 rules=tuple(broken),
             )
         )
-    return Statement(rules=tuple(rules), unique=tuple(unique), metrics=tuple(metrics))
+    return Statement(
+        rules=tuple(rules),
+        unique=tuple(unique),
+        metrics=tuple(metrics),
+        conditions=tuple(conditions),
+        queries=tuple(queries),
+        measures=tuple(bounds),
+    )
 
 
 def _metric(entry: dict[str, Any], where: str, *, known: tuple[str, ...]) -> str:
@@ -153,7 +187,9 @@ def _broken_rules(
     return []
 
 
-def _fields(metric: str, arguments: dict[str, Any], where: str, column: str, columns: Sequence[str]) -> tuple[str, ...]:
+def _fields(
+    metric: str, arguments: dict[str, Any], where: str, column: str, columns: Collection[str]
+) -> tuple[str, ...]:
     if column:
         return (column,)
     if metric == "rowCount":
@@ -167,24 +203,6 @@ def _fields(metric: str, arguments: dict[str, Any], where: str, column: str, col
     if not named:
         raise InvalidInput(f"{where}.arguments.properties", named, "list the properties that are unique together")
     return tuple(named)
-
-
-def _comparison(entry: dict[str, Any], where: str) -> Comparison | None:
-    given = [name for name in OPERATORS if name in entry]
-    if len(given) > 1:
-        raise InvalidInput(where, given, "have one operator only", "Write two entries")
-    if not given:
-        return None
-    name, value = given[0], entry[given[0]]
-    if name.endswith("Between"):
-        pair = read.entries(value, f"{where}.{name}")
-        if len(pair) != 2:
-            raise InvalidInput(f"{where}.{name}", value, "be two numbers, the smaller first")
-        low, high = (read.number(item, f"{where}.{name}") for item in pair)
-        if low > high:
-            raise InvalidInput(f"{where}.{name}", value, "be two numbers, the smaller first")
-        return Comparison(operator=name, low=low, high=high)
-    return Comparison(operator=name, low=read.number(value, f"{where}.{name}"))
 
 
 def _percent(entry: dict[str, Any], where: str) -> bool:

@@ -61,8 +61,8 @@ def checked(contract: Contract, frame: pl.DataFrame, table: str, *, now: int) ->
         ContractBroken: If a column is missing or of another type.
         NotFound: If the contract has no such table.
     """
-    judged = replace(contract.table(table), metrics=())
-    return replace(contract, tables=(judged,), freshness=()).check(frame, now=now)
+    judged = contract.table(table).row_rules_only
+    return replace(contract, tables=(judged,), freshness=(), deliveries=()).check(frame, now=now)
 
 
 def without_repeats(

@@ -1,12 +1,15 @@
 """What a check found: a frozen report that prints itself and becomes JSON."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from vitok.contracts.rules import Severity
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from vitok.contracts.sources import Source
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -63,31 +66,55 @@ class CheckReport:
         version: Version of the contract.
         table: Name of the table in the contract.
         n_rows: Rows that came in.
+        n_rejected: Rows that break at least one rule of rows that is more than a warning.
         results: One result a rule, in the order of the contract.
         not_checked: What the contract says and was not checked, a sentence each.
-        accepted: Rows that keep all rules, cast to the contract's types; other columns as they came.
-        rejected: The other rows as they came, with `reason` (the first broken rule in a sentence) and `rules`
-            (the names of all broken ones, such as `"amount.minimum"`).
     """
 
     contract: str
     version: str
     table: str
     n_rows: int
+    n_rejected: int
     results: tuple[RuleResult, ...]
     not_checked: tuple[str, ...]
-    accepted: "pl.DataFrame" = field(repr=False)
-    rejected: "pl.DataFrame" = field(repr=False)
+    source: "Source" = field(repr=False)
 
     @property
     def n_accepted(self) -> int:
-        """Rows that keep all rules."""
-        return self.accepted.height
+        """Rows that keep all rules of rows."""
+        return self.n_rows - self.n_rejected
 
-    @property
-    def n_rejected(self) -> int:
-        """Rows that break at least one."""
-        return self.rejected.height
+    @cached_property
+    def accepted(self) -> "pl.DataFrame":
+        """Rows that keep all rules of rows, cast to the contract's types; other columns as they came.
+
+        They are read when they are first asked for, so that a check that only judges costs one pass.
+
+        Raises:
+            StoreError: If the data cannot be read any more, or has changed since it was checked.
+        """
+        return self.source.accepted()
+
+    @cached_property
+    def rejected(self) -> "pl.DataFrame":
+        """The other rows as they came, with `reason` (the first broken rule in a sentence) and `rules`.
+
+        `rules` are the labels of all broken ones, such as `"amount.minimum"`. Up to a million rows are read with the
+        check; of more than that, when they are first asked for.
+
+        Raises:
+            StoreError: If the data cannot be read any more, or has changed since it was checked.
+        """
+        return self.source.rejected()
+
+    def scan_accepted(self) -> "pl.LazyFrame":
+        """`accepted` without reading it: for what is larger than memory, such as `.sink_parquet(path)`."""
+        return self.source.scan_accepted()
+
+    def scan_rejected(self) -> "pl.LazyFrame":
+        """`rejected` without reading it."""
+        return self.source.scan_rejected()
 
     @property
     def failed(self) -> tuple[RuleResult, ...]:

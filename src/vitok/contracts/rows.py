@@ -1,11 +1,12 @@
 """Checks one request against a table of a contract, in a few microseconds, and writes the table as a JSON Schema."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
+from vitok.contracts import predicates
 from vitok.contracts.contract import Field, Table
 from vitok.contracts.readers import READERS, UNREADABLE
 from vitok.contracts.rules import Rule, patterns
@@ -83,9 +84,17 @@ def test(rule: Rule) -> Callable[[Any], bool]:
 
 
 def compile_checker(
-    table: Table, *, extra: Literal["reject", "ignore"] = "reject"
+    table: Table,
+    *,
+    extra: Literal["reject", "ignore"] = "reject",
+    references: Mapping[int, frozenset[Any]] | None = None,
 ) -> Callable[[Mapping[str, Any]], list[Violation]]:
     """Compiles a table into a function that checks one request; see `Contract.row_checker`.
+
+    Args:
+        table: The table.
+        extra: What to do about keys that it does not know.
+        references: Keys of other tables by the place of the relationship, as `references.key_sets` reads them.
 
     Raises:
         InvalidInput: If `extra` is not one of the two words.
@@ -93,6 +102,7 @@ def compile_checker(
     if extra not in ("reject", "ignore"):
         raise InvalidInput("extra", extra, "be 'reject' or 'ignore'")
     checks = tuple((field.name, _field_checker(field)) for field in table.fields)
+    across = _across(table, references or {})
     names = frozenset(table.names)
     reject = extra == "reject"
 
@@ -103,21 +113,63 @@ def compile_checker(
                 Violation("row", row, "type", f"row: got {shown(row)}, must be an object with the contract's fields")
             ]
         get = row.get
-        for name, one in checks:
-            one(get(name), found)
+        if across:
+            known = {name: one(get(name), found) for name, one in checks}
+            for rule in across:
+                rule(row, known, found)
+        else:
+            for name, one in checks:
+                one(get(name), found)
         if reject and not row.keys() <= names:
-            known = ", ".join(table.names)
+            listed = ", ".join(table.names)
             for key in row:
                 if key not in names:
                     name = shown(str(key))[1:-1]
-                    message = f"{name}: got {shown(row[key])}, must not be given; the contract has {known}"
+                    message = f"{name}: got {shown(row[key])}, must not be given; the contract has {listed}"
                     found.append(Violation(name, row[key], "unknown", message))
         return found
 
     return check
 
 
-def _field_checker(field: Field) -> Callable[[Any, list[Violation]], None]:
+def _across(
+    table: Table, references: Mapping[int, frozenset[Any]]
+) -> tuple[Callable[[Mapping[str, Any], Mapping[str, Any], list[Violation]], None], ...]:
+    """Compiles the rules that look at several fields, or at other tables."""
+    found = [
+        _across_one(item.rule, item.rule.field.split(","), predicates.parse(item.text, table.types).value)
+        for item in table.conditions
+        if item.comparison is None and item.rule.severity != "warn"
+    ]
+    for index, keys in references.items():
+        related = table.relationships[index]
+        if related.rule.severity != "warn":
+            found.append(_across_one(related.rule, related.fields, _missing(related.fields, keys)))
+    return tuple(found)
+
+
+def _across_one(
+    rule: Rule, fields: Sequence[str], broken: Callable[[Mapping[str, Any]], Any]
+) -> Callable[[Mapping[str, Any], Mapping[str, Any], list[Violation]], None]:
+    def check(row: Mapping[str, Any], known: Mapping[str, Any], found: list[Violation]) -> None:
+        if broken(known):
+            given = tuple(row.get(name) for name in fields)
+            said = ", ".join(map(shown, given))
+            message = f"{rule.field}: got {said}, must {rule.wanted}"
+            found.append(Violation(rule.field, given if len(given) > 1 else given[0], rule.name, message))
+
+    return check
+
+
+def _missing(fields: Sequence[str], keys: frozenset[Any]) -> Callable[[Mapping[str, Any]], bool]:
+    if len(fields) == 1:
+        name = fields[0]
+        return lambda known: known[name] is not None and known[name] not in keys
+    return lambda known: None not in (key := tuple(known[name] for name in fields)) and key not in keys
+
+
+def _field_checker(field: Field) -> Callable[[Any, list[Violation]], Any]:
+    """Returns a function that checks a value, and gives it back as it was read; None where it was not."""
     strict = {rule.name: rule for rule in field.rules if rule.severity != "warn"}
     required, finite, type_rule = strict.get("required"), strict.get("finite"), strict["type"]
     guarded = field.logical_type == "number"
@@ -128,22 +180,23 @@ def _field_checker(field: Field) -> Callable[[Any, list[Violation]], None]:
         if rule.severity != "warn" and rule.name not in {"required", "type", "finite"}
     )
 
-    def check(value: Any, found: list[Violation]) -> None:
+    def check(value: Any, found: list[Violation]) -> Any:
         if value is None:
             if required is not None:
                 found.append(violation(required, value))
-            return
+            return None
         known = read(value)
         if known is UNREADABLE:
             found.append(violation(type_rule, value))
-            return
+            return None
         if guarded and not isfinite(known):
             if finite is not None:
                 found.append(violation(finite, value))
-            return
+            return None
         for broken, rule in tests:
             if broken(known):
                 found.append(violation(rule, value))
+        return known
 
     return check
 

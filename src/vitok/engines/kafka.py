@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 _CONNECTION = ("timeout_ms", "security", "mechanism", "ca", "cert", "key")
-OPTIONS = ("group", "partitions", "start", "max_poll_ms", *_CONNECTION)
+OPTIONS = ("group", "partitions", "start", "max_poll_ms", "session_ms", *_CONNECTION)
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # what matters is raised; who wants every lost connection sets a handler
 _EARLIEST, _LATEST = -2, -1  # of librdkafka, in place of an offset
@@ -42,7 +42,8 @@ class KafkaStream:
     Args:
         url: `kafka://user:password@host:port,host:port/topic`. Options: `group` or `partitions`; `start`;
             `timeout_ms` to wait for the servers when opening (10,000); `max_poll_ms` between polls before the group
-            takes the partitions away (300,000); `security` (plaintext, ssl, sasl_plaintext, sasl_ssl), `mechanism`
+            takes the partitions away (300,000); `session_ms` without a sign of life before it does (45,000);
+            `security` (plaintext, ssl, sasl_plaintext, sasl_ssl), `mechanism`
             (PLAIN, SCRAM-SHA-256, SCRAM-SHA-512), and the files `ca`, `cert` and `key` for TLS.
         on_assign: See `open_stream`. An exception of a callback comes out of `poll`; close the stream then.
         on_revoke: See `open_stream`.
@@ -74,7 +75,8 @@ class KafkaStream:
         self._down = self._closed = False
         self._refused = ""
         group = place.options.get("group", "")
-        max_poll = place.whole_number("max_poll_ms", 300_000)
+        session = place.whole_number("session_ms", 45_000)
+        max_poll = max(session, place.whole_number("max_poll_ms", 300_000))
         self._consumer = _made(
             self._client.Consumer,
             place,
@@ -87,7 +89,8 @@ class KafkaStream:
                 "partition.assignment.strategy": "cooperative-sticky",
                 "allow.auto.create.topics": False,
                 "max.poll.interval.ms": max_poll,
-                "session.timeout.ms": min(45_000, max_poll),
+                "session.timeout.ms": session,
+                "heartbeat.interval.ms": max(1, min(3000, session // 3)),
                 "fetch.queue.backoff.ms": 50,
                 "fetch.wait.max.ms": 100,  # also how long a seek waits for the request under way
                 "reconnect.backoff.max.ms": 1000,
@@ -398,12 +401,13 @@ def _made(kind: Any, place: Address, settings: dict[str, Any]) -> Any:
 def _count_partitions(handle: Any, place: Address, topic: str) -> int:
     client = _client()
     try:
-        found = handle.list_topics(topic, timeout=place.whole_number("timeout_ms", 10_000) / 1000).topics[topic]
+        # All topics: a question about one makes the broker create it.
+        found = handle.list_topics(timeout=place.whole_number("timeout_ms", 10_000) / 1000).topics.get(topic)
     except client.KafkaException as error:
         raise _unreachable(place.servers, error) from error
-    if found.error is not None or not found.partitions:
-        reason = found.error.str() if found.error is not None else "it has no partitions"
-        raise StoreError(f"topic {topic!r} at {place.servers} is not there ({reason}): create it, then try again")
+    if found is None or found.error is not None or not found.partitions:
+        reason = f" ({found.error.str()})" if found is not None and found.error is not None else ""
+        raise StoreError(f"topic {topic!r} at {place.servers} is not there{reason}: create it, then try again")
     return len(found.partitions)
 
 

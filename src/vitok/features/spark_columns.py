@@ -111,7 +111,7 @@ class Columns:
             limit = 2.0**63 if dtype == "int64" else 2.0**31
             rounded, rule = number, f"be a whole number that fits {dtype}"
             wrong = (number != self.f.rint(number)) | (number < -limit) | (number >= limit)
-        return self._or_stop(rounded, where, wrong, rule)
+        return self._or_stop(rounded, name, wrong, rule, where)
 
     def code(self, name: str) -> Any:
         """Reads a column as values that are counted by kind: texts as they are, numbers as doubles."""
@@ -175,8 +175,8 @@ class Columns:
         self.kind(name)
         return self.f.col("`" + name.replace("`", "``") + "`")
 
-    def _or_stop(self, column: Any, name: str, wrong: Any, rule: str) -> Any:
-        message = f"{name if ': ' in name else f'{self.where}: {name}'}: must {rule}. {_MEND}"
+    def _or_stop(self, column: Any, name: str, wrong: Any, rule: str, where: str = "") -> Any:
+        message = f"{where or f'{self.where}: {name}'}: must {rule}. {_MEND}"
         return self.f.when(wrong, self.f.raise_error(self.f.lit(message))).otherwise(column)
 
 

@@ -90,6 +90,7 @@ class Layout:
             order=np.array(order, np.int64),
             first=np.array(first, np.int64),
             bounds=np.ascontiguousarray(plan.bounds[tiled]).reshape(-1, 2),
+            reach=_reach(plan),
             lag=max(plan.lag, 0),
             lateness=lateness,
         )
@@ -347,6 +348,7 @@ class WindowState:
             arena.pool[off : off + n] = numbers[at : at + n * width].reshape(n, width)
             arena.n[slot] = n
             arena.newest[slot] = numbers[0]
+            arena.due[slot] = max(32, 2 * n)
             at += n * width
         self._main, self._recents = arenas[0], arenas[1:]
         return slot
@@ -385,6 +387,15 @@ def _gather(arena: Arena, slots: np.ndarray, out: np.ndarray) -> None:
             at += 1
 
 
+def _reach(plan: Plan) -> np.ndarray:
+    # Span and hop of the longest window that counts each code, shape (codes, 2).
+    out = np.zeros((len(plan.codes), 2), np.int64)
+    for kind, window, index, _, _ in plan.rows.tolist():
+        if kind in {DISTINCT, TOP} and plan.bounds[window, 0] > out[index, 0]:
+            out[index] = plan.bounds[window]
+    return out
+
+
 def _arena(width: int, keys: int) -> Arena:
     pool = np.empty((max(64, 4 * keys), width), np.int64)
     zeros = np.zeros(keys, np.int64)
@@ -395,6 +406,7 @@ def _arena(width: int, keys: int) -> Arena:
         n=zeros,
         room=zeros.copy(),
         newest=np.full(keys, _NEVER, np.int64),
+        due=np.full(keys, 32, np.int64),
         free=np.full(48, -1, np.int64),
         top=np.zeros(1, np.int64),
     )
@@ -408,6 +420,7 @@ def _more_keys(arena: Arena) -> Arena:
         n=np.concatenate([arena.n, zeros]),
         room=np.concatenate([arena.room, zeros]),
         newest=np.concatenate([arena.newest, np.full(more, _NEVER, np.int64)]),
+        due=np.concatenate([arena.due, np.full(more, 32, np.int64)]),
     )
 
 

@@ -31,6 +31,7 @@ class Arena(NamedTuple):
         n: Shape (keys,): entries in use.
         room: Shape (keys,): entries in the block, a power of two.
         newest: Shape (keys,): time of the newest event.
+        due: Shape (keys,): how many entries make it worth while to merge.
         free: Shape (48,): first free block of 2**i entries, or -1; a free block begins with the next one.
         top: Shape (1,): entries of the pool that were ever handed out.
     """
@@ -41,6 +42,7 @@ class Arena(NamedTuple):
     n: np.ndarray
     room: np.ndarray
     newest: np.ndarray
+    due: np.ndarray
     free: np.ndarray
     top: np.ndarray
 
@@ -56,6 +58,7 @@ class Spec(NamedTuple):
         order: The rows that are read at a window's end, by window; then come ratios and rates.
         first: Shape (windows + 1,): where each window's rows begin in `order`.
         bounds: Shape (windows, 2): span and hop of the windows that are merged into tiles, shortest first.
+        reach: Shape (codes, 2): span and hop of the longest window that counts each code.
         lag: How long after its time an event is known.
         lateness: How far behind the newest event of its key a question may come.
     """
@@ -67,6 +70,7 @@ class Spec(NamedTuple):
     order: np.ndarray
     first: np.ndarray
     bounds: np.ndarray
+    reach: np.ndarray
     lag: int
     lateness: int
 
@@ -242,6 +246,10 @@ def compact(arena: Arena, spec: Spec, s: int) -> int:
         time = pool[off + i, TIME]
         if time < horizon:
             continue
+        # Which values came is forgotten once no window counts them any more, so that a tile is one entry.
+        for d in range(spec.n_codes):
+            if time < (earliest - spec.reach[d, 0]) // spec.reach[d, 1] * spec.reach[d, 1]:
+                pool[off + i, CODES + d] = _ABSENT
         start = time
         merged = False
         for w in range(n_windows):
@@ -273,6 +281,7 @@ def compact(arena: Arena, spec: Spec, s: int) -> int:
         else:
             _add_entry(arena, spec, off + target, off + i)
     arena.n[s] = kept
+    arena.due[s] = max(32, 2 * kept)
     return kept
 
 
@@ -281,6 +290,8 @@ def insert(
     arena: Arena, spec: Spec, s: int, time: int, ingest: int, tie: int, values: np.ndarray, codes: np.ndarray
 ) -> bool:
     """Puts one event into a key's state; False where the pool must grow first (then nothing has changed)."""
+    if arena.n[s] >= arena.due[s]:
+        compact(arena, spec, s)
     if arena.n[s] == arena.room[s]:
         if arena.n[s] > 0:
             compact(arena, spec, s)
