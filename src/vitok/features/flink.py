@@ -49,6 +49,10 @@ def job(features: FeatureSet, *, streams: Mapping[str, Stream] | None = None, si
     views = features.windowed
     if not views:
         raise InvalidInput("features: views", (), "hold a view of windows", "Only windows have tiles.")
+    known = sorted({view.source.name for view in views})
+    for name in streams or {}:
+        if name not in known:
+            raise InvalidInput("streams", name, f"name a source of windows: {', '.join(known)}")
     tables = {
         view.source: Input(view.source, (streams or {}).get(view.source.name, Stream()), features) for view in views
     }

@@ -119,13 +119,18 @@ def only(events: Events, chosen: np.ndarray) -> Events:
     )
 
 
-def keys_of(columns: "Mapping[str, pl.Series | None]", entity: Entity) -> "pl.Series":
-    """Returns the key texts of entities given by columns."""
+def keys_of(keys: "Mapping[str, Sequence[Any] | pl.Series]", entity: Entity) -> "pl.Series":
+    """Returns the key texts of entities given by columns.
+
+    Raises:
+        InvalidInput: If a column of the entity's key is missing, or no key can be of what it holds.
+    """
     import polars as pl
 
-    return key_texts(
-        pl.DataFrame({name: series for name, series in columns.items() if series is not None}), entity, "keys"
-    )
+    gone = [name for name in entity.keys if name not in keys]
+    if gone:
+        raise InvalidInput("keys", sorted(keys), f"hold {', '.join(gone)}, the key of {entity.name!r}")
+    return key_texts(pl.DataFrame({name: pl.Series(keys[name]) for name in entity.keys}), entity, "keys")
 
 
 def pack_journal(source: str, positions: Mapping[str, Any], frame: "pl.DataFrame") -> bytes:

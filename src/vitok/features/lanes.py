@@ -3,6 +3,7 @@
 import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,11 +98,15 @@ class Lane:
                 self.index.put(fingerprint, np.array([slot]))
             self.mark(np.array([slot]))
 
-    def publish(self, rows: RowStore, now: int) -> int:
-        """Writes the windows of keys that changed since the last call; returns how many rows were applied."""
-        slots = np.flatnonzero(self.unpublished)
-        packed = self.state.gather(slots)
-        keys = row_keys(self.view, [self.texts[slot] for slot in slots.tolist()]) if len(slots) else []
+    def publish(self, rows: RowStore, now: int, lock: AbstractContextManager[object]) -> int:
+        """Writes the windows of keys that changed since the last call; returns how many rows were applied.
+
+        The lock is held while windows are copied and not while they are written.
+        """
+        with lock:
+            slots = np.flatnonzero(self.unpublished)
+            packed = self.state.gather(slots)
+            keys = row_keys(self.view, [self.texts[slot] for slot in slots.tolist()]) if len(slots) else []
         newest = np.maximum(packed.newest, 0).tolist()
         applied = rows.write(Row(key, (newest[place], now), packed.blob(place)) for place, key in enumerate(keys))
         self.unpublished[slots] = False

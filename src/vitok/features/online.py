@@ -7,7 +7,6 @@ logs read so far in one commit, and the owner reads its logs on from there.
 """
 
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from vitok.features.events import Events, one_key
 from vitok.features.fingerprints import fingerprint_texts
 from vitok.features.hashing import SeenIds
 from vitok.features.lanes import NUMBER, ORDERED, Checkpoint, Lane, writes
+from vitok.features.locking import Locks, alone, at_once
 from vitok.features.rows import encode_key
 from vitok.features.sources import Entity, Source
 
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 STATUS = ("fresh", "missing", "late")
-FORMAT = b"2"
+FORMAT = b"3"
 _JOURNAL_LIMIT = 256 << 20  # bytes of journal after which a checkpoint is due
 
 
 class OnlineFeatures:
     """The online side of the windows of a feature set: adds events and answers as of any moment.
 
-    One process writes. Events may come in any order; a question may come up to the lateness behind the newest event
-    of its key and is still exact. Views of latest values and embeddings are not kept here (see `FeatureReader`).
+    One process writes; its other threads may read meanwhile. Events may come in any order; a question may come up to
+    the lateness behind the newest event of its key and is still exact. Views of latest values and embeddings are not
+    kept here (see `FeatureReader`).
 
     Args:
         features: The definitions.
@@ -102,7 +103,7 @@ class OnlineFeatures:
         self._new_ids: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._sources}
         self._notes: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._saving: Checkpoint | None = None
-        self._lock = threading.Lock()
+        self.locks = Locks()
         self._newest = 0
         self._swept_day = -(2**31)
         self._positions: dict[str, Any] = {}
@@ -112,8 +113,7 @@ class OnlineFeatures:
         self._open()
 
     def _open(self) -> None:
-        version = self.store.get("meta", b"features")
-        if version is not None:
+        if (version := self.store.get("meta", b"features")) is not None:
             if version.decode() != self.features.version:
                 raise Conflict(
                     f"the online store holds features {version.decode()}, the definitions are {self.features.version}; "
@@ -155,6 +155,7 @@ class OnlineFeatures:
 
     # Adding
 
+    @alone
     def ingest(
         self,
         source: str,
@@ -182,8 +183,8 @@ class OnlineFeatures:
         definition = self._source(source)
         views = [lane.view for lane in self._by_source[source]]
         latest = self._clock.now() + 5 * MINUTE if self._clock is not None else None
-        earliest = max(self._newest, 0) - self._keep
-        good, rejected = intake.part(definition, views, frame, earliest=earliest, latest=latest)
+        kept_from = max(self._newest, 0) - self._keep
+        good, rejected = intake.part(definition, views, frame, earliest=kept_from, latest=latest)
         if keep_rejected is not None and len(rejected):
             keep_rejected(rejected)
         events = self._events(source, good)
@@ -227,6 +228,7 @@ class OnlineFeatures:
         """
         return bool(self.add_many(source, [event_id], [time], [row], notes=[note] if note else ())[0])
 
+    @alone
     def add_many(
         self,
         source: str,
@@ -258,6 +260,8 @@ class OnlineFeatures:
                 self._notes[source, encode_key(event_id)] = (note, time)
         return new
 
+    @alone
+    @at_once
     def serve(
         self,
         source: str,
@@ -281,8 +285,6 @@ class OnlineFeatures:
         Returns:
             The status of each event's features, as of `read`.
         """
-        import polars as pl
-
         events = self._row_events(source, event_ids, times, rows)
         if not self._remember(events).all():
             raise InvalidInput("event_ids", event_ids, "not have been seen before")
@@ -321,6 +323,7 @@ class OnlineFeatures:
             found = self._saving.notes.get(name)
         return found[0] if found is not None else self.store.get(f"note:{source}", name[1])
 
+    @at_once
     def read(self, keys: Mapping[str, str], time: int, out: np.ndarray) -> str:
         """Reads every window of the given entities as of a time.
 
@@ -355,18 +358,22 @@ class OnlineFeatures:
             Shape (n, windowed views), int64: time of the newest event that each view holds; -1 where an entity was
             never seen.
         """
-        import polars as pl
+        texts = {lane.view.entity: intake.keys_of(keys, lane.view.entity) for lane in self._lanes}
+        found = self.read_keys(texts, times, {lane.view.name: out[:, lane.columns] for lane in self._lanes})
+        return np.column_stack(list(found.values())) if found else np.empty((len(times), 0), np.int64)
 
-        newest = np.empty((len(times), len(self._lanes)), np.int64)
-        for place, lane in enumerate(self._lanes):
-            columns = {name: pl.Series(keys[name]) if name in keys else None for name in lane.view.entity.keys}
-            gone = [name for name, column in columns.items() if column is None]
-            if gone:
-                raise InvalidInput("keys", sorted(keys), f"hold {', '.join(gone)}, the key of view {lane.view.name!r}")
-            texts = intake.keys_of(columns, lane.view.entity)
-            slots = lane.slots(self.store, texts, fingerprint_texts(texts), create=False)
-            lane.state.read(slots, np.asarray(times, np.int64), out[:, lane.columns])
-            newest[:, place] = np.where(slots < 0, -1, lane.state.newest_of(slots))
+    @at_once
+    def read_keys(
+        self, texts: "Mapping[Entity, Sequence[str] | pl.Series]", times: np.ndarray, out: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """As `read_many`, of the views in `out`: by entity its keys as texts, by view what is written and returned."""
+        newest, times = {}, np.asarray(times, np.int64)
+        for lane in self._lanes:
+            if lane.view.name in out:
+                keys = texts[lane.view.entity]
+                slots = lane.slots(self.store, keys, fingerprint_texts(keys), create=False)
+                lane.state.read(slots, times, out[lane.view.name])
+                newest[lane.view.name] = np.where(slots < 0, -1, lane.state.newest_of(slots))
         return newest
 
     # Inside
@@ -382,8 +389,8 @@ class OnlineFeatures:
     def _row_events(
         self, source: str, ids: Sequence[str], times: Sequence[int], rows: Sequence[Mapping[str, Any]]
     ) -> Events:
-        definition = self._source(source)
-        return Events.of_rows(definition, [lane.view for lane in self._by_source[source]], ids, times, rows)
+        views = [lane.view for lane in self._by_source[self._source(source).name]]
+        return Events.of_rows(self._source(source), views, ids, times, rows)
 
     def _remember(self, events: Events) -> np.ndarray:
         days = (events.times // DAY).astype(np.int32)
@@ -392,6 +399,7 @@ class OnlineFeatures:
         self._new_ids[events.source.name].append(block)
         return new
 
+    @at_once
     def _count(self, events: Events, *, remembered: bool = False) -> None:
         if not remembered:
             events = intake.only(events, self._remember(events))
@@ -413,6 +421,8 @@ class OnlineFeatures:
 
     # Keeping
 
+    @alone
+    @at_once
     def begin_checkpoint(self, positions: Mapping[str, Any]) -> Checkpoint:
         """Takes what has changed since the last checkpoint, in an instant; `save` writes it.
 
@@ -475,10 +485,12 @@ class OnlineFeatures:
         self._journal_bytes = 0
         self._saving = None
 
+    @alone
     def checkpoint(self, positions: Mapping[str, Any] | None = None) -> None:
         """Takes and saves a checkpoint at once."""
         self.save(self.begin_checkpoint(self._positions if positions is None else positions))
 
+    @alone
     def publish(self, rows: RowStore, *, now: int) -> int:
         """Writes the windows of keys that changed since the last call to a store that other processes read.
 
@@ -494,9 +506,10 @@ class OnlineFeatures:
         """
         written = 0
         for lane in self._lanes:
-            written += lane.publish(rows, now)
+            written += lane.publish(rows, now, self.locks.windows)
         return written
 
+    @alone
     def expire(self) -> None:
         """Forgets ids in memory that are too old to matter; call it now and then, such as once a day."""
         for seen in self._seen.values():
@@ -554,6 +567,8 @@ class OnlineFeatures:
         self.checkpoint(positions or {})
         return total
 
+    @alone
+    @at_once
     def forget(self, entity: str, keys: Mapping[str, Any]) -> int:
         """Forgets an entity: its windows are gone from memory and from the store when this returns.
 

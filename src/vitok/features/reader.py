@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from vitok.features.rows import encode_keys, key_end, key_start, layout_of
 from vitok.features.sources import SEPARATOR, key_text
 from vitok.features.vectors import CACHE, DEFAULT, FRESH, MISSING, Vectors
 from vitok.features.views import AnyView, Embedding, View
+
+if TYPE_CHECKING:
+    from vitok.features.online import OnlineFeatures
 
 _LAST_MOMENT = 253_402_300_799_999_999  # the end of the year 9999; nanoseconds are beyond it
 _CLOSED, _OPEN, _PROBING = "closed", "open", "probing"
@@ -94,15 +97,19 @@ class _Part:
     end: bytes
     layout: Any
     index: VectorIndex | None
+    windows: "OnlineFeatures | None"
     defaults: tuple[tuple[int, float], ...]
 
 
 class FeatureReader:
-    """Reads feature vectors from the online store.
+    """Reads feature vectors from the online store, and from windows that this process keeps itself.
 
     Args:
         features: What the model sees.
-        store: The rows that `materialise` writes, or their address, such as `"lmdb://.vitok/rows"`.
+        store: The rows that `materialise` writes, or their address, such as `"lmdb://.vitok/rows"`; None where
+            `windows` and `indexes` hold everything.
+        windows: Windows of this process, which know the stream to its last event; another thread may fill them.
+            Their views are read there, the others from the store.
         indexes: Indexes in this process by `"name@version"`; an embedding that has none is read from the store.
         defaults: Values of features for entities that have no row; they are marked DEFAULT.
         cache_entities: How many entities' last rows are kept for the time that the store is down; 0 for none.
@@ -113,7 +120,8 @@ class FeatureReader:
         clock: Tells the time of a question that names none, and when the cooldown is over.
 
     Raises:
-        InvalidInput: If a default or an index belongs to no feature, or an index has another dimension.
+        InvalidInput: If a default or an index belongs to no feature, an index has another dimension, windows were
+            made by other definitions, or a view has no place to be read from.
 
     Example:
         >>> import polars as pl
@@ -136,8 +144,9 @@ class FeatureReader:
     def __init__(
         self,
         features: FeatureSet,
-        store: RowStore | str,
+        store: RowStore | str | None = None,
         *,
+        windows: "OnlineFeatures | Sequence[OnlineFeatures]" = (),
         indexes: Mapping[str, VectorIndex] | None = None,
         defaults: Mapping[str, float] | None = None,
         cache_entities: int = 100_000,
@@ -147,7 +156,7 @@ class FeatureReader:
         clock: Clock | None = None,
     ) -> None:
         self.features = features
-        self.store: RowStore = open_rows(store) if isinstance(store, str) else store
+        self._windows = tuple(windows) if isinstance(windows, Sequence) else (windows,)
         self._clock = clock or SystemClock()
         self._dtype = np.dtype(dtype)
         self._cooldown = duration(cooldown)
@@ -158,7 +167,14 @@ class FeatureReader:
         self._entities = tuple(dict.fromkeys(view.entity for view in features.views))
         self._starts = tuple(key_start(entity) for entity in self._entities)
         self._parts = self._parts_of(dict(indexes or {}), dict(defaults or {}))
-        self._stored = tuple(part for part in self._parts if part.index is None)
+        self._stored = tuple(part for part in self._parts if part.index is None and part.windows is None)
+        if store is None and self._stored:
+            rest = [part.view.name for part in self._stored]
+            raise InvalidInput("store", None, f"be given: {', '.join(rest)} must be read from one")
+        self.store: RowStore | None = open_rows(store) if isinstance(store, str) else store
+        self._live = tuple(
+            (kept, tuple(part for part in self._parts if part.windows is kept)) for kept in self._windows
+        )
         self._indexed = tuple((part, part.index) for part in self._parts if part.index is not None)
         self._has_defaults = any(part.defaults for part in self._parts)
         self._last = _LastRows(cache_entities * max(1, len(self._stored)))
@@ -216,6 +232,8 @@ class FeatureReader:
                     source[:, part.place] = np.where(unknown, DEFAULT, CACHE)
             if damaged or known is not None:
                 self._count_degraded(source, damaged)
+        for kept, parts in self._live:
+            self._read_windows(kept, parts, texts, times, values, event_times, status)
         for part, index in self._indexed:
             self._look_up(part, index, texts[part.entity], values, event_times, status)
         if self._has_defaults:
@@ -240,16 +258,16 @@ class FeatureReader:
             )
 
     def forget(self, entity: str, keys: Mapping[str, str | int]) -> int:
-        """Drops the rows of an entity from the cache; it does not touch the store (see `forgetting`).
+        """Drops the rows of an entity from the cache and from windows; not from the store (see `forgetting`).
 
         Args:
             entity: Name of the entity.
             keys: Its key, by column.
 
         Returns:
-            How many rows the cache held.
+            How many rows and windows were held.
         """
-        dropped = 0
+        dropped = sum(kept.forget(entity, keys) for kept in self._windows)
         for place, known in enumerate(self._entities):
             if known.name == entity:
                 start, (middle,) = self._starts[place], encode_keys([known.text(keys)])
@@ -257,7 +275,7 @@ class FeatureReader:
         return dropped
 
     def close(self) -> None:
-        """Forgets the cache and closes the store where it can be closed."""
+        """Forgets the cache and closes the store where it can be closed; windows are their owner's."""
         self._last = _LastRows(0)
         close = getattr(self.store, "close", None)
         if close is not None:
@@ -279,6 +297,7 @@ class FeatureReader:
         asked = {view.reference for view in self.features.views if isinstance(view, Embedding)}
         if not asked.issuperset(indexes):
             raise InvalidInput("indexes", sorted(set(indexes) - asked), f"be among {sorted(asked)}")
+        by_view = self._windows_of()
         parts = []
         for place, view in enumerate(self.features.views):
             columns = self.features.columns_of[view.name]
@@ -297,10 +316,26 @@ class FeatureReader:
                     end=key_end(view),
                     layout=_window_layout(view, self._lateness) if isinstance(view, View) else layout_of(view),
                     index=index,
+                    windows=by_view.get(view.name),
                     defaults=own,
                 )
             )
         return tuple(parts)
+
+    def _windows_of(self) -> "dict[str, OnlineFeatures]":
+        found: dict[str, OnlineFeatures] = {}
+        wanted = {view.name: view for view in self.features.windowed}
+        for kept in self._windows:
+            for view in kept.features.windowed:
+                if view.name not in wanted:
+                    continue
+                if view.version != wanted[view.name].version:
+                    rule = f"be {wanted[view.name].version}, as it is declared"
+                    raise InvalidInput(f"windows: version of view {view.name!r}", view.version, rule)
+                if view.name in found:
+                    raise InvalidInput("windows", view.name, "be kept in one place")
+                found[view.name] = kept
+        return found
 
     def _texts(self, keys: Mapping[str, Sequence[str | int]]) -> tuple[list[list[str]], int]:
         n = -1
@@ -358,6 +393,7 @@ class FeatureReader:
         if self._circuit != _CLOSED and not self._may_probe():
             return self._last.find(keys)
         answered = False
+        assert self.store is not None  # noqa: S101 - there are views that are stored
         try:
             rows = self.store.read(keys)
             answered = True
@@ -387,6 +423,30 @@ class FeatureReader:
                 self._circuit = _PROBING
                 return True
             return self._circuit == _CLOSED
+
+    def _read_windows(
+        self,
+        kept: "OnlineFeatures",
+        parts: tuple[_Part, ...],
+        texts: list[list[str]],
+        times: np.ndarray,
+        values: np.ndarray,
+        event_times: np.ndarray,
+        status: np.ndarray,
+    ) -> None:
+        found = kept.read_keys(
+            {part.view.entity: texts[part.entity] for part in parts},
+            times,
+            {part.view.name: values[:, part.columns] for part in parts},
+        )
+        for part in parts:
+            newest = np.maximum(found[part.view.name], -1)
+            # As of a row of the store: before that, events have been merged.
+            unknown = times < newest - kept.lateness
+            values[unknown, part.columns] = np.nan
+            missing = unknown | (newest < 0)
+            event_times[:, part.place] = np.where(missing, -1, newest)
+            status[:, part.place] = np.where(missing, MISSING, FRESH)
 
     def _decode_windows(
         self,

@@ -30,13 +30,11 @@ def insert(
     arena: Arena, s: int, time: int, ingest: int, tie: int, value: float, keep: int, span: int, reach: int
 ) -> bool:
     """Puts one value into a key's list; False where the pool must grow first."""
-    if arena.n[s] == arena.room[s]:
-        if arena.n[s] > 0:
-            _shrink(arena, s, keep, span, max(arena.newest[s], time) - reach)
-        if arena.n[s] * 4 > arena.room[s] * 3 or arena.room[s] == 0:
-            if not grow(arena, s, arena.room[s] * 2 if arena.room[s] else 4):
-                if arena.n[s] == arena.room[s]:
-                    return False
+    if arena.n[s] >= arena.due[s]:
+        _shrink(arena, s, keep, span, max(arena.newest[s], time) - reach)
+        arena.due[s] = max(32, 2 * arena.n[s])
+    if arena.n[s] == arena.room[s] and not grow(arena, s, arena.room[s] * 2 if arena.room[s] else 4):
+        return False
     pool, off, n = arena.pool, arena.offset[s], arena.n[s]
     arena.newest[s] = max(arena.newest[s], time)
     at = n

@@ -35,6 +35,7 @@ from vitok.features.plan import (
 )
 from vitok.features.sources import Source, unique
 from vitok.features.spark_columns import Columns, fingerprint, functions
+from vitok.features.sql import quoted
 from vitok.features.views import Embedding, Latest, View
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def table(spine: "DataFrame", features: FeatureSet, sources: "Mapping[str, DataF
 
     Args:
         spine: Rows to compute features for: `event_time` (timestamp), the entities' key columns and the request
-            columns of the feature set.
+            columns of the feature set. A null key gives empty features.
         features: The definitions. Views of embeddings are refused: an index is read where it lives.
         sources: Source name to its events: event id, times, entity keys and the columns that are asked for.
 
     Returns:
-        The spine's columns and a column of doubles for each feature that is not already a column of the spine; NaN
-        where there is no value.
+        The spine's columns and one for each feature that is not already a column of the spine: latest values in their
+        declared type, null where there is none, all others doubles.
 
     Raises:
         InvalidInput: If a column or source is missing or of the wrong type, if the session's time zone is not UTC, or
@@ -72,7 +73,11 @@ def table(spine: "DataFrame", features: FeatureSet, sources: "Mapping[str, DataF
     zone = spine.sparkSession.conf.get("spark.sql.session.timeZone")
     if zone not in _UTC:
         raise InvalidInput("spark.sql.session.timeZone", zone, "be UTC", "Set it on the session before reading.")
-    for view in features.views:
+    fresh = [name for name in features.names if name not in spine.columns]
+    on_demand = features.on_demand if {item.name for item in features.on_demand} & {*fresh} else ()
+    asked = {*fresh, *(name for item in on_demand for name in item.inputs)}
+    views = [view for view in features.views if asked & {*view.feature_names}]
+    for view in views:
         if isinstance(view, Embedding):
             raise InvalidInput(
                 f"view {view.name!r}", "Embedding", "not be an embedding on Spark", "Join its vectors from their index."
@@ -81,49 +86,56 @@ def table(spine: "DataFrame", features: FeatureSet, sources: "Mapping[str, DataF
             raise InvalidInput("sources", sorted(sources), f"hold {view.source.name!r}, which view {view.name!r} reads")
     read = Columns(spine, "spine")
     out = spine.withColumn(TIME, read.microseconds("event_time"))
-    where: dict[str, Any] = {}
+    where: dict[str, str] = {}
     for name in features.request:
+        number = f.coalesce(read.request(name), f.lit(float("nan")))
         where[name] = f"__value{len(where)}"
-        out = out.withColumn(where[name], f.coalesce(read.number(name), f.lit(float("nan"))))
-    events = {source: Facts(source, sources[source.name], features) for source in features.sources}
-    for place, entity in enumerate(dict.fromkeys(view.entity for view in features.views)):
+        out = out.withColumn(where[name], number)
+    events = {
+        source: Facts(source, sources[source.name], [view for view in views if view.source == source])
+        for source in dict.fromkeys(view.source for view in views)
+    }
+    for place, entity in enumerate(dict.fromkeys(view.entity for view in views)):
         key = f"__key{place}"
-        out = out.withColumn(key, read.key(entity.keys))
-        questions = out.select(key, TIME).distinct()
+        out = out.withColumn(key, read.key_or_null(entity.keys))
+        questions = out.where(f.col(key).isNotNull()).select(key, TIME).distinct()
         answers = questions
-        views = [view for view in features.views if view.entity == entity]
-        for view in views:
+        of_entity = [view for view in views if view.entity == entity]
+        for view in of_entity:
+            where |= {name: f"__value{len(where) + i}" for i, name in enumerate(view.feature_names)}
             made = _windows if isinstance(view, View) else _latest
-            names = {}
-            for name in view.feature_names:
-                where[name] = names[name] = f"__value{len(where)}"
-            answers = answers.join(made(view, events[view.source], questions, key, names), [key, TIME], "left")  # type: ignore[arg-type]
+            answered = made(view, events[view.source], questions, key, where)  # type: ignore[arg-type]
+            answers = answers.join(answered, [key, TIME], "left")
         out = out.join(answers, [key, TIME], "left")
-        for view in views:
-            out = _filled(out, view, where, Columns(spine, "spine", view.source))
-    for item in features.on_demand:
-        inputs = [TIME if name == "event_time" else where[name] for name in item.inputs]
+        for view in of_entity:
+            if isinstance(view, View):
+                out = _filled(out, view, where, Columns(spine, "spine", view.source))
+    for item in on_demand:
+        inputs = [
+            f.col(TIME) if name == "event_time" else f.coalesce(f.col(where[name]).cast("double"), f.lit(float("nan")))
+            for name in item.inputs
+        ]
         where[item.name] = f"__value{len(where)}"
         out = out.withColumn(where[item.name], _function(item)(TIME, *inputs))
-    fresh = [f.col(where[name]).alias(name) for name in features.names if name not in spine.columns]
-    return out.select(*(f.col(f"`{name}`") for name in spine.columns), *fresh)
+    kept = [f.col(quoted(name)) for name in spine.columns]
+    return out.select(*kept, *(f.col(where[name]).alias(name) for name in fresh))
 
 
 class Facts:
     """The events of a source, each id once, with what all views of it need."""
 
-    def __init__(self, source: Source, frame: "DataFrame", features: FeatureSet) -> None:
+    def __init__(self, source: Source, frame: "DataFrame", views: Sequence[View | Latest]) -> None:
         f = functions()
         self.source = source
         read = self.read = Columns(frame, f"source {source.name!r}", source)
-        views = [view for view in features.views if not isinstance(view, Embedding) and view.source == source]
         names = unique(
             [source.event_id, source.event_time, source.ingest_time, source.deleted]
             + [name for view in views for name in (*view.entity.keys, *view.columns)]
         )
         for name in names:
             read.kind(name)
-        frame = frame.select(*(f.col(f"`{name}`") for name in names))
+        columns = [f.col(quoted(name)) for name in names]
+        frame = frame.select(*columns)
         frame = frame.withColumn(EVENT, read.microseconds(source.event_time))
         # Where nobody says when a fact became known, all are known at once, as far as their order goes.
         frame = frame.withColumn(INGEST, read.microseconds(source.ingest_time) if source.ingest_time else f.lit(0))
@@ -131,7 +143,7 @@ class Facts:
             from pyspark.sql import Window as Over
 
             # The first to become known counts; what follows under its id changes nothing.
-            arrival = Over.partitionBy(read.text(source.event_id)).orderBy(INGEST, EVENT, *names)
+            arrival = Over.partitionBy(read.text(source.event_id)).orderBy(INGEST, EVENT, *columns)
             frame = frame.withColumn("__copy", f.row_number().over(arrival)).where("__copy = 1").drop("__copy")
         self.frame = frame
 
@@ -262,7 +274,7 @@ def _latest(view: Latest, facts: Facts, questions: "DataFrame", key: str, names:
     f = functions()
     read = facts.read
     values = [
-        read.declared(column, dtype, f"view {view.name!r}: {column}").alias(f"v{place}")
+        read.declared(column, dtype).alias(f"v{place}")
         for place, (column, dtype) in enumerate(zip(view.columns, view.dtypes, strict=True))
     ]
     gone = read.flag(view.source.deleted) if view.source.deleted else f.lit(False)
@@ -281,16 +293,13 @@ def _latest(view: Latest, facts: Facts, questions: "DataFrame", key: str, names:
     return newest.select(key, TIME, *kept)
 
 
-def _filled(out: "DataFrame", view: View | Latest, where: Mapping[str, str], read: Columns) -> "DataFrame":
+def _filled(out: "DataFrame", view: View, where: Mapping[str, str], read: Columns) -> "DataFrame":
     # What questions that met no event get, and the asking event's own part of its windows.
     f = functions()
-    rows = view.plan.rows.tolist() if isinstance(view, View) else []
     for place, name in enumerate(view.feature_names):
-        value = f.col(where[name])
-        empty = 0.0 if rows and rows[place][0] in EMPTY_IS_ZERO else float("nan")
-        filled = f.coalesce(value, f.lit(empty))
-        if isinstance(view, View) and view.include_current:
-            kind, _, index, _, _ = rows[place]
+        kind, _, index, _, _ = view.plan.rows[place].tolist()
+        filled = f.coalesce(f.col(where[name]), f.lit(0.0 if kind in EMPTY_IS_ZERO else float("nan")))
+        if view.include_current:
             own = f.lit(1.0) if kind == COUNT else read.number(view.plan.inputs[index].column)
             if kind == MEAN:
                 n, total = (f.coalesce(f.col(f"{where[name]}_{part}"), f.lit(0.0)) for part in ("n", "sum"))

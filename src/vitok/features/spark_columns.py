@@ -4,16 +4,19 @@ What is wrong with a column's type is said when the table is planned; what is wr
 infinity) stops the Spark job that meets it, with the same words.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from vitok.errors import InvalidInput, MissingExtra
 from vitok.features.aggregations import Condition
 from vitok.features.sources import SEPARATOR, Buckets, Categories, Source
+from vitok.features.sql import quoted
 
 _WHOLE = ("ByteType", "ShortType", "IntegerType", "LongType")
 _NUMERIC = (*_WHOLE, "FloatType", "DoubleType", "DecimalType")
 _TIMES = ("TimestampType", "TimestampNTZType", "DateType")
+SPARK_TYPES = {"float64": "double", "float32": "float", "int64": "bigint", "int32": "int", "bool": "boolean"}
 _MEND = "Let the contract keep such rows out."
 
 
@@ -56,16 +59,22 @@ class Columns:
         return self.types[name]
 
     def text(self, name: str) -> Any:
-        """Reads ids or parts of keys as texts: 7 and "7" are the same."""
-        column, kind = self._column(name), self.kind(name)
-        if kind not in {*_WHOLE, "StringType"}:
-            raise InvalidInput(f"{self.where}: {name}", kind, "be text or whole numbers", "Cast it to text first.")
-        text = column.cast("string")
-        return self._or_stop(text, name, text.isNull() | (text == ""), "not be null or empty")
+        """Reads ids as texts: 7 and "7" are the same."""
+        return self._or_stop(self._text(name), name, self._column(name).isNull(), "not be null")
 
     def key(self, names: Iterable[str]) -> Any:
-        """Reads the key of an entity as one text."""
-        return self.f.concat_ws(SEPARATOR, *(self.text(name) for name in names))
+        """Reads the key of an entity as one text; a part that is null or empty stops the job."""
+        parts = []
+        for name in names:
+            text = self._text(name)
+            parts.append(self._or_stop(text, name, text.isNull() | (text == ""), "not be null or empty"))
+        return self.f.concat_ws(SEPARATOR, *parts)
+
+    def key_or_null(self, names: Iterable[str]) -> Any:
+        """Reads the key of an entity as one text; null where a part is null or empty."""
+        parts = [self.f.when(self._text(name) != "", self._text(name)) for name in names]
+        there = functools.reduce(lambda a, b: a & b, (part.isNotNull() for part in parts))
+        return self.f.when(there, self.f.concat_ws(SEPARATOR, *parts))
 
     def microseconds(self, name: str) -> Any:
         """Reads times as whole microseconds since 1970 UTC; without a zone they are taken as UTC."""
@@ -97,21 +106,27 @@ class Columns:
         number = self.f.when(~self.f.isnan(number), number)
         return self._or_stop(number, name, self.f.abs(number) == float("inf"), "be finite")
 
-    def declared(self, name: str, dtype: str, where: str) -> Any:
-        """Reads a column as doubles that a view's declared type can hold; float32 is rounded to it."""
+    def request(self, name: str) -> Any:
+        """Reads a request column as doubles."""
+        if self.kind(name) not in {*_NUMERIC, "BooleanType", "NullType"}:
+            raise InvalidInput(f"{self.where}: {name}", self.kind(name), "be numeric", "It is a request feature.")
+        return self._column(name).cast("double")
+
+    def declared(self, name: str, dtype: str) -> Any:
+        """Reads a column in the type that a view declares; a value that it cannot hold stops the job."""
         number = self.number(name)
         if dtype == "float64":
             return number
+        if dtype == "int64" and self.kind(name) in _WHOLE and name not in self.encodings:
+            return self._column(name).cast("bigint")  # a double cannot tell the largest apart
         if dtype == "float32":
-            rounded = number.cast("float").cast("double")
-            wrong, rule = self.f.abs(rounded) == float("inf"), "be finite and fit float32"
+            wrong, rule = self.f.abs(number.cast("float")) == float("inf"), "be finite and fit float32"
         elif dtype == "bool":
-            rounded, wrong, rule = number, ~number.isin(0.0, 1.0), "be 0, 1, true or false"
+            wrong, rule = ~number.isin(0.0, 1.0), "be 0, 1, true or false"
         else:
-            limit = 2.0**63 if dtype == "int64" else 2.0**31
-            rounded, rule = number, f"be a whole number that fits {dtype}"
+            limit, rule = 2.0**63 if dtype == "int64" else 2.0**31, f"be a whole number that fits {dtype}"
             wrong = (number != self.f.rint(number)) | (number < -limit) | (number >= limit)
-        return self._or_stop(rounded, name, wrong, rule, where)
+        return self._or_stop(number, name, wrong, rule).cast(SPARK_TYPES[dtype])
 
     def code(self, name: str) -> Any:
         """Reads a column as values that are counted by kind: texts as they are, numbers as doubles."""
@@ -171,12 +186,18 @@ class Columns:
         pairs = [self.f.lit(part) for value in encoding.values for part in (value, encoding.code(value))]
         return self.f.when(text.isNotNull(), self.f.coalesce(self.f.create_map(*pairs)[text], self.f.lit(-1.0)))
 
+    def _text(self, name: str) -> Any:
+        column, kind = self._column(name), self.kind(name)
+        if kind not in {*_WHOLE, "StringType"}:
+            raise InvalidInput(f"{self.where}: {name}", kind, "be text or whole numbers", "Cast it to text first.")
+        return column.cast("string")
+
     def _column(self, name: str) -> Any:
         self.kind(name)
-        return self.f.col("`" + name.replace("`", "``") + "`")
+        return self.f.col(quoted(name))
 
-    def _or_stop(self, column: Any, name: str, wrong: Any, rule: str, where: str = "") -> Any:
-        message = f"{where or f'{self.where}: {name}'}: must {rule}. {_MEND}"
+    def _or_stop(self, column: Any, name: str, wrong: Any, rule: str) -> Any:
+        message = f"{self.where}: {name}: must {rule}. {_MEND}"
         return self.f.when(wrong, self.f.raise_error(self.f.lit(message))).otherwise(column)
 
 

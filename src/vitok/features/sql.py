@@ -1,4 +1,4 @@
-"""Pieces of SQL text as Flink reads them: names, values, conditions, lengths of time."""
+"""Pieces of SQL text: names as Spark and Flink read them; values, conditions and lengths of time as Flink does."""
 
 from collections.abc import Mapping
 from typing import Any

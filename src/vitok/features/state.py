@@ -100,7 +100,7 @@ class Layout:
             asked = [row for row in plan.rows if row[0] == RECENT and row[2] == index]
             longest = max(int(plan.bounds[row[1], 0]) for row in asked)
             self.recents.append((index, max(int(row[3]) for row in asked) + 1, longest))
-        self.header = 2 + len(self.recents)
+        self.header = 3 + 2 * len(self.recents)
         self.divides = bool(np.isin(plan.rows[:, 0], (RATIO, RATE)).any())
 
     @functools.cached_property
@@ -298,7 +298,7 @@ class WindowState:
         """Empties the state of a key, which keeps its place."""
         for arena in (self._main, *self._recents):
             state_kernels.release(arena, slot)
-            arena.n[slot] = 0
+            arena.n[slot], arena.due[slot] = 0, 32
             arena.newest[slot] = _NEVER
 
     def gather(self, slots: np.ndarray) -> "Packed":
@@ -310,7 +310,8 @@ class WindowState:
             _gather(arena, slots, pool)
             counts.append(np.concatenate([[0], np.cumsum(n)]))
             pools.append(pool)
-        return Packed(newest=self._main.newest[slots], starts=tuple(counts), pools=tuple(pools))
+        due = tuple(arena.due[slots] for arena in (self._main, *self._recents))
+        return Packed(newest=self._main.newest[slots], due=due, starts=tuple(counts), pools=tuple(pools))
 
     def compact(self, slot: int) -> None:
         """Merges what no question tells apart any more."""
@@ -319,7 +320,8 @@ class WindowState:
     def pack(self, slot: int) -> bytes:
         """Returns the state of a key as bytes."""
         arenas = (self._main, *self._recents)
-        head = np.array([self._main.newest[slot], *(arena.n[slot] for arena in arenas)], np.int64)
+        counts = [number for arena in arenas for number in (arena.n[slot], arena.due[slot])]
+        head = np.array([self._main.newest[slot], *counts], np.int64)
         parts = [head.tobytes()]
         for arena in arenas:
             off = arena.offset[slot]
@@ -336,11 +338,11 @@ class WindowState:
         widths = [self.layout.width, *(recent_kernels.WIDTH for _ in self._recents)]
         head = self.layout.header
         numbers = np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 and len(blob) >= 8 * head else None
-        if numbers is None or len(numbers) != head + int(np.dot(numbers[1:head], widths)):
+        if numbers is None or len(numbers) != head + int(np.dot(numbers[1:head:2], widths)):
             raise StoreError(f"{len(blob)} bytes of the store are not the windows of a key; fill the store anew")
         at = head
         for place, width in enumerate(widths):
-            n = int(numbers[1 + place])
+            n = int(numbers[1 + 2 * place])
             while n and not state_kernels.grow(arenas[place], slot, n):
                 arenas[place] = _more_room(arenas[place])
             arena = arenas[place]
@@ -348,7 +350,7 @@ class WindowState:
             arena.pool[off : off + n] = numbers[at : at + n * width].reshape(n, width)
             arena.n[slot] = n
             arena.newest[slot] = numbers[0]
-            arena.due[slot] = max(32, 2 * n)
+            arena.due[slot] = numbers[2 + 2 * place]
             at += n * width
         self._main, self._recents = arenas[0], arenas[1:]
         return slot
@@ -360,18 +362,23 @@ class Packed:
 
     Attributes:
         newest: Shape (keys,): time of each key's newest event.
+        due: For the windows and for each sequence, shape (keys,): how many entries make it worth while to merge.
         starts: For the windows and for each sequence, shape (keys + 1,): where each key's entries start.
         pools: For the windows and for each sequence, shape (entries, width).
     """
 
     newest: np.ndarray
+    due: tuple[np.ndarray, ...]
     starts: tuple[np.ndarray, ...]
     pools: tuple[np.ndarray, ...]
 
     def blob(self, place: int) -> bytes:
         """Returns the state of one key as bytes."""
         cuts = [(int(start[place]), int(start[place + 1])) for start in self.starts]
-        head = np.array([self.newest[place], *(end - begin for begin, end in cuts)], np.int64)
+        counts = [
+            number for due, (begin, end) in zip(self.due, cuts, strict=True) for number in (end - begin, due[place])
+        ]
+        head = np.array([self.newest[place], *counts], np.int64)
         return head.tobytes() + b"".join(
             pool[begin:end].tobytes() for pool, (begin, end) in zip(self.pools, cuts, strict=True)
         )

@@ -292,13 +292,10 @@ def insert(
     """Puts one event into a key's state; False where the pool must grow first (then nothing has changed)."""
     if arena.n[s] >= arena.due[s]:
         compact(arena, spec, s)
-    if arena.n[s] == arena.room[s]:
-        if arena.n[s] > 0:
-            compact(arena, spec, s)
-        if arena.n[s] * 4 > arena.room[s] * 3 or arena.room[s] == 0:
-            if not grow(arena, s, arena.room[s] * 2 if arena.room[s] else 4):
-                if arena.n[s] == arena.room[s]:
-                    return False
+    # When a block is full nothing is merged: a state must not depend on the room that its block happens to have, so
+    # that one which was read from the store again goes on as if it had never left.
+    if arena.n[s] == arena.room[s] and not grow(arena, s, arena.room[s] * 2 if arena.room[s] else 4):
+        return False
     pool, off, n = arena.pool, arena.offset[s], arena.n[s]
     arena.newest[s] = max(arena.newest[s], time)
     at = n

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from vitok.engines.event_stream import Message, open_stream
-from vitok.errors import InvalidInput, StoreError
+from vitok.errors import InvalidInput, StoreError, VitokError
 from vitok.features.intake import Ingested
 from vitok.features.online import OnlineFeatures
 from vitok.features.sources import Source, unique
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Check = Callable[["pl.DataFrame"], "tuple[pl.DataFrame, pl.DataFrame]"]
+_TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "text": (str,)}  # a truth value is a number
 
 
 class Decode(Protocol):
@@ -74,21 +75,27 @@ class StreamReport:
 class JsonRows:
     """Decodes messages that are JSON objects, one event each.
 
-    Times are ISO 8601 texts, or whole numbers of `time_unit`.
+    Times are ISO 8601 texts, or whole numbers of `time_unit`. A message whose value cannot be what the views make of
+    it, such as a text where a number is summed, is none.
 
     Args:
         source: Whose columns are wanted.
         views: The views over it.
         time_unit: What whole numbers count: us, ms or s.
+        columns: Other columns to keep, such as those that a contract speaks of.
     """
 
-    def __init__(self, source: Source, views: Sequence[View], *, time_unit: str = "us") -> None:
+    def __init__(
+        self, source: Source, views: Sequence[View], *, time_unit: str = "us", columns: Sequence[str] = ()
+    ) -> None:
         if time_unit not in {"us", "ms", "s"}:
             raise InvalidInput("time_unit", time_unit, "be us, ms or s")
         self._times = unique([source.event_time, source.ingest_time])
         keys = unique(key for view in views for key in view.entity.keys)
         self._texts = unique([source.event_id, *keys])
-        self._columns = unique([*self._texts, *self._times, *(name for view in views for name in view.columns)])
+        wanted = [*self._texts, *self._times, *(name for view in views for name in view.columns), *columns]
+        self._columns = unique(wanted)
+        self._kinds = _kinds(source, views)
         self._factor = {"us": 1, "ms": 1_000, "s": 1_000_000}[time_unit]
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -116,6 +123,9 @@ class JsonRows:
             raise InvalidInput(name, value, "be a text or a whole number")
         if isinstance(value, list | dict):
             raise InvalidInput(name, value, "be one value")
+        kind = self._kinds.get(name)
+        if kind is not None and value is not None and not isinstance(value, _TYPES[kind]):
+            raise InvalidInput(name, value, f"be a {kind}")
         return value
 
     def _microseconds(self, name: str, value: Any) -> int | None:
@@ -192,6 +202,7 @@ class StreamWorker:
 
         Raises:
             StoreError: If the stream, the store or the file of rejected rows fails; the batch comes again then.
+            InvalidInput: If the rows lack a column or hold another type than is wanted; the batch comes again.
         """
         messages = self.stream.poll(self._max_messages, timeout_seconds)
         by_state: dict[int, list[Message]] = {}
@@ -202,7 +213,7 @@ class StreamWorker:
             for own in by_state.values():
                 self._take(self._states[own[0].partition], own)
                 done.update(message.partition for message in own)
-        except StoreError:
+        except VitokError:
             self.stream.seek(
                 {message.partition: message.offset for message in reversed(messages) if message.partition not in done}
             )
@@ -293,6 +304,19 @@ class StreamWorker:
                 os.fsync(file.fileno())
         except OSError as error:
             raise StoreError(f"rejected rows cannot be kept in {self._rejected}: {error}") from error
+
+
+def _kinds(source: Source, views: Sequence[View]) -> dict[str, str]:
+    # What each column must hold for the views to make sense of it; one of any kind is not named.
+    found: dict[str, str] = {}
+    for view in views:
+        for item in (*view.plan.inputs, *view.plan.codes):
+            for name, _, value in item.where:
+                one = value[0] if isinstance(value, tuple) else value
+                found[name] = "text" if isinstance(one, str) else "number"
+        numbers = (item.column for item in view.plan.inputs if item.column and item.column not in source.encodings)
+        found |= dict.fromkeys(numbers, "number")
+    return found
 
 
 def _line(source: str, reason: str, message: Message) -> bytes:
