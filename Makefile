@@ -3,6 +3,7 @@
 #   make demo                      the whole turn of the loop on card transactions
 #   make demo DEMO_ARGS="--help"   what else the demo can do
 #   make setup PYTHON=python3.12   another interpreter (3.11 or newer)
+#   make test-jvm                  the tests on a local Spark and Flink, which need Java
 #   make bench ROOM=features       one room's benchmarks
 #   make torch TORCH_ARGS="..."    the tested torch; nothing else here installs it
 
@@ -18,11 +19,13 @@ override PINS := pyproject.toml constraints.txt
 # One stamp for what the demo needs and one for what a developer needs: the second holds the first.
 override RUN := .venv/.fraud-stamp
 override DEV := .venv/.dev-stamp
+override SPARK := .venv/spark/.stamp
+override FLINK := .venv/flink/.stamp
 
 override PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider
 override SUMMARY := $(BIN)/python .ci/summary.py
 
-.PHONY: help demo setup setup-run test test-quick test-slow lint bench docs torch clean
+.PHONY: help demo setup setup-run test test-quick test-slow test-jvm lint bench docs torch clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -52,17 +55,31 @@ demo: $(RUN)
 # whatever the first says. pytest leaves with 5 where a group is empty.
 test: $(DEV)
 	@rm -f .coverage .coverage.* .venv/quick.xml .venv/slow.xml; status=0; \
-	$(PYTEST) -m "not slow" --cov --cov-report= --junitxml=.venv/quick.xml $(TEST_ARGS) || status=$$?; \
-	$(PYTEST) -m slow --cov --cov-append --cov-report=term:skip-covered --junitxml=.venv/slow.xml $(TEST_ARGS) \
+	$(PYTEST) -m "not slow and not jvm" --cov --cov-report= --junitxml=.venv/quick.xml $(TEST_ARGS) || status=$$?; \
+	$(PYTEST) -m "slow and not jvm" --cov --cov-append --cov-report=term:skip-covered --junitxml=.venv/slow.xml $(TEST_ARGS) \
 		|| { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
 	$(SUMMARY) .venv/quick.xml .venv/slow.xml || status=1; \
 	exit $$status
 
 test-quick: $(DEV)
-	@$(PYTEST) -m "not slow" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow and not jvm" $(TEST_ARGS)
 
 test-slow: $(DEV)
-	@$(PYTEST) -m slow $(TEST_ARGS) || [ $$? -eq 5 ]
+	@$(PYTEST) -m "slow and not jvm" $(TEST_ARGS) || [ $$? -eq 5 ]
+
+$(SPARK): constraints-spark.txt
+	@$(ENVIRONMENT) spark
+	@touch $(SPARK)
+
+$(FLINK): constraints-flink.txt
+	@$(ENVIRONMENT) flink
+	@touch $(FLINK)
+
+# Spark and Flink live in environments of their own; without Java there is nothing to test them with.
+test-jvm: $(DEV)
+	@if command -v java >/dev/null || [ -n "$$JAVA_HOME" ]; then \
+		$(MAKE) --no-print-directory $(SPARK) $(FLINK) && $(PYTEST) -m jvm $(TEST_ARGS); \
+	else echo "vitok: no Java here (17 or newer), so the tests on Spark and Flink are left out"; fi
 
 # All checks run, so that one look shows everything there is to mend; a check that passes says so in one line.
 lint: $(DEV)

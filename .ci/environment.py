@@ -2,6 +2,7 @@
 
     python3 .ci/environment.py fraud dev     # vitok with these extras, as pinned in constraints.txt
     python3 .ci/environment.py torch ...     # the tested torch alone; what follows is passed on to pip
+    python3 .ci/environment.py spark         # .venv/spark, for the tests on Spark; likewise flink
 
 It runs before anything is installed, so it needs the standard library only; its syntax stays readable for old
 Pythons, so that they can be told what is missing instead of failing on a line they do not understand.
@@ -21,6 +22,8 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 LOG = os.path.join(VENV, "install.log")
 CONSTRAINTS = os.path.join(ROOT, "constraints.txt")
+# Engines for tests that cannot live among vitok's own packages: where Python may be at most so new, and disk space.
+ENGINES = {"spark": ((3, 13), "1.3 GB"), "flink": ((3, 12), "0.9 GB")}
 NEEDED = (3, 11)
 CANDIDATES = ("python3.11", "python3.12", "python3.13", "python3.14")
 CUDA = re.compile(r"^Would install .*\b(nvidia-|cuda-|triton)", re.MULTILINE)
@@ -53,9 +56,10 @@ def restart_with_newer_python():
     )
 
 
-def make_venv():
-    """Makes .venv unless there is a working one."""
-    if os.path.exists(PYTHON) and subprocess.call([PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0:
+def make_venv(folder=VENV):
+    """Makes an environment unless there is a working one."""
+    python = os.path.join(folder, "bin", "python")
+    if os.path.exists(python) and subprocess.call([python, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0:
         return
     # Debian ships venv without the ensurepip that it needs.
     if find_spec("ensurepip") is None or find_spec("venv") is None:
@@ -64,13 +68,14 @@ def make_venv():
             f"{sys.executable} cannot make environments; on Debian and Ubuntu that is a package of its own: "
             f"sudo apt-get install {package}"
         )
-    subprocess.check_call([sys.executable, "-m", "venv", "--clear", VENV])
+    subprocess.check_call([sys.executable, "-m", "venv", "--clear", folder])
 
 
 class Progress:
     """One line that is painted over on a terminal, and is silent elsewhere."""
 
-    def __init__(self, total):
+    def __init__(self, total, folder):
+        self.folder = folder
         self.total = max(total, 1)
         self.done = 0
         self.what = "asking the package index"
@@ -111,7 +116,7 @@ class Progress:
     def _installed(self):
         # pip says nothing while it unpacks, but a finished package leaves its folder behind.
         count = 0
-        for _, folders, _ in os.walk(os.path.join(VENV, "lib")):
+        for _, folders, _ in os.walk(os.path.join(self.folder, "lib")):
             count += sum(name.endswith(".dist-info") for name in folders)
             folders[:] = [name for name in folders if name.startswith("python") or name == "site-packages"]
         return count
@@ -126,11 +131,12 @@ class Progress:
             sys.stdout.flush()
 
 
-def pip(arguments, total):
+def pip(arguments, total, folder=VENV):
     """Runs pip, showing how far it is; its own words go to .venv/install.log, and their end is shown if it fails."""
-    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    python = os.path.join(folder, "bin", "python")
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     lines = []
-    with open(LOG, "w", encoding="utf-8") as log, Progress(total) as progress:
+    with open(LOG, "w", encoding="utf-8") as log, Progress(total, folder) as progress:
         child = subprocess.Popen(
             command + arguments,
             cwd=ROOT,
@@ -184,10 +190,29 @@ def install_torch(arguments):
     say(f"vitok: installed in {seconds:.0f} s")
 
 
+def install_engine(name):
+    """Makes .venv/NAME with exactly what constraints-NAME.txt pins."""
+    newest, space = ENGINES[name]
+    if sys.version_info[:2] > newest:
+        stop("{} runs on Python {}.{} at most; make ... PYTHON=/path/to/python".format(name, *newest))
+    folder = os.path.join(VENV, name)
+    pins = os.path.join(ROOT, f"constraints-{name}.txt")
+    make_venv(folder)
+    with open(pins, encoding="utf-8") as lines:
+        total = sum("==" in line for line in lines)
+    say(f"vitok: installing {name} into .venv/{name} (some minutes the first time, {space} on disk)")
+    _, seconds = pip(["-r", pins], total, folder)
+    say(f"vitok: installed in {seconds:.0f} s")
+
+
 def main():
     """Reads the command line."""
     if sys.version_info < NEEDED:
         restart_with_newer_python()
+    if sys.argv[1:2] and sys.argv[1] in ENGINES:
+        os.makedirs(VENV, exist_ok=True)
+        install_engine(sys.argv[1])
+        return
     make_venv()
     if sys.argv[1:2] == ["torch"]:
         install_torch(sys.argv[2:])

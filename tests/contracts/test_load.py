@@ -149,7 +149,7 @@ def test_what_cannot_be_checked_is_named(text: str) -> None:
         "slaProperties:\n  - {property: retention, value: 3, unit: y}",
     ).replace(
         "- {metric: rowCount,",
-        "- {type: sql, query: SELECT 1, mustBe: 1}\n      - {type: text, description: Be true}\n"
+        "- {type: sql, query: SELECT TOP 1 x FROM y, mustBe: 1}\n      - {type: text, description: Be true}\n"
         "      - {metric: rowCount,",
     )
     contract = contracts.load(more)

@@ -54,7 +54,7 @@ PROFILES = Source("profiles", ingest_time="ingest_time", deleted="is_deleted", e
 STATES = Source("states", "payment_id", ingest_time="ingest_time")
 
 
-def _every_kind(over: tuple[str, ...]) -> tuple[object, ...]:
+def every_kind(over: tuple[str, ...]) -> tuple[object, ...]:
     web = (("channel", "==", "web"),)
     return (
         Count(over),
@@ -96,19 +96,19 @@ def _of_all(amount: np.ndarray, hour: np.ndarray, terminal_count_1h: np.ndarray)
 
 CASES: dict[str, FeatureSet] = {
     "every kind, by ingest time": FeatureSet(
-        views=(View(name="customer", entity=CUSTOMER, source=PAYMENTS, aggregations=_every_kind(("1h", "6h", "3d"))),)
+        views=(View(name="customer", entity=CUSTOMER, source=PAYMENTS, aggregations=every_kind(("1h", "6h", "3d"))),)
     ),
     "every kind, long windows, a key of two columns": FeatureSet(
-        views=(View(name="pair", entity=BOTH, source=PAYMENTS, aggregations=_every_kind(("2d", "13d"))),)
+        views=(View(name="pair", entity=BOTH, source=PAYMENTS, aggregations=every_kind(("2d", "13d"))),)
     ),
     "a stated lag, no ingest time": FeatureSet(
         views=(
-            View(name="soon", entity=CUSTOMER, source=LOADED, lag="10m", aggregations=_every_kind(("1h", "12h"))),
+            View(name="soon", entity=CUSTOMER, source=LOADED, lag="10m", aggregations=every_kind(("1h", "12h"))),
             View(name="at_once", entity=TERMINAL, source=LOADED, aggregations=(Count(("1h",)), Last("amount", "1h"))),
         )
     ),
     "a lag instead of the ingest time": FeatureSet(
-        views=(View(name="customer", entity=CUSTOMER, source=PAYMENTS, lag="0s", aggregations=_every_kind(("6h",))),)
+        views=(View(name="customer", entity=CUSTOMER, source=PAYMENTS, lag="0s", aggregations=every_kind(("6h",))),)
     ),
     "exact windows": FeatureSet(
         views=(
@@ -143,12 +143,21 @@ CASES: dict[str, FeatureSet] = {
             Latest(name="profile", entity=CUSTOMER, source=PROFILES, columns=("pieces",)),
         ),
         on_demand=(OnDemand("is_large", _is_large), OnDemand("hour", _hour), OnDemand("of_all", _of_all)),
-        select=("of_all", "customer_amount_mean_6h", "amount", "is_large", "profile_pieces", "terminal_amount_mean_1d")
-        + ("terminal_count_1h", "terminal_amount_sum_1h", "is_new"),
+        select=(
+            "of_all",
+            "customer_amount_mean_6h",
+            "amount",
+            "is_large",
+            "profile_pieces",
+            "terminal_amount_mean_1d",
+            "terminal_count_1h",
+            "terminal_amount_sum_1h",
+            "is_new",
+        ),
     ),
     "no events": FeatureSet(
         views=(
-            View(name="customer", entity=CUSTOMER, source=PAYMENTS, aggregations=_every_kind(("1h",))),
+            View(name="customer", entity=CUSTOMER, source=PAYMENTS, aggregations=every_kind(("1h",))),
             Latest(name="profile", entity=CUSTOMER, source=PROFILES, columns=("amount",)),
         )
     ),
@@ -167,8 +176,12 @@ def data(case: str) -> "tuple[pl.DataFrame, dict[str, pl.DataFrame]]":
     n = 0 if case == "no events" else 600
     events = _events(rng, begin, n)
     spine = _events(rng, begin, 250, after=6 * HOUR).drop("payment_id", "ingest_time", "is_deleted")
-    spine = pl.concat([spine, spine.head(20)]).with_columns(amount=pl.col("amount").fill_null(1.5))
-    spine = spine.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    spine = pl.concat([spine, spine.head(20)]).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    nobody, unnamed = pl.col("row") % 50 == 7, pl.col("row") % 50 == 8
+    spine = spine.with_columns(
+        customer_id=pl.when(nobody).then(None).otherwise("customer_id"),
+        terminal_id=pl.when(unnamed).then(pl.lit("")).otherwise("terminal_id"),
+    )
     # An event that comes twice, and once more under the same id with other contents, which must change nothing.
     again = events.sample(min(40, n), seed=1).with_columns(
         ingest_time=pl.col("ingest_time") + pl.duration(hours=1), amount=pl.lit(1e6)

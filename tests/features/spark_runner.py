@@ -88,9 +88,7 @@ def refusals(session: Any) -> dict[str, str]:
         "type of key": lambda: spark.table(spine.withColumn("customer_id", f.lit(1.5)), features, {"payments": good}),
         "embedding": lambda: spark.table(spine, FeatureSet(views=(vectors,)), {}),
         "text": lambda: spark.table(spine, largest, {"payments": good.withColumn("y", f.lit("a"))}),
-        "null key": lambda: spark.table(
-            spine, features, {"payments": good.replace("c", "", "customer_id")}
-        ).collect(),
+        "null key": lambda: spark.table(spine, features, {"payments": good.replace("c", "", "customer_id")}).collect(),
         "infinity": lambda: spark.table(
             spine, largest, {"payments": good.withColumn("y", f.col("y") * float("inf"))}
         ).collect(),

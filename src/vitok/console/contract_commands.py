@@ -106,7 +106,9 @@ def diff(
     ] = None,
     impact: Annotated[
         Path | None,
-        typer.Option(help="JSON file of what stands downstream, {'table.column': ['feature a', ...]}; else the home's."),
+        typer.Option(
+            help="JSON file of what stands downstream, {'table.column': ['feature a', ...]}; else the home's."
+        ),
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Folder whose features and models are downstream.")] = None,
     *,

@@ -1,8 +1,11 @@
 """Definitions of features as a command names them: a Python file, or the fraud system's own."""
 
+import dataclasses
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vitok.errors import InvalidInput, NotFound
 from vitok.features import FeatureSet
@@ -24,14 +27,35 @@ _FAULTS = (
 )
 
 
-def load_definitions(where: str | None = None) -> tuple[SetVersion, ...]:
-    """Loads the feature sets that a command is about.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Definitions:
+    """What a file of definitions holds.
+
+    Attributes:
+        sets: The feature sets, each under the name of its variable.
+        indexes: The vectors of embeddings by `"name@version"`: its variable `INDEXES`, where it has one.
+    """
+
+    sets: Mapping[str, FeatureSet]
+    indexes: Mapping[str, Any]
+
+    def only(self) -> tuple[str, FeatureSet]:
+        """Returns the one set that there is, with its name.
+
+        Raises:
+            InvalidInput: If there are several.
+        """
+        if len(self.sets) > 1:
+            names = sorted(self.sets)
+            raise InvalidInput("--definitions", names, "name one of them", f"Write FILE:{names[0]}.")
+        return next(iter(self.sets.items()))
+
+
+def load_feature_sets(where: str | None = None) -> Definitions:
+    """Loads the feature sets that a command is to compute.
 
     Args:
         where: Path of a Python file, or `path:NAME` for one of the sets in it; None for the fraud system's.
-
-    Returns:
-        The sets, each under the name of its variable.
 
     Raises:
         NotFound: If there is no such file, or no such name in it.
@@ -41,12 +65,13 @@ def load_definitions(where: str | None = None) -> tuple[SetVersion, ...]:
         from vitok.systems.fraud.features import FEATURES
         from vitok.systems.fraud.messages import SYSTEM
 
-        return (SetVersion.of(FEATURES, SYSTEM),)
+        return Definitions(sets={SYSTEM: FEATURES}, indexes={})
     path, name = _taken_apart(where)
     if not path.is_file():
         beside = sorted(item.name for item in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise NotFound("file of definitions", str(path), beside)
-    found = {key: value for key, value in _variables(path).items() if isinstance(value, FeatureSet)}
+    variables = _variables(path)
+    found = {key: value for key, value in variables.items() if isinstance(value, FeatureSet)}
     if name:
         if name not in found:
             raise NotFound(f"feature set in {path}", name, sorted(found))
@@ -58,7 +83,19 @@ def load_definitions(where: str | None = None) -> tuple[SetVersion, ...]:
             "hold a FeatureSet in a variable of the module",
             "Write for instance FEATURES = FeatureSet(views=(...)).",
         )
-    return tuple(SetVersion.of(value, key) for key, value in found.items())
+    indexes = variables.get("INDEXES", {})
+    if not isinstance(indexes, Mapping) or not all(isinstance(key, str) for key in indexes):
+        raise InvalidInput("--definitions: INDEXES", indexes, "map 'name@version' to an index")
+    return Definitions(sets=found, indexes=indexes)
+
+
+def load_definitions(where: str | None = None) -> tuple[SetVersion, ...]:
+    """Loads the descriptions of the feature sets that a command is about; arguments and errors are as above.
+
+    Returns:
+        The sets, each under the name of its variable.
+    """
+    return tuple(SetVersion.of(value, key) for key, value in load_feature_sets(where).sets.items())
 
 
 def _taken_apart(where: str) -> tuple[Path, str]:

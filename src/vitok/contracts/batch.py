@@ -15,7 +15,7 @@ from vitok.contracts.plans import BROKEN, ROWS, Counts, Engine, Plan, collect, e
 from vitok.contracts.references import key_frames, refuse_names
 from vitok.contracts.report import CheckReport, RuleResult, Status, table_lines
 from vitok.contracts.rules import Metric
-from vitok.contracts.sources import Source, no_repeats, rejected_places, repeats
+from vitok.contracts.sources import Source, rejected_places, repeated_rows, repeats
 from vitok.errors import ContractBroken, InvalidInput, StoreError
 
 if TYPE_CHECKING:
@@ -40,6 +40,32 @@ class Circumstances:
     expected_rows: float | None = None
     basis: str = ""
 
+    @classmethod
+    def expecting(
+        cls,
+        now: int | None,
+        expected_rows: int | None,
+        history: pl.DataFrame | None,
+        day: dt.date | None,
+        *,
+        arrived: int | None = None,
+    ) -> "Circumstances":
+        """Says how many rows are to be expected; the arguments are those of `Contract.check`.
+
+        Raises:
+            InvalidInput: If one of them is wrong.
+        """
+        if expected_rows is not None and expected_rows < 1:
+            raise InvalidInput("expected_rows", expected_rows, "be at least 1")
+        if expected_rows is not None or history is None:
+            return cls(now=now, arrived=arrived, expected_rows=expected_rows)
+        if day is None:
+            if now is None:
+                raise InvalidInput("day", None, "be given with volume_history", "Or pass now")
+            day = dt.date(1970, 1, 1) + dt.timedelta(days=now // DAY)
+        count, basis = deliveries.expectation(history, day)
+        return cls(now=now, arrived=arrived, expected_rows=count, basis=basis)
+
 
 def check(
     contract: Contract,
@@ -62,7 +88,7 @@ def check(
     refuse_names(contract.tables, given)
     plan = Plan(contract, table, dict(frame.lazy().collect_schema()), _keys(table, given, frame))
     engine, lazy = engine_for(frame), frame.lazy()
-    known = Circumstances(now=now, arrived=arrived, **_expected(now, expected_rows, volume_history, day))
+    known = Circumstances.expecting(now, expected_rows, volume_history, day, arrived=arrived)
     counts = plan.count(lazy, now, engine)
     return report(plan, lazy, engine, counts, found=Repeats.in_data(plan, lazy, counts, engine), known=known)
 
@@ -75,23 +101,6 @@ def moment(name: str, value: object) -> None:
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise InvalidInput(name, value, "be microseconds since 1970-01-01 as an int")
-
-
-def _expected(
-    now: int | None, expected_rows: int | None, history: pl.DataFrame | None, day: dt.date | None
-) -> dict[str, object]:
-    if expected_rows is not None:
-        if expected_rows < 1:
-            raise InvalidInput("expected_rows", expected_rows, "be at least 1")
-        return {"expected_rows": expected_rows}
-    if history is None:
-        return {}
-    if day is None:
-        if now is None:
-            raise InvalidInput("day", None, "be given with volume_history", "Or pass now")
-        day = dt.date(1970, 1, 1) + dt.timedelta(days=now // DAY)
-    count, basis = deliveries.expectation(history, day)
-    return {"expected_rows": count, "basis": basis}
 
 
 def _keys(
@@ -125,15 +134,18 @@ class Repeats:
     def in_data(cls, plan: Plan, lazy: pl.LazyFrame, counts: Counts, engine: Engine) -> "Repeats":
         """Looks for repeats where the counts do not rule them out."""
         keys, metrics = {}, {}
+        failing = plan.failing(counts)
         for index, key in enumerate(plan.table.keys):
             if counts[f"key_{index}_n"] != counts[f"key_{index}_distinct"]:
-                found = repeats(plan, lazy, key, engine)
+                found = repeats(plan, lazy, key, engine, masks=failing)
                 if found.height:
                     keys[index] = found
         for index, metric in enumerate(plan.table.metrics):
             if metric.name == "duplicateValues":
                 different = counts[f"metric_{index}_n"] != counts[f"metric_{index}_distinct"]
-                rows = repeats(plan, lazy, metric_key(metric), engine, clean=False) if different else no_repeats()
+                rows = repeated_rows()
+                if different:
+                    rows = repeats(plan, lazy, metric_key(metric), engine, masks=failing, clean=False)
                 metrics[index] = rows.height
         return cls(keys=keys, metrics=metrics)
 
@@ -183,7 +195,7 @@ def report(
             engine=engine,
             n_rows=n_rows,
             n_rejected=n_rejected,
-            masks=[mask for mask in plan.masks if counts[mask.name] and mask.rule.severity != "warn"],
+            masks=plan.failing(counts),
             repeats=dropped,
         ),
     )
@@ -241,36 +253,41 @@ def _table_results(
         if metric.name == "rowCount":
             continue
         count = found.metrics[index] if index in found.metrics else int(counts.get(f"metric_{index}") or 0)
-        results.append(_counted(metric, count, n_rows))
+        results.append(counted(metric, count, n_rows))
     for index, condition in enumerate(table.conditions):
         if condition.comparison is not None:
-            results.append(_fulfilled(condition, int(counts[f"condition_{index}"] or 0), n_rows))
+            results.append(fulfilled(condition, int(counts[f"condition_{index}"] or 0), n_rows))
     results.extend(_queried(plan, lazy, engine, query, n_rows) for query in table.queries)
     n_clean = n_rows - int(counts[BROKEN] or 0)
     for index, measure in enumerate(table.measures):
-        prefix = f"measure_{index}_"
-        seen = {name.removeprefix(prefix): value for name, value in counts.items() if name.startswith(prefix)}
-        holds, words = measures.judged(measure, seen, n_clean)
+        holds, words = measures.judged(measure, measured(counts, index), n_clean)
         status: Status = "skipped" if holds is None else deliveries.held(holds)
         results.append(
             table_result(measure.field, measure.label, measure.wanted, measure.severity, status, n_clean, 0, words)
         )
     results.extend(deliveries.volume(table, n_rows, known.expected_rows, known.basis))
-    for index, item in enumerate(plan.fresh):
-        newest, future = _newest(counts, f"fresh_{index}")
-        results.append(deliveries.freshness(item, newest, future, n_rows, known.now))
-    for index, coming in enumerate(plan.deliveries):
-        newest, future = _newest(counts, f"delivery_{index}")
+    for promise in plan.fresh:
+        newest, future = _newest(counts, promise.field)
+        results.append(deliveries.freshness(promise, newest, future, n_rows, known.now))
+    for coming in plan.deliveries:
+        newest, future = _newest(counts, coming.field)
         results.append(deliveries.delivery(coming, newest, future, n_rows, known.now, known.arrived))
     return results
 
 
-def _newest(counts: Counts, name: str) -> tuple[int | None, int]:
-    newest = counts[name]
-    return (None if newest is None else int(newest)), int(counts[f"{name}_future"] or 0)
+def _newest(counts: Counts, field: str) -> tuple[int | None, int]:
+    newest = counts[f"newest_{field}"]
+    return (None if newest is None else int(newest)), int(counts[f"future_{field}"] or 0)
 
 
-def _counted(metric: Metric, count: int, n_rows: int) -> RuleResult:
+def measured(counts: Counts, index: int) -> dict[str, float | None]:
+    """What was counted for one measure of the table, by the names that `measures.aggregates` gives."""
+    prefix = f"measure_{index}_"
+    return {name.removeprefix(prefix): value for name, value in counts.items() if name.startswith(prefix)}
+
+
+def counted(metric: Metric, count: int, n_rows: int) -> RuleResult:
+    """Judges a number that was counted over the whole table."""
     share = 100 * count / n_rows if n_rows else 0.0
     holds = metric.comparison.holds(share if metric.percent else count)
     seen = f"{share:.4g} percent" if metric.percent else f"{count:,} rows"
@@ -279,7 +296,8 @@ def _counted(metric: Metric, count: int, n_rows: int) -> RuleResult:
     return table_result(fields, metric.name, metric.wanted, metric.severity, status, n_rows, count, seen)
 
 
-def _fulfilled(item: Condition, count: int, n_rows: int) -> RuleResult:
+def fulfilled(item: Condition, count: int, n_rows: int) -> RuleResult:
+    """Judges how many rows fulfil a condition."""
     comparison = item.comparison
     share = 100 * count / n_rows if n_rows else 0.0
     holds = comparison is None or comparison.holds(share if item.percent else count)

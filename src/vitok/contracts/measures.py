@@ -5,6 +5,7 @@ that can be read and are finite, of the rows that keep all rules of single rows;
 each kind in a bin of its own. They take no row out.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "ks": ("edges", "counts"),
 }
 _OTHERS = 1
+# What is known of two parts does not say what it is of both.
+WHOLE_ONLY: Final = frozenset({"quantile", "distinctValues"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ def _refuse_histogram(
         raise InvalidInput(where, {"edges": edges, "values": values}, "have either edges or values", fix)
     if edges and logical_type not in _NUMERIC:
         raise InvalidInput(f"{where}.edges", edges, "belong to a number or an integer", fix)
-    if any(two <= one for one, two in zip(edges, edges[1:], strict=False)):
+    if any(two <= one for one, two in itertools.pairwise(edges)):
         raise InvalidInput(f"{where}.edges", edges, "ascend", fix)
     wanted = len(edges) + 4 if edges else len(values) + 1 + _OTHERS
     if len(counts) != wanted or min(counts) < 0 or sum(counts) <= 0:
@@ -195,7 +198,7 @@ def aggregates(item: Measure, known: "pl.Expr", rows: "pl.Expr", members: list[o
         case "mean":
             return counts | {"seen": value.mean()}
         case "stddev":
-            return counts | {"seen": value.std()}
+            return counts | {"seen": value.std(), "mean": value.mean()}
         case "quantile":
             return counts | {"seen": value.quantile(item.q, "linear")}
         case "distinctValues":
@@ -205,13 +208,32 @@ def aggregates(item: Measure, known: "pl.Expr", rows: "pl.Expr", members: list[o
     if item.edges:
         number = value.cast(pl.Float64)
         return counts | {f"below_{index}": (number < edge).sum() for index, edge in enumerate(item.edges)}
-    return counts | {f"is_{index}": (value == member).sum() for index, member in enumerate(members)}
+    return counts | {f"is_{index}": value.eq(pl.lit(member)).sum() for index, member in enumerate(members)}
 
 
 def special(value: "pl.Expr", rows: "pl.Expr") -> "dict[str, pl.Expr]":
     """Writes the counts of what has a bin of its own: all rows, and the infinities of a number."""
     number = value.filter(rows)
     return {"minus": number.eq(-math.inf).sum(), "plus": number.eq(math.inf).sum()}
+
+
+def merged(item: Measure, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what was counted in two parts of the data, so that it says what would have been counted in both.
+
+    Source: Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
+    """
+    if not one:
+        return dict(two)
+    n, m = one["n"], two["n"]
+    if item.name in {"mean", "stddev"} and not (n and m):
+        return dict(one if n else two)
+    if item.name == "mean":
+        return {"n": n + m, "seen": (n * one["seen"] + m * two["seen"]) / (n + m)}
+    if item.name == "stddev":
+        gap = two["mean"] - one["mean"]
+        squares = sum((part["n"] - 1) * (part["seen"] or 0.0) ** 2 for part in (one, two)) + gap**2 * n * m / (n + m)
+        return {"n": n + m, "seen": math.sqrt(squares / (n + m - 1)), "mean": one["mean"] + gap * m / (n + m)}
+    return {name: (one.get(name) or 0) + (two.get(name) or 0) for name in two}
 
 
 def judged(item: Measure, seen: Mapping[str, Any], n_rows: int) -> tuple[bool | None, str]:

@@ -95,12 +95,18 @@ class Plan:
         """What the contract says of when this table must be there."""
         return [item for item in self.contract.deliveries if item.table == self.table.name]
 
+    @property
+    def promised(self) -> tuple[str, ...]:
+        """The times of which the newest one is looked for."""
+        names = [item.field for item in self.fresh] + [item.field for item in self.deliveries]
+        return tuple(dict.fromkeys(names))
+
     def _field_masks(self) -> list[Mask]:
         masks: list[Mask] = []
         for index, (field, item) in enumerate(zip(self.table.fields, self.conversions, strict=True)):
             raw, value, known = pl.col(field.name), self.values[field.name], self.known[field.name]
             readable = (f"given_{index}",) if item.unreadable is None else (f"value_{index}",)
-            finite = ()
+            finite: tuple[str, ...] = ()
             for rule in field.rules:
                 name = f"{PREFIX}mask_{len(masks)}"
                 if rule.name == "type":
@@ -229,12 +235,11 @@ class Plan:
             if self.table.types[measure.field] == "number" and measure.name == "psi":
                 found |= measures.special(value, clean)
             wanted |= {f"measure_{index}_{name}": item for name, item in found.items()}
-        for kind, items in (("fresh", self.fresh), ("delivery", self.deliveries)):
-            for index, promise in enumerate(items):  # type: ignore[var-annotated]
-                moment = self.values[promise.field].cast(pl.Datetime("us")).to_physical()
-                usable = ~pl.col(BROKEN) & (moment <= now if now is not None else pl.lit(value=True))
-                wanted[f"{kind}_{index}"] = moment.filter(usable).max()
-                wanted[f"{kind}_{index}_future"] = (moment > now if now is not None else pl.lit(value=False)).sum()
+        for name in self.promised:
+            moment = self.values[name].cast(pl.Datetime("us")).to_physical()
+            usable = ~pl.col(BROKEN) & (moment <= now if now is not None else pl.lit(value=True))
+            wanted[f"newest_{name}"] = moment.filter(usable).max()
+            wanted[f"future_{name}"] = (moment > now if now is not None else pl.lit(value=False)).sum()
         return [item.alias(name) for name, item in wanted.items()]
 
     def _distinct(self, name: str, key: Key, compared: pl.Expr) -> dict[str, pl.Expr]:
@@ -250,9 +255,17 @@ class Plan:
             ContractBroken: If most values of a column cannot be read as its type.
             StoreError: If the data cannot be read.
         """
-        counts = collect(self.marked(lazy).select(self.aggregates(now)), engine).row(0, named=True)
+        return self.count_marked(self.marked(lazy), now, engine)
+
+    def count_marked(self, marked: pl.LazyFrame, now: int | None, engine: Engine) -> Counts:
+        """Counts everything in rows that `marked` has marked; else as `count`."""
+        counts = collect(marked.select(self.aggregates(now)), engine).row(0, named=True)
         self._refuse_unreadable(counts)
         return counts
+
+    def failing(self, counts: Counts) -> list[Mask]:
+        """The rules that some rows break and that take rows out: where rows are read again, only these are looked at."""
+        return [mask for mask in self.masks if counts[mask.name] and mask.rule.severity != "warn"]
 
     def checked(self, mask: Mask, counts: Counts) -> int:
         """How many values a rule looked at."""

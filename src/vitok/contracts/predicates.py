@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitok.clock import DAY
 from vitok.contracts.readers import READERS, UNREADABLE
+from vitok.contracts.rules import LogicalType
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,7 +25,7 @@ _TOKEN = re.compile(
     r"|(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<name>[^\W\d]\w*)"
     r"|(?P<sign><=|>=|<>|!=|[-+*/()=<>,.]))"
 )
-_WORDS = frozenset("AND OR NOT IS NULL IN BETWEEN LIKE TRUE FALSE DATE TIMESTAMP".split())
+_WORDS = frozenset(["AND", "OR", "NOT", "IS", "NULL", "IN", "BETWEEN", "LIKE", "TRUE", "FALSE", "DATE", "TIMESTAMP"])
 _NUMERIC = frozenset({"integer", "number"})
 _DEEPEST = 40
 
@@ -375,7 +376,7 @@ def _arithmetic(sign: str, one: Node, two: Node) -> Node:
 
 
 def _moment(node: Node, kind: str) -> Node:
-    logical = "date" if kind == "date" else "timestamp"
+    logical: LogicalType = "date" if kind == "date" else "timestamp"
     found = READERS[logical](node.constant)
     if found is UNREADABLE:
         raise UnsupportedError(f"{node.constant!r} is not a {logical}")

@@ -167,8 +167,6 @@ def key_frames(table: Table, references: "Mapping[str, Reference]") -> "dict[int
     Raises:
         InvalidInput: If a column is not there or of another type.
     """
-    import polars as pl
-
     from vitok.contracts.columns import conversion
 
     found = {}

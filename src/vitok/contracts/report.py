@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from vitok.clock import isoformat
 from vitok.contracts.rules import Severity
 
 if TYPE_CHECKING:
@@ -145,6 +146,56 @@ class CheckReport:
         if rest:
             lines.append(f"{rest} other rules hold" if told else f"all {rest} rules hold")
         return "\n".join([*lines, *(f"not checked: {item}" for item in self.not_checked)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodReport:
+    """What a contract says of a stream over one period.
+
+    Attributes:
+        contract: Name of the contract.
+        version: Version of the contract.
+        table: Name of the table in the contract.
+        start: When the period begins, in microseconds since 1970-01-01 UTC.
+        end: When it ends; it belongs to the next one.
+        n_rows: Rows that came.
+        n_rejected: Rows that break a rule of rows that is more than a warning.
+        results: One result a rule of the whole table.
+    """
+
+    contract: str
+    version: str
+    table: str
+    start: int
+    end: int
+    n_rows: int
+    n_rejected: int
+    results: tuple[RuleResult, ...]
+
+    @property
+    def failed(self) -> tuple[RuleResult, ...]:
+        """The results of the rules that are broken, warnings included."""
+        return tuple(result for result in self.results if result.status == "failed")
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the report as what JSON can hold."""
+        return {
+            "contract": self.contract,
+            "version": self.version,
+            "table": self.table,
+            "start": isoformat(self.start),
+            "end": isoformat(self.end),
+            "n_rows": self.n_rows,
+            "n_rejected": self.n_rejected,
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.contract} {self.version}, {self.table}, {isoformat(self.start)} to {isoformat(self.end)}: "
+            f"{self.n_rows:,} rows, {self.n_rejected:,} rejected"
+        )
+        return "\n".join([head, *table_lines(self.results)])
 
 
 def table_lines(results: tuple[RuleResult, ...]) -> list[str]:

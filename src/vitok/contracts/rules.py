@@ -113,6 +113,24 @@ class Comparison:
             case _:
                 return not self.low <= value <= self.high
 
+    def attainable(self, value: float) -> bool:
+        """Says whether a number that may still grow from `value` can come to satisfy the operator.
+
+        Example:
+            >>> small = Comparison(operator="mustBeBetween", low=100, high=120)
+            >>> small.attainable(3), small.attainable(121)
+            (True, False)
+        """
+        match self.operator:
+            case "mustBe" | "mustBeLessOrEqualTo":
+                return value <= self.low
+            case "mustBeLessThan":
+                return value < self.low
+            case "mustBeBetween":
+                return value <= self.high
+            case _:
+                return True
+
     def __str__(self) -> str:
         return _OPERATOR_WORDS[self.operator].format(self.low, self.high)
 

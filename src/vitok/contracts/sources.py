@@ -1,4 +1,4 @@
-"""Reads the rows of a checked table again: those that repeat a key, those that are rejected, those that are accepted."""
+"""Reads the rows of a checked table again: those that repeat a key, the rejected and the accepted ones."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,31 +12,43 @@ from vitok.contracts.rules import Rule
 from vitok.errors import StoreError
 
 HASH = f"{PREFIX}hash"
+# More of them are looked up faster by a join than in a list.
+_FEW = 100_000
 _KEPT = pl.Schema({PLACE: pl.UInt32(), HASH: pl.UInt64()})
 
 
-def repeats(plan: Plan, lazy: pl.LazyFrame, key: Key, engine: Engine, *, clean: bool = True) -> pl.DataFrame:
+def repeats(
+    plan: Plan, lazy: pl.LazyFrame, key: Key, engine: Engine, *, masks: Sequence[Mask], clean: bool = True
+) -> pl.DataFrame:
     """Finds the rows that repeat the key of an earlier one.
 
-    Only keys whose hash is there twice are compared, so what is held is a number a key and the rows in question.
+    Only keys whose hash is there twice are compared, so what is held is a number a row and the rows in question.
 
     Args:
         plan: The rules.
         lazy: The data.
         key: The key.
         engine: What runs it.
-        clean: Whether only rows count that keep all rules of single rows.
+        masks: The rules that some rows break and that take rows out.
+        clean: Whether only rows count that keep all these.
 
     Returns:
         Place and hash of each such row, in order.
     """
-    marked = plan.marked(lazy.with_row_index(PLACE)).filter(plan.compared(key, clean=clean))
+    marked = plan.marked(lazy.with_row_index(PLACE), masks if clean else ()).filter(plan.compared(key, clean=clean))
     parts = [plan.values[name].alias(f"{PREFIX}part_{index}") for index, name in enumerate(key.fields)]
     rows = marked.select(PLACE, plan.hashed(key).alias(HASH), *parts)
-    twice = collect(rows.group_by(HASH).len().filter(pl.col("len") > 1).select(HASH), engine)
-    found = collect(rows.join(twice.lazy(), on=HASH, how="semi"), engine).sort(PLACE)
+    hashes = collect(rows.select(pl.col(HASH)), engine)[HASH].sort()
+    twice = hashes.filter(hashes == hashes.shift(1)).unique()
+    found = collect(_among(rows, twice), engine).sort(PLACE)
     names = [f"{PREFIX}part_{index}" for index in range(len(parts))]
     return found.filter(~pl.struct(names).is_first_distinct()).select(PLACE, HASH)
+
+
+def _among(rows: pl.LazyFrame, hashes: pl.Series) -> pl.LazyFrame:
+    if len(hashes) <= _FEW:
+        return rows.filter(pl.col(HASH).is_in(hashes.implode()))
+    return rows.join(hashes.to_frame().lazy(), on=HASH, how="semi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +143,15 @@ class Source:
             return self.plan.marked(self.lazy, self.masks)
         marked = self.plan.marked(self.lazy.with_row_index(PLACE), self.masks)
         for index, rows in self.repeats.items():
-            name = f"{PREFIX}hash_{index}"
-            found = rows.lazy().select(PLACE, pl.col(HASH).alias(name), pl.lit(value=True).alias(_key_name(index)))
-            marked = marked.with_columns(self.plan.hashed(self.plan.table.keys[index]).alias(name))
-            marked = marked.join(found, on=[PLACE, name], how="left", maintain_order="left")
+            name, hashed = _key_name(index), self.plan.hashed(self.plan.table.keys[index])
+            if rows.height <= _FEW:
+                there = pl.col(PLACE).is_in(rows[PLACE].implode()) & hashed.is_in(rows[HASH].implode())
+                marked = marked.with_columns(there.alias(name))
+                continue
+            bits = f"{PREFIX}hash_{index}"
+            found = rows.lazy().select(PLACE, pl.col(HASH).alias(bits), pl.lit(value=True).alias(name))
+            marked = marked.with_columns(hashed.alias(bits))
+            marked = marked.join(found, on=[PLACE, bits], how="left", maintain_order="left")
         return marked
 
     def _repeated(self) -> list[pl.Expr]:
@@ -164,6 +181,6 @@ def rejected_places(found: Mapping[int, pl.DataFrame]) -> int:
     return frames[0].height if len(frames) == 1 else pl.concat(frames).n_unique()
 
 
-def no_repeats() -> pl.DataFrame:
-    """A table of repeats without rows."""
-    return pl.DataFrame(schema=_KEPT)
+def repeated_rows(rows: Sequence[tuple[int, int]] = ()) -> pl.DataFrame:
+    """Writes rows that repeat a key as a table of their places and hashes, in order."""
+    return pl.DataFrame(rows, schema=_KEPT, orient="row").sort(PLACE)

@@ -77,9 +77,9 @@ class TileTables:
         self.tiles_table = f"{view.name}_tiles"
         self.ends_table = f"{view.name}_ends"
         hops = {window.hop for window in view.windows if window.hop > 1}
-        for item in view.aggregations:
-            if isinstance(item, Recent):
-                hops |= {Window.of(span).hop if duration(span) % MINUTE == 0 else 5 * MINUTE for span in item.over}
+        for asked in view.aggregations:
+            if isinstance(asked, Recent):
+                hops |= {Window.of(span).hop if duration(span) % MINUTE == 0 else 5 * MINUTE for span in asked.over}
         self.hops = tuple(sorted(hops))
         self.parts: dict[tuple[str, int], str] = {}
         self.ends: dict[tuple[str, int], tuple[str, int]] = {}

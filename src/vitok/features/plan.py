@@ -315,7 +315,8 @@ def _mask(frame: "pl.DataFrame", where: tuple[Condition, ...], source: Source) -
                 found = found if operator == "in" else ~found
             else:
                 found = _COMPARE[operator](series, value)
-            held &= (found & series.is_not_null()).fill_null(value=False).to_numpy()
+            there = series.is_not_null() & ~series.is_nan() if series.dtype.is_float() else series.is_not_null()
+            held &= (found & there).fill_null(value=False).to_numpy()
         except (pl.exceptions.PolarsError, TypeError) as error:
             raise InvalidInput(
                 f"source {source.name!r}: where {name} {operator}", value, f"be comparable with {series.dtype}"
@@ -336,7 +337,7 @@ _COMPARE: dict[str, Any] = {
 
 
 def _holds(seen: Any, operator: str, value: Any) -> bool:
-    if seen is None or seen != seen:
+    if seen is None or seen != seen:  # a NaN meets nothing, as a null does
         return False
     try:
         return bool(_COMPARE[operator](seen, value))

@@ -76,14 +76,17 @@ def table(spine: "DataFrame", features: FeatureSet, sources: "Mapping[str, DataF
     fresh = [name for name in features.names if name not in spine.columns]
     on_demand = features.on_demand if {item.name for item in features.on_demand} & {*fresh} else ()
     asked = {*fresh, *(name for item in on_demand for name in item.inputs)}
-    views = [view for view in features.views if asked & {*view.feature_names}]
-    for view in views:
+    views: list[View | Latest] = []
+    for view in features.views:
+        if not asked & {*view.feature_names}:
+            continue
         if isinstance(view, Embedding):
             raise InvalidInput(
                 f"view {view.name!r}", "Embedding", "not be an embedding on Spark", "Join its vectors from their index."
             )
         if view.source.name not in sources:
             raise InvalidInput("sources", sorted(sources), f"hold {view.source.name!r}, which view {view.name!r} reads")
+        views.append(view)
     read = Columns(spine, "spine")
     out = spine.withColumn(TIME, read.microseconds("event_time"))
     where: dict[str, str] = {}
@@ -92,24 +95,24 @@ def table(spine: "DataFrame", features: FeatureSet, sources: "Mapping[str, DataF
         where[name] = f"__value{len(where)}"
         out = out.withColumn(where[name], number)
     events = {
-        source: Facts(source, sources[source.name], [view for view in views if view.source == source])
-        for source in dict.fromkeys(view.source for view in views)
+        source: Facts(source, sources[source.name], [one for one in views if one.source == source])
+        for source in dict.fromkeys(one.source for one in views)
     }
-    for place, entity in enumerate(dict.fromkeys(view.entity for view in views)):
+    for place, entity in enumerate(dict.fromkeys(one.entity for one in views)):
         key = f"__key{place}"
         out = out.withColumn(key, read.key_or_null(entity.keys))
         questions = out.where(f.col(key).isNotNull()).select(key, TIME).distinct()
         answers = questions
-        of_entity = [view for view in views if view.entity == entity]
-        for view in of_entity:
-            where |= {name: f"__value{len(where) + i}" for i, name in enumerate(view.feature_names)}
-            made = _windows if isinstance(view, View) else _latest
-            answered = made(view, events[view.source], questions, key, where)  # type: ignore[arg-type]
-            answers = answers.join(answered, [key, TIME], "left")
+        of_entity = [one for one in views if one.entity == entity]
+        for one in of_entity:
+            where |= {name: f"__value{len(where) + i}" for i, name in enumerate(one.feature_names)}
+            facts = events[one.source]
+            made = _windows if isinstance(one, View) else _latest
+            answers = answers.join(made(one, facts, questions, key, where), [key, TIME], "left")  # type: ignore[arg-type]
         out = out.join(answers, [key, TIME], "left")
-        for view in of_entity:
-            if isinstance(view, View):
-                out = _filled(out, view, where, Columns(spine, "spine", view.source))
+        for one in of_entity:
+            if isinstance(one, View):
+                out = _filled(out, one, where, Columns(spine, "spine", one.source))
     for item in on_demand:
         inputs = [
             f.col(TIME) if name == "event_time" else f.coalesce(f.col(where[name]).cast("double"), f.lit(float("nan")))
