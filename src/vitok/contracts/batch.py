@@ -11,11 +11,11 @@ from vitok.clock import DAY
 from vitok.contracts import deliveries, measures
 from vitok.contracts.columns import TYPES
 from vitok.contracts.contract import Condition, Contract, Key, Query, Table
-from vitok.contracts.plans import BROKEN, ROWS, Counts, Engine, Plan, collect, engine_for, metric_key
+from vitok.contracts.plans import BROKEN, ROWS, Counted, Counts, Engine, Plan, collect, engine_for, metric_key
 from vitok.contracts.references import key_frames, refuse_names
 from vitok.contracts.report import CheckReport, RuleResult, Status, table_lines
 from vitok.contracts.rules import Metric
-from vitok.contracts.sources import Source, rejected_places, repeated_rows, repeats
+from vitok.contracts.sources import Source, n_repeated, rejected_places, repeats_and_rejected
 from vitok.errors import ContractBroken, InvalidInput, StoreError
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def check(
     plan = Plan(contract, table, dict(frame.lazy().collect_schema()), _keys(table, given, frame))
     engine, lazy = engine_for(frame), frame.lazy()
     known = Circumstances.expecting(now, expected_rows, volume_history, day, arrived=arrived)
-    counts = plan.count(lazy, now, engine)
-    return report(plan, lazy, engine, counts, found=Repeats.in_data(plan, lazy, counts, engine), known=known)
+    counted = plan.count(lazy, now, engine)
+    found = Repeats.in_data(plan, lazy, counted, engine)
+    return report(plan, lazy, engine, counted.counts, found=found, known=known)
 
 
 def moment(name: str, value: object) -> None:
@@ -125,29 +126,23 @@ class Repeats:
     Attributes:
         keys: By the place of the key, the rows; only keys that have some.
         metrics: By the place of the metric, how many rows it counts.
+        rejected: The rejected rows, where they were read in the same pass.
     """
 
     keys: Mapping[int, pl.DataFrame] = field(default_factory=dict)
     metrics: Mapping[int, int] = field(default_factory=dict)
+    rejected: pl.DataFrame | None = None
 
     @classmethod
-    def in_data(cls, plan: Plan, lazy: pl.LazyFrame, counts: Counts, engine: Engine) -> "Repeats":
-        """Looks for repeats where the counts do not rule them out."""
-        keys, metrics = {}, {}
-        failing = plan.failing(counts)
-        for index, key in enumerate(plan.table.keys):
-            if counts[f"key_{index}_n"] != counts[f"key_{index}_distinct"]:
-                found = repeats(plan, lazy, key, engine, masks=failing)
-                if found.height:
-                    keys[index] = found
+    def in_data(cls, plan: Plan, lazy: pl.LazyFrame, counted: Counted, engine: Engine) -> "Repeats":
+        """Looks for repeats where the first pass does not rule them out."""
+        counts, metrics = counted.counts, {}
         for index, metric in enumerate(plan.table.metrics):
             if metric.name == "duplicateValues":
                 different = counts[f"metric_{index}_n"] != counts[f"metric_{index}_distinct"]
-                rows = repeated_rows()
-                if different:
-                    rows = repeats(plan, lazy, metric_key(metric), engine, masks=failing, clean=False)
-                metrics[index] = rows.height
-        return cls(keys=keys, metrics=metrics)
+                metrics[index] = n_repeated(plan, lazy, metric_key(metric), engine) if different else 0
+        keys, rejected = repeats_and_rejected(plan, lazy, counted, engine, most=MOST_READ_AT_ONCE)
+        return cls(keys=keys, metrics=metrics, rejected=rejected)
 
 
 def report(
@@ -197,6 +192,7 @@ def report(
             n_rejected=n_rejected,
             masks=plan.failing(counts),
             repeats=dropped,
+            read=found.rejected,
         ),
     )
     stop_if_blocked(made)

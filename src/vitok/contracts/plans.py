@@ -41,6 +41,21 @@ class Mask:
     checked: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What one pass over the data found.
+
+    Attributes:
+        counts: Numbers by name.
+        twice: By the place of the key, hashes that more than one row has; only keys that have some.
+        n_suspects: How many rows have such a hash, over all keys.
+    """
+
+    counts: Counts
+    twice: dict[int, pl.Series]
+    n_suspects: int
+
+
 class Plan:
     """The rules of a table over columns of certain types.
 
@@ -188,13 +203,16 @@ class Plan:
             broken.fill_null(value=False).alias(BROKEN)
         )
 
-    def compared(self, key: Key, *, clean: bool = True) -> pl.Expr:
+    def complete(self, key: Key) -> pl.Expr:
+        """True for the rows in which no part of a key is null."""
+        return pl.all_horizontal(self.values[name].is_not_null() for name in key.fields)
+
+    def compared(self, key: Key) -> pl.Expr:
         """True for the rows whose key is compared: no part is null, and the row keeps all other rules.
 
         A bad row never displaces a good one of its key.
         """
-        complete = pl.all_horizontal(self.values[name].is_not_null() for name in key.fields)
-        return complete & ~pl.col(BROKEN) if clean else complete
+        return self.complete(key) & ~pl.col(BROKEN)
 
     def hashed(self, key: Key) -> pl.Expr:
         """64 bits of each key; equal keys have equal bits, and bits that differ prove that the keys do."""
@@ -217,12 +235,13 @@ class Plan:
         for index in self.references:
             names = self.table.relationships[index].fields
             wanted[f"related_{index}"] = pl.all_horizontal(self.known[name].is_not_null() for name in names).sum()
-        for index, key in enumerate(self.table.keys):
-            wanted |= self._distinct(f"key_{index}", key, self.compared(key))
+        wanted |= {f"key_{index}_n": self.compared(key).sum() for index, key in enumerate(self.table.keys)}
         for index, metric in enumerate(self.table.metrics):
             if metric.name == "duplicateValues":
                 key = metric_key(metric)
-                wanted |= self._distinct(f"metric_{index}", key, self.compared(key, clean=False))
+                compared = self.complete(key)
+                wanted[f"metric_{index}_n"] = compared.sum()
+                wanted[f"metric_{index}_distinct"] = self.hashed(key).filter(compared).n_unique()
             elif metric.rules:
                 wanted[f"metric_{index}"] = self._metric_mask(metric).sum()
         for index, condition in enumerate(self.table.conditions):
@@ -242,29 +261,42 @@ class Plan:
             wanted[f"future_{name}"] = (moment > now if now is not None else pl.lit(value=False)).sum()
         return [item.alias(name) for name, item in wanted.items()]
 
-    def _distinct(self, name: str, key: Key, compared: pl.Expr) -> dict[str, pl.Expr]:
-        return {
-            f"{name}_n": compared.sum(),
-            f"{name}_distinct": self.hashed(key).filter(compared).n_unique(),
-        }
-
-    def count(self, lazy: pl.LazyFrame, now: int | None, engine: Engine) -> Counts:
-        """Counts everything in one pass.
+    def count(self, lazy: pl.LazyFrame, now: int | None, engine: Engine) -> Counted:
+        """Counts everything in one pass; of each key the hashes are kept, eight bytes a row, until they are compared.
 
         Raises:
             ContractBroken: If most values of a column cannot be read as its type.
             StoreError: If the data cannot be read.
         """
-        return self.count_marked(self.marked(lazy), now, engine)
+        names = {index: f"key_{index}_hashes" for index in range(len(self.table.keys))}
+        kept = [
+            self.hashed(key).filter(self.compared(key)).implode().alias(names[index])
+            for index, key in enumerate(self.table.keys)
+        ]
+        found = collect(self.marked(lazy).select(*self.aggregates(now), *kept), engine)
+        counts = found.drop(names.values()).row(0, named=True)
+        self._refuse_unreadable(counts)
+        twice, n_suspects = {}, 0
+        for index, name in names.items():
+            hashes: pl.Series = found[name][0].sort()
+            repeated = hashes == hashes.shift(1)
+            if repeated.any():
+                twice[index] = hashes.filter(repeated).unique()
+                n_suspects += int(repeated.sum()) + len(twice[index])
+        return Counted(counts=counts, twice=twice, n_suspects=n_suspects)
 
-    def count_marked(self, marked: pl.LazyFrame, now: int | None, engine: Engine) -> Counts:
-        """Counts everything in rows that `marked` has marked; else as `count`."""
-        counts = collect(marked.select(self.aggregates(now)), engine).row(0, named=True)
+    def count_marked(self, marked: pl.DataFrame, now: int) -> Counts:
+        """Counts everything but keys in rows that `marked` has marked.
+
+        Raises:
+            ContractBroken: If most values of a column cannot be read as its type.
+        """
+        counts = marked.select(self.aggregates(now)).row(0, named=True)
         self._refuse_unreadable(counts)
         return counts
 
     def failing(self, counts: Counts) -> list[Mask]:
-        """The rules that some rows break and that take rows out: where rows are read again, only these are looked at."""
+        """The rules that some rows break and that take rows out: all that a second read has to look at."""
         return [mask for mask in self.masks if counts[mask.name] and mask.rule.severity != "warn"]
 
     def checked(self, mask: Mask, counts: Counts) -> int:

@@ -7,7 +7,7 @@ import polars as pl
 
 from vitok.contracts import columns
 from vitok.contracts.contract import Key
-from vitok.contracts.plans import ADDED, BROKEN, PLACE, PREFIX, Engine, Mask, Plan, collect
+from vitok.contracts.plans import ADDED, BROKEN, PLACE, PREFIX, Counted, Engine, Mask, Plan, collect
 from vitok.contracts.rules import Rule
 from vitok.errors import StoreError
 
@@ -17,38 +17,92 @@ _FEW = 100_000
 _KEPT = pl.Schema({PLACE: pl.UInt32(), HASH: pl.UInt64()})
 
 
-def repeats(
-    plan: Plan, lazy: pl.LazyFrame, key: Key, engine: Engine, *, masks: Sequence[Mask], clean: bool = True
-) -> pl.DataFrame:
-    """Finds the rows that repeat the key of an earlier one.
+def repeats_and_rejected(
+    plan: Plan, lazy: pl.LazyFrame, counted: Counted, engine: Engine, *, most: int
+) -> tuple[dict[int, pl.DataFrame], pl.DataFrame | None]:
+    """Finds the rows that repeat the key of an earlier one, and reads the rejected rows in the same pass.
 
-    Only keys whose hash is there twice are compared, so what is held is a number a row and the rows in question.
+    Only keys whose hash is there twice are compared, so what is held are the rows in question.
 
     Args:
         plan: The rules.
         lazy: The data.
-        key: The key.
+        counted: What the first pass found.
         engine: What runs it.
-        masks: The rules that some rows break and that take rows out.
-        clean: Whether only rows count that keep all these.
+        most: Where more rows than these are in question, rejected rows are left for later.
 
     Returns:
-        Place and hash of each such row, in order.
+        By the place of the key, place and hash of each such row, in order; and the rejected rows, or None.
     """
-    marked = plan.marked(lazy.with_row_index(PLACE), masks if clean else ()).filter(plan.compared(key, clean=clean))
-    parts = [plan.values[name].alias(f"{PREFIX}part_{index}") for index, name in enumerate(key.fields)]
-    rows = marked.select(PLACE, plan.hashed(key).alias(HASH), *parts)
-    hashes = collect(rows.select(pl.col(HASH)), engine)[HASH].sort()
-    twice = hashes.filter(hashes == hashes.shift(1)).unique()
-    found = collect(_among(rows, twice), engine).sort(PLACE)
-    names = [f"{PREFIX}part_{index}" for index in range(len(parts))]
-    return found.filter(~pl.struct(names).is_first_distinct()).select(PLACE, HASH)
+    if not counted.twice:
+        return {}, None
+    masks = plan.failing(counted.counts)
+    keys = {index: plan.table.keys[index] for index in counted.twice}
+    hashed, added = {index: f"{PREFIX}hash_{index}" for index in keys}, []
+    parts = {
+        index: {f"{PREFIX}part_{index}_{place}": plan.values[name] for place, name in enumerate(key.fields)}
+        for index, key in keys.items()
+    }
+    for index, key in keys.items():
+        added.append(pl.when(plan.compared(key)).then(plan.hashed(key)).alias(hashed[index]))
+        added.extend(part.alias(name) for name, part in parts[index].items())
+    rows = plan.marked(lazy.with_row_index(PLACE), masks).with_columns(added)
+    for index, hashes in counted.twice.items():
+        rows = _marked_among(rows, hashed[index], hashes, _key_name(index))
+    together = int(counted.counts[BROKEN] or 0) + counted.n_suspects <= most
+    wanted = [pl.col(_key_name(index)) for index in keys] + ([pl.col(BROKEN)] if together else [])
+    found = collect(rows.filter(pl.any_horizontal(wanted)), engine).sort(PLACE)
+    repeated = {}
+    for index in keys:
+        suspects = found.filter(pl.col(_key_name(index)))
+        again = suspects.filter(~pl.struct(list(parts[index])).is_first_distinct())
+        found = found.with_columns(pl.col(PLACE).is_in(again[PLACE].implode()).alias(_key_name(index)))
+        if again.height:
+            repeated[index] = again.select(PLACE, pl.col(hashed[index]).alias(HASH))
+    if not together:
+        return repeated, None
+    dropping = [index for index in repeated if keys[index].rule.severity != "warn"]
+    return repeated, _rejected(plan, found.lazy(), masks, dropping).collect()
 
 
-def _among(rows: pl.LazyFrame, hashes: pl.Series) -> pl.LazyFrame:
+def _marked_among(rows: pl.LazyFrame, name: str, hashes: pl.Series, mark: str) -> pl.LazyFrame:
+    """Marks the rows whose hash is one of some."""
     if len(hashes) <= _FEW:
-        return rows.filter(pl.col(HASH).is_in(hashes.implode()))
-    return rows.join(hashes.to_frame().lazy(), on=HASH, how="semi")
+        return rows.with_columns(pl.col(name).is_in(hashes.implode()).fill_null(value=False).alias(mark))
+    known = hashes.rename(name).to_frame().lazy().with_columns(pl.lit(value=True).alias(mark))
+    return rows.join(known, on=name, how="left").with_columns(pl.col(mark).fill_null(value=False))
+
+
+def _rejected(plan: Plan, rows: pl.LazyFrame, masks: Sequence[Mask], keys: Collection[int]) -> pl.LazyFrame:
+    """Writes the rows that break a rule as they came, with the reason and the labels of all broken rules."""
+    dropping = [(mask.name, mask.rule) for mask in masks]
+    dropping += [(_key_name(index), plan.table.keys[index].rule) for index in keys]
+    reasons = [
+        pl.when(pl.col(name)).then(
+            pl.concat_str(pl.lit(f"{rule.field}: got "), _given(plan, rule), pl.lit(f", must {rule.wanted}"))
+        )
+        for name, rule in dropping
+    ]
+    labels = [pl.when(pl.col(name)).then(pl.lit(rule.label)) for name, rule in dropping]
+    reason = pl.coalesce(reasons) if reasons else pl.lit("")
+    rules = pl.concat_list(labels).list.drop_nulls() if labels else pl.lit([], dtype=pl.List(pl.String))
+    broken = pl.any_horizontal(BROKEN, *(pl.col(_key_name(index)) for index in keys))
+    first, second = ADDED
+    return rows.filter(broken).select(
+        *plan.schema, reason.cast(pl.String).alias(first), rules.cast(pl.List(pl.String)).alias(second)
+    )
+
+
+def _given(plan: Plan, rule: Rule) -> pl.Expr:
+    names = [rule.field] if rule.field in plan.schema else rule.field.split(",")
+    return pl.concat_str([columns.shown(name, plan.schema[name]) for name in names], separator=", ")
+
+
+def n_repeated(plan: Plan, lazy: pl.LazyFrame, key: Key, engine: Engine) -> int:
+    """How many rows repeat the key of an earlier one, whatever other rules they break."""
+    rows = plan.marked(lazy, ()).filter(plan.complete(key)).select(pl.len(), plan.whole(key).n_unique().alias("keys"))
+    n_rows, n_keys = collect(rows, engine).row(0)
+    return int(n_rows - n_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +117,7 @@ class Source:
         n_rejected: Rows that are rejected.
         masks: The rules that some rows break, and that are more than warnings: the others need not be looked at.
         repeats: Rows that repeat a key which takes rows out, by the place of the key.
+        read: The rejected rows, where they were read already.
     """
 
     plan: Plan
@@ -72,35 +127,18 @@ class Source:
     n_rejected: int
     masks: Sequence[Mask]
     repeats: Mapping[int, pl.DataFrame] = field(default_factory=dict)
+    read: pl.DataFrame | None = None
 
     def scan_accepted(self) -> pl.LazyFrame:
         """The accepted rows, cast to the contract's types; other columns as they came."""
         plan = self.plan
         chosen = [plan.values[name].alias(name) if name in plan.values else pl.col(name) for name in plan.schema]
-        return self._judged().filter(~pl.any_horizontal(BROKEN, *self._repeated())).select(chosen)
+        repeated = [pl.col(_key_name(index)).fill_null(value=False) for index in self.repeats]
+        return self._judged().filter(~pl.any_horizontal(BROKEN, *repeated)).select(chosen)
 
     def scan_rejected(self) -> pl.LazyFrame:
         """The rejected rows as they came, with the reason and all broken rules."""
-        plan = self.plan
-        dropping = [*self.masks, *self._key_masks()]
-        reasons = [
-            pl.when(pl.col(mask.name)).then(
-                pl.concat_str(
-                    pl.lit(f"{mask.rule.field}: got "), self._given(mask.rule), pl.lit(f", must {mask.rule.wanted}")
-                )
-            )
-            for mask in dropping
-        ]
-        labels = [pl.when(pl.col(mask.name)).then(pl.lit(mask.rule.label)) for mask in dropping]
-        reason = pl.coalesce(reasons) if reasons else pl.lit("")
-        rules = pl.concat_list(labels).list.drop_nulls() if labels else pl.lit([], dtype=pl.List(pl.String))
-        broken = pl.any_horizontal(BROKEN, *self._repeated())
-        first, second = ADDED
-        return (
-            self._judged()
-            .filter(broken)
-            .select(*plan.schema, reason.cast(pl.String).alias(first), rules.cast(pl.List(pl.String)).alias(second))
-        )
+        return _rejected(self.plan, self._judged(), self.masks, self.repeats)
 
     def accepted(self) -> pl.DataFrame:
         """Reads the accepted rows.
@@ -116,6 +154,8 @@ class Source:
         Raises:
             StoreError: If the data cannot be read, or is not what was checked.
         """
+        if self.read is not None:
+            return self._same(self.read, self.n_rejected)
         if self.n_rejected == 0:
             return collect(self.scan_rejected().head(0), "in-memory")
         return self._same(collect(self.scan_rejected(), self.engine), self.n_rejected)
@@ -153,20 +193,6 @@ class Source:
             marked = marked.with_columns(hashed.alias(bits))
             marked = marked.join(found, on=[PLACE, bits], how="left", maintain_order="left")
         return marked
-
-    def _repeated(self) -> list[pl.Expr]:
-        return [pl.col(_key_name(index)).fill_null(value=False) for index in self.repeats]
-
-    def _key_masks(self) -> list[Mask]:
-        return [
-            Mask(_key_name(index), self.plan.table.keys[index].rule, pl.col(_key_name(index)), ())
-            for index in self.repeats
-        ]
-
-    def _given(self, rule: Rule) -> pl.Expr:
-        schema = self.plan.schema
-        names = [rule.field] if rule.field in schema else rule.field.split(",")
-        return pl.concat_str([columns.shown(name, schema[name]) for name in names], separator=", ")
 
 
 def _key_name(index: int) -> str:

@@ -158,7 +158,7 @@ class BatchChecker:
         if plan is None:
             plan = self._plans[shape] = Plan(self.contract, self.table, frame.schema, self._references)
         marked = plan.marked(frame.lazy().with_row_index(PLACE)).collect()
-        counts = plan.count_marked(marked.lazy(), now, "in-memory")
+        counts = plan.count_marked(marked, now)
         found, keys = self._repeats(plan, marked, counts, now)
         made = report(plan, frame.lazy(), "in-memory", counts, found=found, known=Circumstances(now=now), whole=False)
         self._count(plan, counts, made, now=now, arrived=now if arrived is None else arrived)

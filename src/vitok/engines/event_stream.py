@@ -91,9 +91,9 @@ def open_stream(
     Args:
         url: `kafka://host:port,host:port/topic` or `memory://topic`. Options follow a `?`; the page on engines lists
             them.
-        on_assign: Called within `poll` with the partitions that are now this reader's, before the first message of
-            them; loads their state and returns the next offset of each. Those it leaves out begin where `?start=`
-            says, `earliest` by default or `latest`.
+        on_assign: Called within `poll`, or a first `seek`, with the partitions that are now this reader's, before the
+            first message of them; loads their state and returns the next offset of each. Those it leaves out begin
+            where `?start=` says, `earliest` by default or `latest`.
         on_revoke: Called within `poll` or `close` with partitions that are about to go to another reader; saves their
             state. No message of them comes after it.
         on_lost: Called instead of `on_revoke` where another reader may have them already, so that the state must be

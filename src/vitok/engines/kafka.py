@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 _SECURITY = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 _CONNECTION = ("timeout_ms", "security", "mechanism", "ca", "cert", "key")
 OPTIONS = ("group", "partitions", "start", "max_poll_ms", "session_ms", *_CONNECTION)
+_TOO_SLOW = "was given to other readers as nobody polled for too long: poll more often or raise ?max_poll_ms="
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # what matters is raised; who wants every lost connection sets a handler
 _EARLIEST, _LATEST = -2, -1  # of librdkafka, in place of an offset
 _LEAST_CHECK = 0.05
+_GRACE = 2.0  # seconds after which the client has surely seen what it checks once a second
 
 
 class KafkaStream:
@@ -71,6 +73,7 @@ class KafkaStream:
         self._on_lost = on_lost or on_revoke
         self._next: dict[int, int] = {}
         self._revoked: set[int] = set()
+        self._polled = time.monotonic()
         self._broken: dict[int, StoreError] = {}
         self._down = self._closed = False
         self._refused = ""
@@ -103,6 +106,7 @@ class KafkaStream:
         except BaseException:
             self._consumer.close()
             raise
+        self._idle = max_poll / 1000 + _GRACE
         self._wanted = () if group else tuple(wanted)
         self._in_group = bool(group)
         if group:
@@ -123,6 +127,7 @@ class KafkaStream:
         self._revoked.clear()
         if self._wanted and not self._next:
             self._assigned(self._consumer, [self._at(number, _EARLIEST) for number in self._wanted])
+        self._expire()
         for error in self._broken.values():
             raise error
         try:
@@ -198,10 +203,27 @@ class KafkaStream:
         if found:
             self._down = False
         # What was dropped of a partition that came back must be read once more.
-        again = {number: follows[number] for number in self._revoked & follows.keys() if follows[number] >= 0}
+        again = {number: follows[number] for number in self._revoked & follows.keys()}
         if again:
             self._move(again)
         return found
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        expired = self._in_group and self._next and now - self._polled > self._idle
+        self._polled = now
+        if expired:
+            # The client tells of it only after what was fetched before, when another reader long has the partitions.
+            self._lose()
+            raise StoreError(f"{self._name()} {_TOO_SLOW}")
+
+    def _lose(self) -> None:
+        gone = sorted(self._next)
+        self._next.clear()
+        self._broken.clear()
+        self._revoked.update(gone)
+        if gone and self._on_lost:
+            self._on_lost(gone)
 
     def _note(self, error: "confluent_kafka.KafkaError", number: int | None) -> None:
         if error.code() == self._client.KafkaError._AUTO_OFFSET_RESET and number is not None:  # noqa: SLF001
@@ -210,8 +232,10 @@ class KafkaStream:
             except self._client.KafkaException:
                 first, end = None, None
             self._broken[number] = out_of_range(self._topic, number, self._next.get(number, 0), first, end)
-        elif not self._refused:
-            self._refused = str(self._failed(error))
+            return
+        if error.code() == self._client.KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
+            self._lose()
+        self._refused = self._refused or str(self._failed(error))
 
     def _assigned(self, consumer: Any, partitions: Sequence["confluent_kafka.TopicPartition"]) -> None:
         new = sorted(place.partition for place in partitions)
@@ -279,7 +303,7 @@ class KafkaStream:
         if code in (codes.UNKNOWN_TOPIC_OR_PART, codes._UNKNOWN_TOPIC, codes._UNKNOWN_PARTITION):  # noqa: SLF001
             said = "is not there (any more): create it, then open the stream again"
         elif code == codes._MAX_POLL_EXCEEDED:  # noqa: SLF001
-            said = "was given to other readers as nobody polled for too long: poll more often or raise ?max_poll_ms="
+            said = _TOO_SLOW
         elif code in (codes._AUTHENTICATION, codes.SASL_AUTHENTICATION_FAILED):  # noqa: SLF001
             said = f"wants another user or password ({text}): write them as kafka://user:password@host/topic"
         elif code in (codes.TOPIC_AUTHORIZATION_FAILED, codes.GROUP_AUTHORIZATION_FAILED):

@@ -153,6 +153,9 @@ class _Environment:
             fix = "all reader slots are taken: open it first with a larger ?max_readers="
         elif code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
             fix = "the disk is full: free some space and write again; what was there before is whole"
+        elif code == errno.EIO or "Input/output" in text:
+            # What LMDB makes of a write of which the disk took a part.
+            fix = "the disk is full or failing: free some space and write again; what was there before is whole"
         elif "already open" in text:
             fix = "another kind of store has that folder open in this process: give each a folder of its own"
         else:

@@ -164,7 +164,9 @@ class Servers:
                     connection = self._pool(server).get_connection()
                     sent.append(_Sent(server, group, connection))
                     connection.send_packed_command(connection.pack_commands(self._lines(group, load=server in unknown)))
-                except self._errors.ConnectionError as error:
+                except self._errors.TimeoutError:
+                    raise
+                except self._errors.RedisError as error:
                     if connection is not None:
                         self._give_back(sent.pop())
                     answers += [(server, command, error) for command in group]
@@ -202,6 +204,9 @@ class Servers:
                 return answers + [(one.server, left, error) for left in one.commands[position:]]
             except self._errors.ResponseError as error:
                 answers.append((one.server, command, error))
+            except self._errors.InvalidResponse as error:
+                one.connection.disconnect()
+                raise self._failed(one.server, error) from error
         return answers
 
     def _next_step(
@@ -260,7 +265,7 @@ class Servers:
             except (self._errors.ConnectionError, self._errors.TimeoutError) as error:
                 last = error
                 continue
-            except self._errors.ResponseError as error:
+            except self._errors.RedisError as error:
                 raise self._failed(server, error) from error
             slots: list[Server | None] = [None] * SLOTS
             for first, end, owner, *_ in with_slots:
@@ -318,6 +323,10 @@ class Servers:
             said = "is part of a cluster: use redis-cluster://"
         elif isinstance(error, errors.ClusterDownError):
             said = f"says that its cluster is down ({text}): look at CLUSTER INFO there"
+        elif isinstance(error, errors.InvalidResponse):
+            said = (
+                f"does not speak the protocol of Redis ({text}): see that the port and redis:// or rediss:// are right"
+            )
         elif "cluster support disabled" in text:
             said = "is not part of a cluster: use redis://"
         elif isinstance(error, (errors.ConnectionError, OSError)):

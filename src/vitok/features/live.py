@@ -185,7 +185,7 @@ class Follower:
         except BaseException:
             self._resources.close()
             raise
-        self._resources.callback(self._worker.close)
+        self._resources.callback(self._give_back)
 
     @property
     def windows(self) -> OnlineFeatures:
@@ -242,6 +242,12 @@ class Follower:
         self._resources.close()
         for number in list(self._held):
             self._held.pop(number)[1].close()
+
+    def _give_back(self) -> None:
+        try:
+            self._worker.close()
+        except StoreError as error:
+            self._tell(f"no checkpoint was saved, the next start reads the journal: {error}")
 
     def _step(self) -> int:
         try:

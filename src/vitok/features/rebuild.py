@@ -89,7 +89,7 @@ def rebuild(
             raise InvalidInput("sources", sorted(sources), rule)
         # Views of one source may know its rows from different moments on: each has a source of its own.
         own = dataclasses.replace(view.source, name=_ALIAS.format(view.name))
-        known[own.name] = _known(view, sources[view.source.name], keys, known_at)
+        known[own.name] = _known(view, sources[view.source.name], keys, time, known_at)
         lag = "0s" if view.available_after is None else view.lag
         if isinstance(view, Latest):
             declared = dict(zip(view.columns, view.dtypes, strict=True))
@@ -109,7 +109,7 @@ def rebuild(
     return made.select(pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in features.names).to_numpy()[0]
 
 
-def _known(view: View | Latest, data: Any, keys: Mapping[str, str | int], known_at: int) -> "pl.DataFrame":
+def _known(view: View | Latest, data: Any, keys: Mapping[str, str | int], time: int, known_at: int) -> "pl.DataFrame":
     # The rows that may matter to the decision: few, whatever the size of the source.
     import polars as pl
 
@@ -126,6 +126,8 @@ def _known(view: View | Latest, data: Any, keys: Mapping[str, str | int], known_
             ids = found[source.event_id].unique().implode()
             of_ids = [frame.filter(pl.col(source.event_id).is_in(ids)) for frame in rows.batches(columns)]
             found = pl.concat(of_ids)
+    if view.available_after is not None and known_at >= time:
+        return found
     if view.available_after is not None:
         known = microseconds(found, source.event_time, where) + view.available_after <= known_at
     elif source.ingest_time:

@@ -236,7 +236,9 @@ class _Job:
 
     def _wanted(self, source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
         readings = [reading for reading in self.readings if reading.source == source]
-        names = [source.event_id, *(name for reading in readings for name in reading.columns)]
+        # Of copies of an event the one that was known first counts, also where no view asks when that was.
+        first = source.ingest_time if source.event_id else ""
+        names = [source.event_id, first, *(name for reading in readings for name in reading.columns)]
         return unique(names), unique([source.event_id, *(key for reading in readings for key in reading.entity.keys)])
 
     # Answers

@@ -117,7 +117,7 @@ class FeatureEndpoint:
         ... )
         >>> reader = FeatureReader(FeatureSet(views=(limits,)), open_rows("memory://service-example"))
         >>> endpoint = FeatureEndpoint("account", reader)
-        >>> endpoint.handle([HotRequest(b'{"keys": {"customer_id": "7"}}', 0, [])])[0].body[-44:]
+        >>> endpoint.handle([HotRequest(b'{"keys": {"customer_id": "7"}}', 0, [])])[0].body[-39:]
         b'"values":[[null]],"status":["missing"]}'
     """
 

