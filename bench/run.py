@@ -2,6 +2,7 @@
 
     python bench/run.py             # all of them
     python bench/run.py features    # one room's
+    python bench/run.py features/online features/parity    # some claims
 
 Each file bench/<room>/<claim>.py is run alone, one after another, and prints one JSON line (bench/README.md says
 what is in it). The lines are kept in bench/results.jsonl, so that running one room leaves the others' figures.
@@ -111,15 +112,22 @@ def render(lines: list[dict[str, Any]]) -> str:
     return "\n".join(page)
 
 
-def main(room: str) -> int:
-    """Runs the benchmarks of `room`, of all rooms where it is empty; returns 1 where one broke or missed its bar."""
+def main(*wanted: str) -> int:
+    """Runs benchmarks; returns 1 where one broke or missed its bar.
+
+    Args:
+        wanted: Rooms, or single claims such as `features/online`; all rooms where there is none.
+    """
     paths = sorted(
         path
         for path in (ROOT / "bench").glob("*/*.py")
         if not path.stem.startswith("_") and path.parent.name != "peers"
     )
     known = sorted({path.parent.name for path in paths})
-    chosen = [path for path in paths if room in ("", path.parent.name)]
+    room = " ".join(wanted)
+    chosen = [
+        path for path in paths if not room or {path.parent.name, f"{path.parent.name}/{path.stem}"} & set(wanted)
+    ]
     if not chosen:
         print(
             f"no benchmarks{f' for {room!r}' if room else ''}; there are some for: {', '.join(known) or 'no room yet'}"
@@ -155,4 +163,4 @@ def main(room: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
+    sys.exit(main(*sys.argv[1:]))

@@ -48,7 +48,7 @@ def main() -> None:
                 "bar": "<= 50",
                 "met": value <= 50,
                 "n": len(records),
-                "protocol": f"Median over blocks of {BLOCK} events, {TURN} a call, state in LMDB, a checkpoint after each; "
+                "protocol": f"Median over blocks of {BLOCK} events, {TURN} a call, state in LMDB, then a checkpoint; "
                 f"one event a call: {figures[1]:.0f} us.",
             }
         )

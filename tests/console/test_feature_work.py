@@ -1,6 +1,7 @@
 """The commands that compute, keep, serve, forget and rebuild features, on real files and in processes of their own."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
-from tests.engines.servers import Server, make_topic, mock_kafka, until
+from tests.engines.servers import Server, make_topic, mock_kafka
 from typer.testing import CliRunner, Result
 
 from vitok import decisions
@@ -20,7 +21,7 @@ from vitok.clock import DAY, HOUR, EventClock
 from vitok.console.decision_rebuild import DIFFERS, SAME, UNKNOWN, rebuild_decision, spans
 from vitok.console.definition_files import load_feature_sets
 from vitok.console.feature_work import app
-from vitok.engines import LmdbStore, Outgoing, open_rows, publish
+from vitok.engines import LmdbStore, Outgoing, publish
 from vitok.errors import Conflict, NotFound
 from vitok.features import FeatureReader, FeatureSet, OnlineFeatures
 from vitok.features.live import windows_of
@@ -38,7 +39,9 @@ PAYMENTS = Source("payments", "payment_id")
 SPEND = View(name="card", entity=CARD, source=PAYMENTS, aggregations=(Count(("1h", "7d")), Mean("amount", "7d")))
 LIMITS = Latest(name="limit", entity=CARD, source=Source("limits", location="{limits}"), columns=("amount",))
 FEATURES = FeatureSet(
-    request=("amount",), views=(SPEND, LIMITS), on_demand=(OnDemand("of_limit", lambda amount, limit_amount: amount / limit_amount),)
+    request=("amount",),
+    views=(SPEND, LIMITS),
+    on_demand=(OnDemand("of_limit", lambda amount, limit_amount: amount / limit_amount),),
 )
 """
 MORE = """
@@ -329,7 +332,7 @@ def test_follow_behind_a_contract(folder: Path) -> None:
     assert kept == [
         "amount: got 'much', must be a number",
         "amount: got -1.0, must be at least 0",
-        "shop_id: got null, must not be null",
+        "shop_id: got null, must be given and not null",
         "payment_id: got 'a', must be unique; the first row with it is kept",
         *[reason for reason in kept if "future" in reason],
     ]
@@ -345,8 +348,7 @@ def test_follow_says_what_is_wrong(folder: Path) -> None:
     assert "be one that views of windows read: payments" in refused("follow", *own, "--source", "limits")
     assert "look like kafka://" in refused("follow", *own[:2], "--stream", "x", *own[4:], "--source", "payments")
     assert "be us, ms or s" in refused("follow", *own, "--source", "payments", "--time-unit", "ns")
-    Path("state/payments").rename("elsewhere") if Path("state/payments").exists() else None
-    Path("state").rmdir() if Path("state").exists() else None
+    shutil.rmtree("state")
     Path("state").write_text("")
     assert "cannot be opened" in refused("follow", *own, "--source", "payments")
 
@@ -422,7 +424,7 @@ def test_follow_in_a_process_is_stopped_in_order(folder: Path, broker: Server) -
 
 def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, broker: Server) -> None:
     grpc = pytest.importorskip("grpc")
-    from vitok.serving.feature_grpc import SERVICE, messages as types
+    from vitok.serving import feature_grpc
 
     url, rows = make_topic(broker, "serve-payments"), f"lmdb://{folder}/rows"
     good("materialise", "--definitions", "own.py", "--store", rows, "--view", "limit")
@@ -442,10 +444,10 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
             assert answer["views"]["card"]["source"] == ["store", "store"]
             assert client.get("/readyz").status_code == 200
             assert client.get("/v1/features/FEATURES").json()["keys"] == ["card_id"]
-        kinds = types()
+        kinds = feature_grpc.messages()
         with grpc.insecure_channel(str(found["grpc"])) as channel:
             call = channel.unary_unary(
-                f"/{SERVICE}/GetVectors",
+                f"/{feature_grpc.SERVICE}/GetVectors",
                 request_serializer=kinds["GetVectorsRequest"].SerializeToString,
                 response_deserializer=kinds["GetVectorsResponse"].FromString,
             )
@@ -584,10 +586,8 @@ def test_decisions_that_cannot_be_rebuilt(past: Past, tmp_path: Path, monkeypatc
     assert f"decision '{nobody}' does not exist" in refused("rebuild", nobody, "--home", past.home)
     with pytest.raises(NotFound, match="decision log in"):
         rebuild_decision(tmp_path, nobody)
-    assert (
-        "must name a file" in refused("rebuild", nobody, "--home", past.home, "--transactions", tmp_path / "no.csv")
-        or True
-    )
+    missing = tmp_path / "none.csv"
+    assert "none.csv" in refused("rebuild", nobody, "--home", past.home, "--transactions", missing)
     changed = FeatureSet(request=FEATURES.request, views=FEATURES.views)
     monkeypatch.setattr("vitok.console.decision_rebuild.FEATURES", changed)
     with pytest.raises(Conflict, match="Rebuild it with the code of then"):
@@ -602,5 +602,3 @@ def test_every_vector_of_a_day_is_rebuilt(past: Past) -> None:
     chosen = np.random.default_rng(0).choice(len(past.ids), 6, replace=False)
     for place in chosen.tolist():
         assert not rebuild_decision(past.home, past.ids[place], history=history).of_state(DIFFERS)
-    assert open_rows("memory://unused").read([b"x"]) == [None]
-    assert until(lambda: True)

@@ -295,3 +295,39 @@ def test_report_prints_and_becomes_json(contract: contracts.Contract) -> None:
 def test_wrong_arguments(contract: contracts.Contract, data: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         contract.check(data, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "label"),
+    [
+        ("{name: id,", "{name: id, customProperties: [{property: vitok.severity.unique, value: block}],", "id.unique"),
+        ("{name: day,", "{name: day, customProperties: [{property: vitok.severity, value: block}],", "day.maximum"),
+        (
+            "element: payments.time",
+            "customProperties: [{property: vitok.severity, value: block}], element: payments.time",
+            "time.latency",
+        ),
+        ("mustBeBetween: [1, 1000]", "mustBeBetween: [1, 2], severity: error", "rowCount"),
+        ("[EUR, USD, XX]}, mustBe: 0", "[USD]}, mustBe: 0, severity: error", "currency.validValues"),
+        (
+            "{metric: rowCount,",
+            "{type: sql, query: 'SELECT MAX(amount) FROM payments', mustBe: 0, severity: error}\n"
+            "      - {metric: rowCount,",
+            "sql",
+        ),
+        (
+            "{name: online, logicalType: boolean}",
+            "{name: online, logicalType: boolean, quality: "
+            "[{metric: nullValues, mustBeGreaterThan: 7, severity: error}]}",
+            "online.nullValues",
+        ),
+    ],
+)
+def test_every_kind_of_rule_can_block(text: str, old: str, new: str, label: str) -> None:
+    data = frame({"id": "a"}, {"id": "a"}, {"id": "b", "day": dt.date(2031, 1, 1)})
+    with pytest.raises(ContractBroken, match="severity block are broken") as error:
+        with_contract(text, old, new).check(data, now=NOW + 9 * DAY)
+    assert f"\n{label} " in str(error.value)
+    warned = with_contract(text, old, new.replace("block", "warn").replace("severity: error", "severity: warning"))
+    report = warned.check(data, now=NOW + 9 * DAY)
+    assert result(report, label).status == "failed"

@@ -16,7 +16,7 @@ from tests.contracts.test_rows import ANY_ROW
 from vitok import contracts
 from vitok.clock import DAY, HOUR
 from vitok.contracts import KeyMemory
-from vitok.errors import Conflict, ContractBroken, InvalidInput
+from vitok.errors import Conflict, ContractBroken, InvalidInput, StoreError
 
 CONTRACT = contracts.load(TEXT)
 
@@ -283,3 +283,35 @@ def test_killed_between_the_steps(tmp_path: Path, kill_at: int) -> None:
     assert run(kill_at=0) == 0
     accepted = [key for number in range(6) for key in (tmp_path / str(number)).read_text().split(",")]
     assert accepted == [f"k{number}" for number in [0, 1, 2, *range(3, 18)]]
+
+
+def test_a_commit_that_fails_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitok.engines.lmdb import LmdbRows
+
+    def full(*_: Any) -> int:
+        raise StoreError("the disk is full")
+
+    with KeyMemory(tmp_path, period="1d") as memory:
+        checker = CONTRACT.batch_checker(keys=memory)
+        assert ids(checker.check(frame({"id": "a"}), now=NOW)) == ["a"]
+        with monkeypatch.context() as patch:
+            patch.setattr(LmdbRows, "write", full)
+            with pytest.raises(StoreError, match="full"):
+                checker.commit(position="1")
+        assert checker.position == ""
+        checker.commit(position="1")
+        assert checker.position == "1"
+        assert ids(checker.check(frame({"id": "a"}), now=NOW)) == []
+
+
+def test_old_keys_leave_the_folder(tmp_path: Path) -> None:
+    with KeyMemory(tmp_path, period="1d") as memory:
+        checker = CONTRACT.batch_checker(keys=memory)
+        for day in range(4):
+            checker.check(frame(*({"id": f"{day}-{row}"} for row in range(50))), now=NOW + day * DAY)
+            checker.commit()
+        # Of four days one is known; one row more is what the stream has counted, and one the period.
+        assert memory._rows is not None
+        assert memory._rows.sweep() == 0
+        names = [memory.encoded("payments", ("id",), [f"{day}-0"]) for day in range(4)]
+        assert memory.known(names, now=NOW + 3 * DAY) == [False, False, False, True]

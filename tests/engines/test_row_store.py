@@ -16,8 +16,19 @@ from hypothesis import strategies as st
 from tests.engines.servers import Server, until
 
 from vitok.clock import DAY, SECOND, EventClock, SystemClock
-from vitok.engines import HEADER, LmdbRows, MemoryRows, Row, RowStore, open_rows, pack_version, unpack_version
-from vitok.errors import InvalidInput, StoreError
+from vitok.engines import (
+    HEADER,
+    LmdbRows,
+    MemoryRows,
+    Row,
+    RowStore,
+    open_rows,
+    open_stream,
+    pack_version,
+    publish,
+    unpack_version,
+)
+from vitok.errors import InvalidInput, MissingExtra, StoreError
 
 SLOW = pytest.mark.slow
 STORES = ["memory", "lmdb", "redis", pytest.param("redis-cluster", marks=SLOW)]
@@ -376,3 +387,19 @@ def test_a_row_expires_at_its_very_microsecond(tmp_path: Path) -> None:
     assert all(store.read([b"k"]) != [None] for store in stores)
     clock.advance(200)
     assert all(store.read([b"k"]) == [None] for store in stores)
+
+
+@pytest.mark.parametrize(
+    ("package", "action", "extra"),
+    [
+        ("redis", lambda: open_rows("redis://localhost"), "redis"),
+        ("confluent_kafka", lambda: open_stream("kafka://localhost/t"), "kafka"),
+        ("confluent_kafka", lambda: publish("kafka://localhost/t", []), "kafka"),
+    ],
+)
+def test_a_missing_client_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, package: str, action: Callable[[], object], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'vitok\[{extra}\]'"):
+        action()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitok.clock import DAY, HOUR, MINUTE, EventClock
-from vitok.engines import LmdbStore, MemoryStore, Outgoing, open_rows, publish
+from vitok.engines import LmdbStore, MemoryStore, Outgoing, publish
 from vitok.engines.memory import MemoryRows
 from vitok.engines.row_store import Row
 from vitok.errors import Conflict, InvalidInput, StoreError
@@ -328,4 +328,3 @@ def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
         Follower([WINDOWS], "payments", "memory://live-file", tmp_path / "file")
     with owned(tmp_path / "folder"), pytest.raises(Conflict), owned(tmp_path / "folder", patience_s=0.1):
         pass
-    assert open_rows("memory://live-unused").read([b"k"]) == [None]

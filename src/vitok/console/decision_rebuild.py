@@ -36,7 +36,8 @@ class RebuiltFeature:
         name: Its name.
         seen: What the decision saw; NaN for none.
         rebuilt: What comes out now; NaN for none.
-        state: `"same"`; `"differs"`; `"needs history"`, where it differs and reaches back before the log begins.
+        state: `"same"`; `"differs"`; `"needs history"`, where it differs and no history was given, though it looks
+            back before the log begins or at labels of transactions from before.
     """
 
     name: str
@@ -98,9 +99,9 @@ class RebuiltDecision:
         unknown = self.of_state(UNKNOWN)
         if unknown:
             lines.append(
-                f"{len(unknown)} look back to {isoformat(self.reaches_back)} and the log begins at "
-                f"{isoformat(self.log_begins)}: what was loaded before is not in this home. "
-                "Give its file with --transactions"
+                f"{len(unknown)} need what came before the log begins, at {isoformat(self.log_begins)} (features look "
+                f"back to {isoformat(self.reaches_back)}): what was loaded then is not in this home. Give its file "
+                "with --transactions"
             )
         return "\n".join(lines)
 
@@ -161,7 +162,7 @@ def rebuild_decision(home: Path, decision_id: str, *, history: "Transactions | N
     paid = _before(logs / "decisions", found)
     labels = outcomes.filter(_physical("ingest_time") <= found.ingest_time)
     terminals = decisions.read(logs / "decisions", columns=["request_id", "terminal_id"])
-    sources, n_history = _sources(paid, labels, terminals, history, started)
+    sources, n_history, n_homeless = _sources(paid, labels, terminals, history, started)
     keys = {name: found.entities[name] for name in FEATURES.entity_keys}
     rebuilt = rebuild(
         FEATURES,
@@ -173,12 +174,13 @@ def rebuild_decision(home: Path, decision_id: str, *, history: "Transactions | N
     )
     seen = np.array([found.features[name] for name in FEATURES.names], np.float64)
     differing = compare(FEATURES, seen[None], rebuilt[None]).by_feature
-    reach = spans(FEATURES)
+    reach, of_labels = spans(FEATURES), reading(FEATURES, LABELS.name)
     features = []
     for name, before, after in zip(FEATURES.names, seen.tolist(), rebuilt.tolist(), strict=True):
         state = SAME
         if name in differing:
-            may_lack = history is None and found.event_time - reach[name] < log_begins
+            lacks_labels = n_homeless > 0 and name in of_labels
+            may_lack = history is None and (lacks_labels or found.event_time - reach[name] < log_begins)
             state = UNKNOWN if may_lack else DIFFERS
         features.append(RebuiltFeature(name=name, seen=before, rebuilt=after, state=state))
     return RebuiltDecision(
@@ -209,6 +211,20 @@ def spans(features: FeatureSet) -> dict[str, int]:
     for item in features.on_demand:
         found[item.name] = max((found[name] for name in item.inputs), default=0)
     return found
+
+
+def reading(features: FeatureSet, source: str) -> frozenset[str]:
+    """Returns the features that events of a source go into, by themselves or through a function.
+
+    Example:
+        >>> sorted(reading(FEATURES, "labels"))[:2]
+        ['terminal_labels_count_1d', 'terminal_labels_count_30d']
+    """
+    found = {name for view in features.windowed if view.source.name == source for name in view.feature_names}
+    for item in features.on_demand:
+        if found & {*item.inputs}:
+            found.add(item.name)
+    return frozenset(found)
 
 
 def _check_definitions(home: Path, found: Decision) -> None:
@@ -268,8 +284,13 @@ def _sources(
     terminals: "pl.DataFrame",
     history: "Transactions | None",
     started: int,
-) -> "tuple[Mapping[str, pl.DataFrame], int]":
-    """Puts the events of the logs behind those of the history; the first of an id counts, as it did online."""
+) -> "tuple[Mapping[str, pl.DataFrame], int, int]":
+    """Puts the events of the logs behind those of the history; the first of an id counts, as it did online.
+
+    Returns:
+        The sources, how many of their rows are of the history, and how many labels are of transactions that are
+        neither in the log nor in the history.
+    """
     import polars as pl
 
     terminals = terminals.rename({"request_id": "transaction_id"})
@@ -282,11 +303,15 @@ def _sources(
         terminals = pl.concat([terminals, transactions.select("transaction_id", "terminal_id")])
     paid = paid.unique("transaction_id", keep="first", maintain_order=True)
     labels = labels.unique("transaction_id", keep="first", maintain_order=True)
-    # An outcome of a transaction that nobody knows was refused.
     terminals = terminals.unique("transaction_id", keep="first")
+    n_labels = len(labels)
     labels = labels.join(terminals, on="transaction_id", how="inner", maintain_order="left")
     n_history = int(paid["_history"].sum()) + int(labels["_history"].sum())
-    return {TRANSACTIONS.name: paid.select(_PAID), LABELS.name: labels.select(_KNOWN)}, n_history
+    return (
+        {TRANSACTIONS.name: paid.select(_PAID), LABELS.name: labels.select(_KNOWN)},
+        n_history,
+        n_labels - len(labels),
+    )
 
 
 def _accepted(history: "Transactions") -> "tuple[pl.DataFrame, pl.DataFrame]":

@@ -68,14 +68,21 @@ def numbers(option: str, texts: Sequence[str], n: int) -> dict[str, list[float]]
     return found
 
 
-def sources_of(features: "FeatureSet", texts: Sequence[str] | None) -> dict[str, list[str]]:
+def sources_of(
+    features: "FeatureSet", texts: Sequence[str] | None, *, among: "FeatureSet | None" = None
+) -> dict[str, list[str]]:
     """Says where each source is to be read: as given, else at its location.
+
+    Args:
+        features: The views that will be read.
+        texts: What the options say.
+        among: The set that they were chosen from, whose other sources may be named too.
 
     Raises:
         InvalidInput: If a source has no files, or a name is that of none.
     """
     found = grouped("--source", texts or [])
-    names = [source.name for source in features.sources]
+    names = [source.name for source in (among or features).sources]
     for name in found:
         known("--source", name, names)
     for source in features.sources:

@@ -113,8 +113,9 @@ def materialise_(
         from vitok.features import materialise
 
         loaded = load_feature_sets(definitions)
-        features = chosen(loaded.only()[1], view)
-        sources, indexes = sources_of(features, source), indexes_of(features, loaded.indexes)
+        _, whole = loaded.only()
+        features = chosen(whole, view)
+        sources, indexes = sources_of(features, source, among=whole), indexes_of(features, loaded.indexes)
         rows = open_rows(store)
         options: dict[str, Any] = {"indexes": indexes, "keep": keep, "lateness": lateness}
         if every is not None:

@@ -1,5 +1,6 @@
 """What a table reads: frames, lazy frames, and files of Parquet or CSV, all as batches of rows in one order."""
 
+# ruff: noqa: S608 - names are quoted, and values are whole numbers or quoted
 import contextlib
 import glob
 import re
@@ -224,7 +225,7 @@ def _files(data: Any, where: str) -> list[str]:
         found = sorted(str(item) for item in path.rglob("*.parquet"))
         found = found or sorted(str(item) for item in path.rglob("*") if _is_csv(item.name))
     else:
-        found = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
+        found = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - the pattern may begin anywhere
     if not found:
         raise InvalidInput(where, text, "be a file of Parquet or CSV, or a folder or pattern of such files")
     if len({_is_csv(file) for file in found}) > 1:

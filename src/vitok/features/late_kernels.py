@@ -118,7 +118,7 @@ def last_in(tree: np.ndarray, n: int, first: int, last: int, slot: int) -> int:
             found = max(found, tree[b, slot])
         a >>= 1
         b >>= 1
-    return np.int64(-1) if found == -np.inf else np.int64(found)
+    return -1 if found == -np.inf else int(found)
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ _RUN = 16  # shorter stretches are sorted by insertion
 def _slot(first: int, second: int, mask: int) -> int:
     word = uint64(first) * uint64(0x9E3779B97F4A7C15) ^ uint64(second) * uint64(0xC2B2AE3D27D4EB4F)
     word = (word ^ (word >> uint64(32))) * uint64(0xD6E8FEB86659FD93)
-    return np.int64((word ^ (word >> uint64(29))) & uint64(mask))
+    return int(np.int64((word ^ (word >> uint64(29))) & uint64(mask)))
 
 
 @njit(cache=True)

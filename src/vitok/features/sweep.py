@@ -201,7 +201,7 @@ def _check_tops(view: View, frame: "pl.DataFrame") -> None:
             raise InvalidInput(where, str(column.dtype), "be of numbers", fix)
         if column.dtype.is_integer() and len(column):
             for value in (column.min(), column.max()):
-                if value is not None and abs(int(value)) > 2**53:  # type: ignore[arg-type]
+                if value is not None and abs(int(value)) > 2**53:
                     raise InvalidInput(
                         where, value, "be of whole numbers up to 2**53", "Cast it to text and encode it."
                     )

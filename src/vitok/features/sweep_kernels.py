@@ -128,7 +128,7 @@ def _recent(
 ) -> None:
     # Newest first: two lists, each in order, taken from their ends.
     column = group[1]
-    j = last_in(tree, m, j_low, j, slot) if m > 0 else np.int64(-1)
+    j = last_in(tree, m, j_low, j, slot) if m > 0 else -1
     for rank in range(group[3]):
         out[group[2] + rank] = np.nan
     for rank in range(group[3]):

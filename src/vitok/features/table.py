@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -35,6 +35,30 @@ if TYPE_CHECKING:
 _MOST_PARTS = 256  # files that are open at once
 _SIGN = np.uint64(1 << 63)
 _FUTURE = 2**62
+
+
+@overload
+def table(
+    spine: "pl.DataFrame | pl.LazyFrame | str | Path | Sequence[str | Path]",
+    features: FeatureSet,
+    sources: Mapping[str, Any],
+    *,
+    into: None = None,
+    memory_limit: str | int = "2GB",
+    indexes: Mapping[str, Any] | None = None,
+) -> "pl.DataFrame": ...
+
+
+@overload
+def table(
+    spine: "pl.DataFrame | pl.LazyFrame | str | Path | Sequence[str | Path]",
+    features: FeatureSet,
+    sources: Mapping[str, Any],
+    *,
+    into: str | Path,
+    memory_limit: str | int = "2GB",
+    indexes: Mapping[str, Any] | None = None,
+) -> Path: ...
 
 
 def table(
@@ -118,7 +142,7 @@ def table(
             raise
         if not job.fresh:
             return asks.frame
-        new = pl.from_arrow(pa.concat_tables(made) if made else job.schema(pa.schema([])).empty_table())
+        new = pl.DataFrame(pa.concat_tables(made) if made else job.schema(pa.schema([])).empty_table())
         return asks.frame.hstack(new.get_columns())
 
 
@@ -327,16 +351,16 @@ class _Job:
         cuts = list(itertools.accumulate([2, n_ranks, *widths]))
         for part in range(parts):
             rows = joined(list(asking.read(part)), 4)
-            keys = KeyTable()
-            codes = keys.add(np.ascontiguousarray(rows[:, 1:3]))
-            asked = Asked.of(keys, codes, np.ascontiguousarray(rows[:, 3]))
-            collector = Collector(keys, int(facts.heights[part]), n_ranks, widths)
+            known = KeyTable()
+            codes = known.add(np.ascontiguousarray(rows[:, 1:3]))
+            asked = Asked.of(known, codes, np.ascontiguousarray(rows[:, 3]))
+            collector = Collector(known, int(facts.heights[part]), n_ranks, widths)
             for block in facts.read(part):
                 pieces = np.split(block, cuts[:-1], axis=1)
                 collector.add(np.ascontiguousarray(pieces[0]), pieces[1], tuple(pieces[2:]))
             events = collector.finish()
-            for place, item in enumerate(reading.views):
-                answers = item.answer(events, place, asked.questions, asked.n_rows)
+            for number, item in enumerate(reading.views):
+                answers = item.answer(events, number, asked.questions, asked.n_rows)
                 stores[item.view.name].put(np.ascontiguousarray(rows[:, 0]), answers)
         for store in stores.values():
             store.done()
