@@ -125,9 +125,7 @@ def main(*wanted: str) -> int:
     )
     known = sorted({path.parent.name for path in paths})
     room = " ".join(wanted)
-    chosen = [
-        path for path in paths if not room or {path.parent.name, f"{path.parent.name}/{path.stem}"} & set(wanted)
-    ]
+    chosen = [path for path in paths if not room or {path.parent.name, f"{path.parent.name}/{path.stem}"} & set(wanted)]
     if not chosen:
         print(
             f"no benchmarks{f' for {room!r}' if room else ''}; there are some for: {', '.join(known) or 'no room yet'}"

@@ -1,35 +1,24 @@
-"""The commands that compute, keep, serve, forget and rebuild features, on real files and in processes of their own."""
+"""The commands that compute, keep, serve and forget features, on real files and in processes of their own."""
 
 import json
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import polars as pl
 import pytest
-from tests.engines.servers import Server, make_topic, mock_kafka
+from tests.engines.servers import Server, make_topic, mock_kafka, until
 from typer.testing import CliRunner, Result
 
-from vitok import decisions
-from vitok.clock import DAY, HOUR, EventClock
-from vitok.console.decision_rebuild import DIFFERS, SAME, UNKNOWN, rebuild_decision, spans
 from vitok.console.definition_files import load_feature_sets
 from vitok.console.feature_work import app
 from vitok.engines import LmdbStore, Outgoing, publish
-from vitok.errors import Conflict, NotFound
 from vitok.features import FeatureReader, FeatureSet, OnlineFeatures
 from vitok.features.live import windows_of
-from vitok.serving import HotRequest
-from vitok.systems.fraud import FraudService, simulate
-from vitok.systems.fraud.features import FEATURES, online_features
-from vitok.systems.fraud.messages import history_note
-from vitok.systems.fraud.replay import hours
 
 OWN = """
 import numpy as np
@@ -385,13 +374,7 @@ class Running:
         return self.process.returncode, out, errors
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-
-
-def test_follow_in_a_process_is_stopped_in_order(folder: Path, broker: Server) -> None:
+def test_follow_in_a_process_survives_a_kill_and_stops_in_order(folder: Path, broker: Server) -> None:
     url, rows = make_topic(broker, "follow-payments"), f"lmdb://{folder}/published"
     publish(url, messages())
     own = ["--definitions", "own.py", "--source", "payments", "--stream", url, "--state", "state", "--publish", rows]
@@ -401,25 +384,37 @@ def test_follow_in_a_process_is_stopped_in_order(folder: Path, broker: Server) -
     def count(card: str) -> float:
         return float(reader.read({"card_id": [card]}, time=moment).values[0, 1])
 
-    with Running("follow", *own, "--publish-every", "1s") as follower:
-        eventually(lambda: count("7") == 2)
-        code, out, errors = follower.stop()
-    assert (code, out.splitlines()[0]) == (
-        0,
-        "3 messages: 3 new, 0 seen before, 0 late, 0 rejected; newest event 2026-01-02T10:40:00Z",
-    )
-    assert "following payments into state/payments" in errors
+    with Running("follow", *own) as follower:
+        until(lambda: count("7") == 2)
+        assert follower.stop(signal.SIGKILL)[0] == -signal.SIGKILL
     publish(url, [message("d", "2026-01-02T10:50:00Z", "8", 1.0)])
-    with Running("follow", *own, "--until-idle", "1s", "--json") as follower:
-        out, errors = follower.process.communicate(timeout=PATIENCE)
-    assert json.loads(out)["n_messages"] == 1, errors
-    assert count("8") == 2
+    with Running("follow", *own, "--json") as follower:
+        until(lambda: count("8") == 2)
+        code, out, errors = follower.stop()
+    assert code == 0
+    assert json.loads(out)["n_messages"] == 1
+    assert json.loads(out)["newest_event"] == "2026-01-02T10:50:00Z"
+    assert "following payments into state/payments" in errors
     store = LmdbStore("state/payments/windows")
     online = OnlineFeatures(windows_of([spend], "payments"), store, journal=True)
     assert online.recovered_events == 0
     assert sum(online.positions().values()) == 4
     store.close()
     reader.close()
+
+
+def test_a_service_whose_stream_is_gone_ends(folder: Path) -> None:
+    with mock_kafka() as broker:
+        own = ["--definitions", "spend.py", "--stream", make_topic(broker, "gone"), "--state", "state"]
+        Path("spend.py").write_text(Path("own.py").read_text() + "FEATURES = FeatureSet(views=(SPEND,))\n")
+        with Running("serve", *own, "--port", "0", "--patience", "1s", "--json") as service:
+            found = service.line()
+            assert httpx.get(f"{found['http']}/healthz").status_code == 200
+            broker.process.kill()
+            _, errors = service.process.communicate(timeout=PATIENCE)
+    assert service.process.returncode == 2
+    assert "trying again" in errors
+    assert "the service has ended, since a stream failed" in errors
 
 
 def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, broker: Server) -> None:
@@ -437,8 +432,8 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
             before = client.post(path, json=asked).json()
             assert before["values"][0] == [5.0, 0.0, 0.0, None, 100.0, 0.05]
             publish(url, messages())
-            eventually(lambda: client.post(path, json=asked).json()["values"][1][2] == 1.0)
-            eventually(lambda: client.post(path, json=asked).json()["values"][0][2] == 2.0)
+            until(lambda: client.post(path, json=asked).json()["values"][1][2] == 1.0)
+            until(lambda: client.post(path, json=asked).json()["values"][0][2] == 2.0)
             answer = client.post(path, json=asked).json()
             assert answer["values"] == [[5.0, 0.0, 2.0, 20.0, 100.0, 0.05], [5.0, 1.0, 1.0, 20.0, 50.0, 0.1]]
             assert answer["views"]["card"]["source"] == ["store", "store"]
@@ -481,124 +476,3 @@ def test_serve_says_what_is_wrong(folder: Path) -> None:
     rows = ["--store", "memory://console-rows"]
     assert "be in 0 to 65535" in refused(*own[:3], "--port", "70000", *rows)
     assert "cannot listen on" in refused(*own, "--grpc-port", "0", "--host", "256.0.0.1", *rows)
-
-
-# Decisions
-
-
-class Past:
-    """A small world of payments, its files, and a home whose service was started in the middle of it."""
-
-    def __init__(self, folder: Path) -> None:
-        data = simulate(n_customers=60, n_terminals=60, days=40, seed=7)
-        labels = data.labels.with_columns(pl.col("is_fraud").cast(pl.Float64))
-        self.transactions = data.transactions.sort("event_time", maintain_order=True)
-        first = int(self.transactions["event_time"].to_physical()[0])  # type: ignore[arg-type]
-        start = first // DAY * DAY + 35 * DAY
-        self.file = folder / "payments.csv"
-        known = labels.select("transaction_id", "is_fraud", "label_time")
-        self.transactions.join(known, on="transaction_id").write_csv(self.file)
-        self.home = folder / "home"
-        self.home.mkdir()
-        store = LmdbStore(self.home / "online")
-        columns = [self.transactions[name] for name in ("customer_id", "terminal_id", "amount")]
-        times = self.transactions["event_time"].to_physical()
-        notes = [history_note(*row) for row in zip(times, *columns, strict=True)]
-        of_terminals = labels.join(self.transactions.select("transaction_id", "terminal_id"), on="transaction_id")
-        online_features(store).backfill(
-            {"transactions": self.transactions, "labels": of_terminals},
-            until=start,
-            notes={"transactions": pl.Series(notes, dtype=pl.Binary)},
-        )
-        store.close()
-        service = FraudService(self.home, clock=EventClock())
-        for hour in hours(self.transactions, labels, start=start, end=start + 2 * DAY):
-            for body in hour.outcomes:
-                service.learn(body)
-            for at_once in range(0, len(hour.bodies), 5):
-                requests = [HotRequest(body, 0, []) for body in hour.bodies[at_once : at_once + 5]]
-                assert {reply.status for reply in service.handle(requests)} == {200}
-        service.close()
-        self.start = start
-        self.log = decisions.read(self.home / "log" / "decisions")
-        self.ids = [str(decision) for decision in self.log["decision_id"].map_elements(as_text, return_dtype=pl.String)]
-
-
-def as_text(raw: bytes) -> str:
-    import uuid
-
-    return str(uuid.UUID(bytes=raw))
-
-
-@pytest.fixture(scope="module")
-def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
-    return Past(tmp_path_factory.mktemp("past"))
-
-
-def test_decisions_are_rebuilt_from_log_and_history(past: Past) -> None:
-    # Oracle: what the decision saw, as its log has it.
-    from vitok.systems.fraud import read
-
-    history = read(past.file)
-    for place in (0, len(past.ids) // 2, len(past.ids) - 1):
-        found = rebuild_decision(past.home, past.ids[place], history=history)
-        assert [item.name for item in found.features if item.state != SAME] == []
-        assert found.n_history > 0
-    assert found.n_labels > 0
-    assert any(item.rebuilt > 0 for item in found.features if item.name == "terminal_labels_count_7d")
-    told = good("rebuild", past.ids[-1], "--home", past.home, "--transactions", past.file)
-    assert f"{len(FEATURES.names)} of {len(FEATURES.names)} features are the same, 0 differ" in told
-    assert past.ids[-1] in told
-
-
-def test_a_history_that_is_not_in_the_home_is_said(past: Past) -> None:
-    result = run("rebuild", past.ids[-1], "--home", past.home)
-    assert result.exit_code == 2
-    assert "what was loaded before is not in this home. Give its file with --transactions" in result.stdout
-    found = rebuild_decision(past.home, past.ids[-1])
-    states = {item.name: item.state for item in found.features}
-    assert states["customer_count_30d"] == UNKNOWN
-    assert {states[name] for name in ("amount", "is_night", "customer_count_15m", "customer_count_1h")} == {SAME}
-    assert not found.of_state(DIFFERS)
-    assert spans(FEATURES)["customer_count_1h"] == HOUR + 5 * 60_000_000
-
-
-def test_a_feature_that_differs_is_said(past: Past, tmp_path: Path) -> None:
-    other = tmp_path / "other.csv"
-    rows = pl.read_csv(past.file, schema_overrides={"customer_id": pl.String, "terminal_id": pl.String})
-    customer = past.log["customer_id"][-1]
-    rows.with_columns(
-        amount=pl.when(pl.col("customer_id") == customer).then(pl.col("amount") + 1).otherwise("amount")
-    ).write_csv(other)
-    result = run("rebuild", past.ids[-1], "--home", past.home, "--transactions", other, "--json")
-    assert result.exit_code == 1
-    found = {item["name"]: item for item in json.loads(result.stdout)["features"]}
-    assert found["customer_sum_30d"]["state"] == DIFFERS
-    assert found["customer_sum_30d"]["rebuilt"] > found["customer_sum_30d"]["seen"]
-    assert found["customer_count_30d"]["state"] == SAME
-    told = run("rebuild", past.ids[-1], "--home", past.home, "--transactions", other).stdout
-    assert any(line.startswith("customer_sum_30d") and line.endswith("differs") for line in told.splitlines())
-
-
-def test_decisions_that_cannot_be_rebuilt(past: Past, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "decision_id: got 'x', must be a UUID" in refused("rebuild", "x", "--home", past.home)
-    nobody = "01890a5d-ac96-774b-bcce-b302099a8057"
-    assert f"decision '{nobody}' does not exist" in refused("rebuild", nobody, "--home", past.home)
-    with pytest.raises(NotFound, match="decision log in"):
-        rebuild_decision(tmp_path, nobody)
-    missing = tmp_path / "none.csv"
-    assert "none.csv" in refused("rebuild", nobody, "--home", past.home, "--transactions", missing)
-    changed = FeatureSet(request=FEATURES.request, views=FEATURES.views)
-    monkeypatch.setattr("vitok.console.decision_rebuild.FEATURES", changed)
-    with pytest.raises(Conflict, match="Rebuild it with the code of then"):
-        rebuild_decision(past.home, past.ids[0])
-
-
-def test_every_vector_of_a_day_is_rebuilt(past: Past) -> None:
-    # As the demo compares all decisions with one table; here some, each by itself.
-    from vitok.systems.fraud import read
-
-    history = read(past.file)
-    chosen = np.random.default_rng(0).choice(len(past.ids), 6, replace=False)
-    for place in chosen.tolist():
-        assert not rebuild_decision(past.home, past.ids[place], history=history).of_state(DIFFERS)

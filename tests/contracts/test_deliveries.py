@@ -23,7 +23,7 @@ schema:
 slaProperties:
 """
 BY_SIX = '  - {property: timeOfAvailability, value: "06:00", element: d.at%s}\n'
-BERLIN = ", customProperties: [{property: vitok.timezone, value: Europe/Berlin}]"
+BERLIN = ", valueExt: Europe/Berlin"
 
 
 def loaded(*lines: str) -> contracts.Contract:
@@ -138,7 +138,7 @@ def test_zones() -> None:
         ("  - {property: frequency, value: 0, unit: d, element: d.at}\n", "longer than zero"),
         ("  - {property: frequency, value: 1, unit: moon, element: d.at}\n", "be one of s"),
         (BY_SIX % ", customProperties: [{property: vitok.severity, value: quarantine}]", "warn or block"),
-        (BY_SIX % ", customProperties: [{property: vitok.timezone, value: Mars}]", "time zone"),
+        (BY_SIX % ", valueExt: Mars", "time zone"),
     ],
 )
 def test_promises_that_cannot_be(line: str, message: str) -> None:

@@ -269,7 +269,8 @@ def test_tls_checks_who_answers(redis_server: Server, tmp_path: Path) -> None:
 
 
 def test_slots_are_those_of_the_server(tmp_path: Path) -> None:
-    with valkey("--cluster-enabled", "yes", "--dir", str(tmp_path)) as server:
+    bus = str(free_ports(1)[0])
+    with valkey("--cluster-enabled", "yes", "--cluster-port", bus, "--dir", str(tmp_path)) as server:
         order = random.Random(0)
         keys = [b"123456789", b"{a}b", b"{}x", b"{", b"}{a}", b"a{b}{c}", b"{{a}}", b"a{bc", b"\xff{\0}"]
         keys += [order.randbytes(order.randrange(1, 40)) for _ in range(200)]

@@ -28,6 +28,7 @@ from vitok.features import (
     OnDemand,
     OnlineFeatures,
     Source,
+    StreamWorker,
     Sum,
     View,
     materialise,
@@ -286,6 +287,24 @@ def test_a_store_that_comes_back_is_told_of(tmp_path: Path) -> None:
     assert follower.run(stop, after_step=after_step).n_new == 20
     assert told == ["the store is down; trying again", "working again"]
     follower.close()
+
+
+def test_rows_that_cannot_be_taken_in_come_again(tmp_path: Path) -> None:
+    url = "memory://live-again"
+    publish(url, outgoing(events(8, 5)))
+    online, bad = OnlineFeatures(WINDOWS, MemoryStore(), journal=True), [True]
+
+    def check(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        return frame.drop("amount") if bad else frame, frame.clear().with_columns(pl.lit("").alias("reason"))
+
+    worker = StreamWorker("payments", url, online, check=check, rejected=tmp_path / "bad.jsonl")
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="hold amount"):
+            worker.step(0.1)
+    bad.clear()
+    assert worker.step(0.1) == 5
+    assert worker.report.n_new == 5
+    worker.close()
 
 
 def test_followers_of_a_group_share_partitions(tmp_path: Path) -> None:

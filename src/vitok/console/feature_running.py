@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SAY_EVERY_S = 10.0
 _GRACE_S = 5.0
+_KINDS = {"string": "text", "number": "number", "integer": "number"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class Following:
                 self.state,
                 rows=rows,
                 gate=gate,
-                columns=gate.columns if gate is not None else (),
+                columns=gate.columns if gate is not None else None,
                 lateness=self.lateness,
                 publish_every=self.publish_every,
                 checkpoint_every=self.checkpoint_every,
@@ -116,7 +117,7 @@ class ContractGate:
     def __init__(self, checker: "BatchChecker", clock: Clock) -> None:
         self._checker = checker
         self._clock = clock
-        self.columns = tuple(checker.table.names)
+        self.columns = {item.name: _KINDS.get(item.logical_type, "") for item in checker.table.fields}
 
     @classmethod
     def opened(cls, path: Path, table: str | None, source: str, kept: Path | None, clock: Clock) -> "ContractGate":
@@ -133,8 +134,13 @@ class ContractGate:
 
         contract: Contract = contracts.load(path)
         names = [item.name for item in contract.tables]
-        chosen = table or (source if source in names else None)
-        return cls(contract.batch_checker(chosen, keys=KeyMemory(kept)), clock)
+        chosen = contract.table(table or (source if source in names else None)).name
+        keys = KeyMemory(kept)
+        try:
+            return cls(contract.batch_checker(chosen, keys=keys), clock)
+        except VitokError:
+            keys.close()
+            raise
 
     def part(self, frame: "pl.DataFrame") -> "tuple[pl.DataFrame, pl.DataFrame]":
         """Returns the rows that keep the contract, and the others with their reason."""
@@ -245,7 +251,7 @@ def serve_features(
     from vitok.serving import Running, serve
     from vitok.serving.feature_service import FeatureEndpoint, feature_application
 
-    failures: list[VitokError] = []
+    failures: list[str] = []
     stop = threading.Event()
     services: list[Running] = []
     with contextlib.ExitStack() as resources:
@@ -276,13 +282,16 @@ def serve_features(
         ]
 
         def work(follower: Follower) -> None:
+            reason = "its thread has ended"
             try:
                 follower.run(stop)
             except VitokError as error:
-                # Old windows would be served as if they were new: better none, and a process that is started anew.
-                failures.append(error)
-                for service in services:
-                    service.stop()
+                reason = str(error)
+            finally:
+                if not stop.is_set():
+                    # Old windows would be served as if they were new: better a process that is started anew.
+                    failures.append(reason)
+                    services[0].stop()
 
         threads = [threading.Thread(target=work, args=(item,), name="follower", daemon=True) for item in followers]
         grpc = None
@@ -298,8 +307,6 @@ def serve_features(
             services.append(service)
             for thread in threads:
                 thread.start()
-            if failures:
-                service.stop()
             paths = [endpoint.path for endpoint in endpoints]
             ready({"http": service.url, "grpc": grpc, "paths": paths})
 

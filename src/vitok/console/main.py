@@ -10,7 +10,7 @@ import typer
 
 from vitok import __version__, settings
 from vitok.clock import Clock, EventClock, SystemClock, duration
-from vitok.console import feature_commands
+from vitok.console import feature_commands, feature_work
 from vitok.console.contract_commands import contract_app
 from vitok.errors import InvalidInput, VitokError
 
@@ -19,6 +19,7 @@ serve_app = typer.Typer(no_args_is_help=True, help="Starts the service of a syst
 demo_app = typer.Typer(no_args_is_help=True, help="Runs the whole turn of a system, for real.")
 app.add_typer(serve_app, name="serve")
 app.add_typer(demo_app, name="demo")
+feature_commands.app.add_typer(feature_work.app)
 app.add_typer(feature_commands.app, name="features")
 app.add_typer(contract_app, name="contract")
 

@@ -57,7 +57,6 @@ _UNITS = {
 _FRESHNESS = {"freshness": "freshness", "fr": "freshness", "latency": "latency", "ly": "latency"}
 _DELIVERIES = {"timeofavailability": "timeOfAvailability", "frequency": "frequency", "fy": "frequency"}
 SEVERITY_KEY = "vitok.severity"
-ZONE_KEY = "vitok.timezone"
 
 
 def load(path_or_text: str | Path) -> Contract:
@@ -392,7 +391,7 @@ def _deliveries(document: dict[str, Any], tables: list[Table], not_checked: list
                 continue
             moment, offset = time_of_day(entry.get("value"), f"{where}.value")
             zone = offset or _zone(entry, where)
-            zone_of(zone, f"{where}.customProperties")
+            zone_of(zone, f"{where}.valueExt")
             every = periods.get((table, column), DAY)
             if every % DAY:
                 raise InvalidInput(where, entry["value"], "belong to data of whole days", "Promise a latency instead")
@@ -404,10 +403,8 @@ def _deliveries(document: dict[str, Any], tables: list[Table], not_checked: list
 
 
 def _zone(entry: Mapping[str, Any], where: str) -> str:
-    for item in read.entries(entry.get("customProperties"), f"{where}.customProperties"):
-        if item.get("property") == ZONE_KEY:
-            return read.text(item.get("value"), f"{where}.customProperties.{ZONE_KEY}")
-    return "UTC"
+    """The standard has an offset in the value; a zone by its name stands in the extended value."""
+    return "UTC" if entry.get("valueExt") is None else read.text(entry["valueExt"], f"{where}.valueExt")
 
 
 def _element(element: str, tables: list[Table], where: str) -> tuple[str, str]:

@@ -27,10 +27,12 @@ from vitok.features.catalogue import Catalogue
 from vitok.features.definitions import FeatureSet, OnDemand
 from vitok.features.embeddings import ArrayIndex
 from vitok.features.forgetting import forget
+from vitok.features.live import Follower
 from vitok.features.materialise import materialise
 from vitok.features.online import OnlineFeatures
 from vitok.features.parity import compare
 from vitok.features.reader import FeatureReader
+from vitok.features.rebuild import rebuild
 from vitok.features.schedule import Materialiser
 from vitok.features.sources import Buckets, Categories, Entity, Source
 from vitok.features.stream import StreamWorker
@@ -50,6 +52,7 @@ __all__ = [
     "FeatureReader",
     "FeatureSet",
     "First",
+    "Follower",
     "Last",
     "Latest",
     "Materialiser",
@@ -72,5 +75,6 @@ __all__ = [
     "compare",
     "forget",
     "materialise",
+    "rebuild",
     "table",
 ]

@@ -105,7 +105,7 @@ class Follower:
         folder: Where the windows and the refused rows are kept.
         rows: Store that the windows are published to, for other processes; None for none.
         gate: Parts rows before they count.
-        columns: Columns that the gate wants and no view does.
+        columns: Columns that the gate wants beside those of the views, as `JsonRows` takes them.
         lateness: As for `OnlineFeatures`.
         publish_every: How often windows that changed are published.
         checkpoint_every: How often a checkpoint is saved; without one a start takes longer, and nothing is lost.
@@ -149,7 +149,7 @@ class Follower:
         *,
         rows: RowStore | None = None,
         gate: Gate | None = None,
-        columns: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
         lateness: str | int = "10m",
         publish_every: str | int = "1s",
         checkpoint_every: str | int = "1m",

@@ -82,20 +82,36 @@ class JsonRows:
         source: Whose columns are wanted.
         views: The views over it.
         time_unit: What whole numbers count: us, ms or s.
-        columns: Other columns to keep, such as those that a contract speaks of.
+        columns: Other columns to keep, such as those that a contract speaks of, and what each holds: `"number"`,
+            `"text"`, or "" for any one value.
+
+    Example:
+        >>> from vitok.features import Count, Entity, Source, View
+        >>> source = Source("payments", "id")
+        >>> view = View(name="card", entity=Entity("card", "card"), source=source, aggregations=(Count("1h"),))
+        >>> decode = JsonRows(source, [view], columns={"shop": "text"})
+        >>> value = b'{"id": 1, "event_time": "2026-01-01T10:00Z", "card": "7", "shop": 5}'
+        >>> [reason for _, reason in decode([Message(0, 0, None, value, 0)])[1]]
+        ['shop: got 5, must be a text']
     """
 
     def __init__(
-        self, source: Source, views: Sequence[View], *, time_unit: str = "us", columns: Sequence[str] = ()
+        self,
+        source: Source,
+        views: Sequence[View],
+        *,
+        time_unit: str = "us",
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         if time_unit not in {"us", "ms", "s"}:
             raise InvalidInput("time_unit", time_unit, "be us, ms or s")
         self._times = unique([source.event_time, source.ingest_time])
         keys = unique(key for view in views for key in view.entity.keys)
         self._texts = unique([source.event_id, *keys])
-        wanted = [*self._texts, *self._times, *(name for view in views for name in view.columns), *columns]
+        wanted = [*self._texts, *self._times, *(name for view in views for name in view.columns), *(columns or {})]
         self._columns = unique(wanted)
-        self._kinds = _kinds(source, views)
+        others = {name: kind for name, kind in (columns or {}).items() if kind and name not in self._texts}
+        self._kinds = others | _kinds(source, views)
         self._factor = {"us": 1, "ms": 1_000, "s": 1_000_000}[time_unit]
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
 
