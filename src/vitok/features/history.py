@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-BATCH = 122_880  # rows; the row group of DuckDB
+BATCH = 16_384  # rows; the row group of DuckDB
 _LEAST_FOR_READING = 200 * 2**20
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _CSV = (".csv", ".csv.gz", ".tsv", ".csv.zst")
@@ -119,7 +119,7 @@ class Session:
             self.run(f"SET memory_limit = '{memory}B'")
             self.run(f"SET temp_directory = {_text(str(self.folder))}")
             # What has no zone is taken as UTC, whatever the machine's own zone is.
-            self.run("SET TimeZone = 'UTC'")
+            self.run("SET TimeZone = 'UTC'"); self.run("SET threads = 1")
         return self._connection
 
     @property

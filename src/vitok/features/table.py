@@ -26,7 +26,7 @@ from vitok.features.repeats import repeated_rows
 from vitok.features.sources import Entity, Source, unique
 from vitok.features.spine import Spine, TableWriter, disk
 from vitok.features.sweep import Sweep
-from vitok.features.views import AnyView, Embedding, Latest, View
+from vitok.features.views import Embedding, Latest, View
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MOST_PARTS = 256  # files that are open at once
 _SIGN = np.uint64(1 << 63)
 _FUTURE = 2**62
+_LEAST_FOR_IDS = 16 * 2**20  # bytes; with less, a source would be read too often
 
 
 @overload
@@ -307,7 +308,7 @@ class _Job:
         event = 12 + 16 * reading.n_ranks + 8 * words
         question = 16 + max(8 * len(item.empty) for item in reading.views)
         need = self.inputs[reading.source.name].height * event + self.spine.height * question
-        room = max(self.budget - self.held, self.budget // 4)
+        room = max(self.budget - self.held, self.budget // 4, 1)
         return min(_MOST_PARTS, -(-need // room))
 
     def _compute_at_once(self, reading: _Reading, reader: KeyReader, asked: Asked) -> None:
@@ -406,7 +407,7 @@ class _Job:
         if not source.event_id:
             return np.zeros(0, np.int64)
         if source.name not in self.repeated:
-            self.repeated[source.name] = repeated_rows(rows, source, self.budget // 4)
+            self.repeated[source.name] = repeated_rows(rows, source, max(self.budget // 4, _LEAST_FOR_IDS))
         return self.repeated[source.name]
 
     # Columns
@@ -536,5 +537,3 @@ def _null() -> Any:
 
     return pl.Null
 
-
-__all__ = ["AnyView", "table"]
