@@ -409,7 +409,7 @@ def test_a_service_whose_stream_is_gone_ends(folder: Path) -> None:
         Path("spend.py").write_text(Path("own.py").read_text() + "FEATURES = FeatureSet(views=(SPEND,))\n")
         with Running("serve", *own, "--port", "0", "--patience", "1s", "--json") as service:
             found = service.line()
-            assert httpx.get(f"{found['http']}/healthz").status_code == 200
+            assert httpx.get(f"{found['http']}/healthz", timeout=PATIENCE).status_code == 200
             broker.process.kill()
             _, errors = service.process.communicate(timeout=PATIENCE)
     assert service.process.returncode == 2
@@ -428,7 +428,7 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
     with Running("serve", *own, "--port", "0", "--grpc-port", "0", "--json") as service:
         found = service.line()
         (path,) = found["paths"]  # type: ignore[misc]
-        with httpx.Client(base_url=str(found["http"])) as client:
+        with httpx.Client(base_url=str(found["http"]), timeout=PATIENCE) as client:
             before = client.post(path, json=asked).json()
             assert before["values"][0] == [5.0, 0.0, 0.0, None, 100.0, 0.05]
             publish(url, messages())
@@ -458,7 +458,7 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
     # What was followed is there at once after a new start, whatever the topic still holds.
     with Running("serve", *own, "--port", "0", "--json") as service:
         found = service.line()
-        answer = httpx.post(f"{found['http']}{path}", json=asked).json()
+        answer = httpx.post(f"{found['http']}{path}", json=asked, timeout=PATIENCE).json()
         assert answer["values"][0][2] == 2.0
         assert found["grpc"] is None
         code, _, _ = service.stop(signal.SIGINT)

@@ -248,6 +248,7 @@ def serve_features(
         ServiceError: If an address cannot be used.
         StoreError: If a stream failed for longer than the patience; the service has ended then.
     """
+    from vitok.features.warming import warm_up
     from vitok.serving import Running, serve
     from vitok.serving.feature_service import FeatureEndpoint, feature_application
 
@@ -302,6 +303,10 @@ def serve_features(
             grpc = f"{address.host}:{bound}"
             server.start()
             resources.callback(lambda: server.stop(_GRACE_S).wait())
+
+        for endpoint in endpoints:
+            warm_up(endpoint.reader.features)
+            endpoint.warm_up()
 
         def started(service: Running) -> None:
             services.append(service)

@@ -180,6 +180,12 @@ class FeatureEndpoint:
         """Reads what one request asks for."""
         return self.reader.read(asked.keys, time=asked.times, request=asked.request)
 
+    def warm_up(self) -> None:
+        """Asks for an entity that nobody has, so that the first client does not wait for what is made on first use."""
+        features = self.reader.features
+        keys: dict[str, list[Key]] = {name: ["-"] for name in features.entity_keys}
+        self.vectors(Asked(1, keys, {name: [0.0] for name in features.request}, None))
+
     def _answered(
         self, asked: "Sequence[tuple[int, VectorsRequest, Asked]]"
     ) -> "list[tuple[int, VectorsRequest, Reply | tuple[Vectors, int, int]]]":

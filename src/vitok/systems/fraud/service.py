@@ -20,6 +20,7 @@ from vitok.clock import DAY, MINUTE, Clock, EventClock, SystemClock, isoformat, 
 from vitok.decision import Decision, Outcome
 from vitok.engines import LmdbStore
 from vitok.errors import Conflict, NotFound, ServiceError, StoreError
+from vitok.features.warming import warm_up
 from vitok.loop import CANARY_FAILED
 from vitok.policies import Tiers
 from vitok.registry import Registry
@@ -101,6 +102,7 @@ class FraudService:
         self.previous: LoadedModel | None = None
         self.route: Route | None = None
         self._probation_end = 0
+        warm_up(FEATURES)
         self.recover()
         self.refresh()
 
