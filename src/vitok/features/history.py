@@ -47,7 +47,8 @@ class FrameInput:
 
     def batches(self, columns: Sequence[str]) -> "Iterator[pl.DataFrame]":
         """Yields some columns of all rows, in order."""
-        yield from self.frame.select(columns).iter_slices(BATCH)
+        for part in self.frame.select(columns).iter_slices(BATCH):
+            yield plain(part)
 
 
 class FilesInput:
@@ -119,7 +120,8 @@ class Session:
             self.run(f"SET memory_limit = '{memory}B'")
             self.run(f"SET temp_directory = {_text(str(self.folder))}")
             # What has no zone is taken as UTC, whatever the machine's own zone is.
-            self.run("SET TimeZone = 'UTC'"); self.run("SET threads = 1")
+            self.run("SET TimeZone = 'UTC'")
+            self.run("SET threads = 1")
         return self._connection
 
     @property
@@ -203,6 +205,14 @@ class Session:
             kept = ", ".join(_name(name) for name in unique(columns)) if columns is not None else "*"
             self.run(f"COPY (SELECT {kept} FROM {read}) TO {_text(str(path))} (FORMAT parquet)")
         return path
+
+
+def plain(frame: "pl.DataFrame") -> "pl.DataFrame":
+    """Turns categories into the texts that they stand for."""
+    import polars as pl
+
+    names = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Categorical | pl.Enum)]
+    return frame.with_columns(pl.col(names).cast(pl.String)) if names else frame
 
 
 def _check_columns(found: Sequence[str], columns: Sequence[str] | None, where: str) -> None:

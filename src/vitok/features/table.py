@@ -19,7 +19,7 @@ from vitok.features.asof import AsOf
 from vitok.features.definitions import FeatureSet
 from vitok.features.events import microseconds, texts
 from vitok.features.fingerprints import fingerprint_texts
-from vitok.features.history import Input, Session
+from vitok.features.history import Input, Session, plain
 from vitok.features.key_table import KeyReader, KeyTable, has_key
 from vitok.features.ordered import Asked, Collector
 from vitok.features.repeats import repeated_rows
@@ -469,7 +469,7 @@ class _Job:
             return pl.DataFrame({"": np.empty(len(block), np.bool_)})
         frame = pl.from_arrow(block.select(unique(names)))
         assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a table makes a frame
-        return frame
+        return plain(frame)
 
     def _add_on_demand(self, frame: "pl.DataFrame", found: "dict[str, tuple[np.ndarray, np.ndarray | None]]") -> None:
         import polars as pl
@@ -536,4 +536,3 @@ def _null() -> Any:
     import polars as pl
 
     return pl.Null
-
