@@ -82,10 +82,14 @@ class Events:
         """Takes a few events as mappings apart.
 
         Raises:
-            InvalidInput: If a column is missing or of the wrong type, or a key is null.
+            InvalidInput: If a column is missing or of the wrong type, or an id is empty, or a key is null.
         """
         entities = dict.fromkeys(view.entity for view in views)
-        ingests = [int(row[source.ingest_time]) for row in rows] if source.ingest_time else [0] * len(rows)
+        if not all(ids):
+            raise InvalidInput(f"source {source.name!r}: {source.event_id}", "", "not be empty")
+        ingests = [row.get(source.ingest_time) for row in rows] if source.ingest_time else [0] * len(rows)
+        if not all(isinstance(moment, int | np.integer) for moment in ingests):
+            raise InvalidInput(f"source {source.name!r}: {source.ingest_time}", ingests, "be whole microseconds")
         return cls(
             source=source,
             ids=fingerprint_texts(ids),

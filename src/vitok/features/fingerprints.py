@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, uint64
 
+from vitok.errors import InvalidInput
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -24,6 +26,9 @@ def fingerprint_texts(texts: "Sequence[str] | pl.Series") -> np.ndarray:
     Returns:
         Shape (n, 2), uint64.
 
+    Raises:
+        InvalidInput: If a text cannot be written as UTF-8.
+
     Example:
         >>> fingerprint_texts(["a", "b"]).shape
         (2, 2)
@@ -31,11 +36,14 @@ def fingerprint_texts(texts: "Sequence[str] | pl.Series") -> np.ndarray:
     import polars as pl
 
     if not isinstance(texts, pl.Series) and len(texts) < 64:
-        encoded = [text.encode() for text in texts]
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise InvalidInput("text", error.object, "be Unicode without lone surrogates") from None
         offsets = np.array([0, *itertools.accumulate(map(len, encoded))], np.int64)
         data = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
     else:
-        series = texts if isinstance(texts, pl.Series) else pl.Series(texts, dtype=pl.String)
+        series = texts if isinstance(texts, pl.Series) else _series(texts)
         array = series.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
         _, where, content = array.buffers()
         offsets = np.frombuffer(where, np.int64, len(array) + 1, array.offset * 8)
@@ -43,6 +51,15 @@ def fingerprint_texts(texts: "Sequence[str] | pl.Series") -> np.ndarray:
     out = np.empty((len(offsets) - 1, 2), np.uint64)
     _hash_all(offsets, data, out)
     return out
+
+
+def _series(texts: Sequence[str]) -> "pl.Series":
+    import polars as pl
+
+    try:
+        return pl.Series(texts, dtype=pl.String)
+    except UnicodeEncodeError as error:
+        raise InvalidInput("text", error.object, "be Unicode without lone surrogates") from None
 
 
 @njit(cache=True, inline="always")

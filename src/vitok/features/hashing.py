@@ -73,14 +73,17 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        self._keys = np.zeros((1024, 2), np.uint64)
-        self._days = np.zeros(1024, np.int32)
-        self._used = np.zeros(1024, np.bool_)
+        self._table = _empty_table(1024)  # replaced as one, so that another thread that looks sees a whole one
         self._n = 0
+        self._first_day = int(_DEAD) + 1
 
     def __len__(self) -> int:
-        """How many ids are kept, those that were taken back included until room is needed."""
+        """How many ids are kept, those that were taken back or are too old included until room is needed."""
         return self._n
+
+    def keep_from(self, day: int) -> None:
+        """Lets the ids of events of earlier days go once room is needed."""
+        self._first_day = max(self._first_day, day)
 
     def add(self, fingerprints: np.ndarray, days: np.ndarray) -> np.ndarray:
         """Remembers ids and says which were new.
@@ -91,37 +94,44 @@ class SeenIds:
         """
         self._make_room(len(fingerprints))
         new = np.empty(len(fingerprints), np.bool_)
-        self._n += _remember(self._keys, self._days, self._used, fingerprints, days, new)
+        self._n += _remember(*self._table, fingerprints, days, new)
         return new
 
     def has(self, fingerprints: np.ndarray) -> np.ndarray:
         """Says which ids are remembered, shape (n,)."""
         out = np.empty(len(fingerprints), np.bool_)
-        _has(self._keys, self._days, self._used, fingerprints, out)
+        _has(*self._table, fingerprints, out)
         return out
 
     def take_back(self, fingerprints: np.ndarray) -> None:
         """Forgets ids that were added for an event which could not be kept after all."""
-        _mark(self._keys, self._days, self._used, fingerprints)
+        _mark(*self._table, fingerprints)
 
     def expire(self, before_day: int) -> None:
-        """Forgets the ids of events of earlier days."""
-        self._rebuild(len(self._used), before_day)
+        """Forgets the ids of events of earlier days at once."""
+        self.keep_from(before_day)
+        self._rebuild(0)
 
     def _make_room(self, more: int) -> None:
-        size = len(self._used)
-        if 2 * (self._n + more) > size:
-            while 2 * (self._n + more) > size:
-                size *= 2
-            self._rebuild(size, int(_DEAD) + 1)
+        if 2 * (self._n + more) > len(self._table[2]):
+            self._rebuild(more)
 
-    def _rebuild(self, size: int, before_day: int) -> None:
-        keep = self._used & (self._days >= max(before_day, int(_DEAD) + 1))
-        keys, days = self._keys[keep], self._days[keep]
-        self._keys, self._days = np.zeros((size, 2), np.uint64), np.zeros(size, np.int32)
-        self._used = np.zeros(size, np.bool_)
-        self._n = len(days)
-        _remember(self._keys, self._days, self._used, keys, days, np.empty(len(days), np.bool_))
+    def _rebuild(self, more: int) -> None:
+        keys, days, used = self._table
+        kept = used & (days >= self._first_day)
+        n = int(np.count_nonzero(kept))
+        size = len(used)
+        # Three eighths: a table that was just rebuilt is not full again at once.
+        while 8 * (n + more) > 3 * size:
+            size *= 2
+        table = _empty_table(size)
+        _remember(*table, keys[kept], days[kept], np.empty(n, np.bool_))
+        self._table, self._n = table, n
+
+
+def _empty_table(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Keys, days, which places are used.
+    return np.zeros((size, 2), np.uint64), np.zeros(size, np.int32), np.zeros(size, np.bool_)
 
 
 @njit(cache=True)

@@ -12,7 +12,7 @@ import numpy as np
 from vitok.clock import isoformat
 from vitok.errors import InvalidInput, StoreError
 from vitok.features.events import Events, key_texts
-from vitok.features.sources import Entity, Source, unique
+from vitok.features.sources import SEPARATOR, Entity, Source, unique
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,17 +68,27 @@ def part(
     if missing:
         raise InvalidInput(f"source {source.name!r}: columns", frame.columns, f"hold {', '.join(missing)}")
     frame = frame.select(needed)
+    kinds = kinds_of(source, views)
+    # A column of nulls alone has no type, and cannot be compared with anything.
+    untyped = [name for name in numbers if frame.schema[name] == pl.Null]
+    frame = frame.with_columns(
+        pl.col(name).cast(pl.String if kinds.get(name) == "text" else pl.Float64) for name in untyped
+    )
     checks: list[tuple[pl.Expr, str]] = []
     for name in unique([source.event_id, source.event_time, source.ingest_time, *keys]):
         if frame[name].null_count():
             checks.append((pl.col(name).is_null(), f"{name}: got null, must not be null"))
-    for name in keys:
+    for name in unique([source.event_id, *keys]):
         if frame.schema[name] == pl.String and (frame[name] == "").any():
             checks.append((pl.col(name) == "", f"{name}: got '', must not be empty"))
+    for name in unique(key for view in views if len(view.entity.keys) > 1 for key in view.entity.keys):
+        if frame.schema[name] == pl.String and frame[name].str.contains(SEPARATOR, literal=True).any():
+            text = f"{name}: must hold no unit separator (U+001F), which stands between the parts of a key"
+            checks.append((pl.col(name).str.contains(SEPARATOR, literal=True), text))
     for name in numbers:
         if frame.schema[name].is_float() and frame[name].is_infinite().any():
             checks.append((pl.col(name).is_infinite(), f"{name}: got an infinite number, must be finite"))
-    if isinstance(frame.schema[source.event_time], pl.Datetime):
+    if isinstance(frame.schema[source.event_time], pl.Datetime | pl.Date):
         at = pl.col(source.event_time).dt.epoch("us")
         low, high = frame.select(at.min().alias("low"), at.max().alias("high")).row(0)
         if low is not None and low < earliest:
@@ -93,6 +103,19 @@ def part(
     reason = pl.coalesce(*(pl.when(bad).then(pl.lit(text)) for bad, text in checks))
     marked = frame.with_columns(reason.alias("reason"))
     return marked.filter(pl.col("reason").is_null()).drop("reason"), marked.filter(pl.col("reason").is_not_null())
+
+
+def kinds_of(source: Source, views: "Sequence[View]") -> dict[str, str]:
+    """Returns what columns must hold for the views to make sense of them: "number" or "text"; any others any value."""
+    found: dict[str, str] = {}
+    for view in views:
+        for item in (*view.plan.inputs, *view.plan.codes):
+            for name, _, value in item.where:
+                one = value[0] if isinstance(value, tuple) else value
+                found[name] = "text" if isinstance(one, str) else "number"
+        numbers = (item.column for item in view.plan.inputs if item.column and item.column not in source.encodings)
+        found |= dict.fromkeys(numbers, "number")
+    return found
 
 
 def only(events: Events, chosen: np.ndarray) -> Events:
@@ -117,6 +140,13 @@ def only(events: Events, chosen: np.ndarray) -> Events:
         values={name: values[chosen] for name, values in events.values.items()},
         codes={name: codes[chosen] for name, codes in events.codes.items()},
     )
+
+
+def only_rows(frame: "pl.DataFrame", chosen: np.ndarray) -> "pl.DataFrame":
+    """Returns some rows of a frame, by a mask."""
+    import polars as pl
+
+    return frame.filter(pl.Series(chosen))
 
 
 def keys_of(keys: "Mapping[str, Sequence[Any] | pl.Series]", entity: Entity) -> "pl.Series":
@@ -167,10 +197,16 @@ def pack_ids(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
 
 
 def unpack_ids(blob: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Reads fingerprints, shape (n, 2), and days, shape (n,)."""
-    n, _ = _HEAD.unpack_from(blob)
-    days = np.frombuffer(blob, np.int32, n, 8).copy()
-    return np.frombuffer(blob, np.uint64, 2 * n, 8 + 4 * n).reshape(n, 2).copy(), days
+    """Reads fingerprints, shape (n, 2), and days, shape (n,).
+
+    Raises:
+        StoreError: If the record is damaged.
+    """
+    n = (len(blob) - _HEAD.size) // 20
+    if len(blob) != _HEAD.size + 20 * n or _HEAD.unpack_from(blob)[0] != n:
+        raise StoreError(f"{len(blob)} bytes of the online store are not event ids; fill the store anew")
+    days = np.frombuffer(blob, np.int32, n, _HEAD.size).copy()
+    return np.frombuffer(blob, np.uint64, 2 * n, _HEAD.size + 4 * n).reshape(n, 2).copy(), days
 
 
 def last_day(blob: bytes) -> int:

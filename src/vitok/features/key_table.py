@@ -87,8 +87,8 @@ def has_key(frame: "pl.DataFrame", entity: Entity) -> np.ndarray:
         column = frame[name]
         if column.null_count():
             there &= column.is_not_null().to_numpy()
-        if column.dtype in {pl.String, pl.Categorical, pl.Enum}:
-            there &= (column.cast(pl.String) != "").fill_null(value=False).to_numpy()
+        if column.dtype == pl.String:
+            there &= (column != "").fill_null(value=False).to_numpy()
     return there
 
 

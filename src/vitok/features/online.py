@@ -15,13 +15,12 @@ import numpy as np
 from vitok.clock import DAY, MINUTE, Clock, duration
 from vitok.engines import KeyValueStore
 from vitok.engines.row_store import RowStore
-from vitok.errors import Conflict, InvalidInput, StoreError
+from vitok.errors import Conflict, InvalidInput
 from vitok.features import intake
 from vitok.features.definitions import FeatureSet
 from vitok.features.events import Events, one_key
 from vitok.features.fingerprints import fingerprint_texts
-from vitok.features.hashing import SeenIds
-from vitok.features.lanes import NUMBER, ORDERED, Checkpoint, Lane, writes
+from vitok.features.lanes import NEVER, ORDERED, Checkpoint, Lane, RememberedIds, meta_writes, read_meta, writes
 from vitok.features.locking import Locks, alone, at_once
 from vitok.features.rows import encode_key
 from vitok.features.sources import Entity, Source
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 STATUS = ("fresh", "missing", "late")
-FORMAT = b"3"
 _JOURNAL_LIMIT = 256 << 20  # bytes of journal after which a checkpoint is due
 
 
@@ -99,12 +97,11 @@ class OnlineFeatures:
         self._by_source = {
             name: [lane for lane in self._lanes if lane.view.source.name == name] for name in self._sources
         }
-        self._seen = {name: SeenIds() for name in self._sources}
-        self._new_ids: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in self._sources}
+        self._ids = {name: RememberedIds() for name in self._sources}
         self._notes: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._saving: Checkpoint | None = None
         self.locks = Locks()
-        self._newest = 0
+        self._newest = NEVER
         self._swept_day = -(2**31)
         self._positions: dict[str, Any] = {}
         self._sequence = 0
@@ -113,36 +110,27 @@ class OnlineFeatures:
         self._open()
 
     def _open(self) -> None:
-        if (version := self.store.get("meta", b"features")) is not None:
-            if version.decode() != self.features.version:
-                raise Conflict(
-                    f"the online store holds features {version.decode()}, the definitions are {self.features.version}; "
-                    "fill an empty store with backfill()"
-                )
-            if self.store.get("meta", b"format") != FORMAT:
-                raise Conflict("the online store was written by another version of vitok; fill an empty one")
-            self._newest = NUMBER.unpack(self.store.get("meta", b"newest") or bytes(8))[0]
-            self._positions = json.loads(self.store.get("meta", b"positions") or b"{}")
+        self._newest, self._positions = read_meta(self.store, self.features.version)
         for lane in self._lanes:
             lane.known_empty = next(iter(self.store.scan(lane.table)), None) is None
-        for name, seen in self._seen.items():
-            for key, blob in self.store.scan("ids", name.encode() + b"\0"):
-                del key
-                ids, days = intake.unpack_ids(blob)
-                seen.add(ids, days)
+        for name, known in self._ids.items():
+            for _, blob in self.store.scan("ids", name.encode() + b"\0"):
+                known.seen.add(*intake.unpack_ids(blob))
         for key, record in self.store.scan("journal"):
             self._sequence = ORDERED.unpack(key)[0]
             self._journal_bytes += len(record)
             source, positions, frame = intake.unpack_journal(record)
             self._positions = positions
             if frame is not None:
-                self._count(self._events(source, frame))
+                events = self._events(source, frame)
+                events = intake.only(events, self._ids[source].add(events))
+                self._count(events, self._slots(events))
                 self.recovered_events += len(frame)
 
     @property
     def newest(self) -> int:
         """Time of the newest event, in microseconds; 0 where there was none."""
-        return self._newest
+        return 0 if self._newest == NEVER else self._newest
 
     @property
     def n_keys(self) -> dict[str, int]:
@@ -178,39 +166,38 @@ class OnlineFeatures:
 
         Raises:
             InvalidInput: If a column is missing or of the wrong type; then nothing of the batch counts.
-            StoreError: If the journal could not be written; then nothing of the batch counts.
+            StoreError: If the store could not be read or written; then nothing of the batch counts.
         """
         definition = self._source(source)
+        if self._journal_bytes > _JOURNAL_LIMIT and (self._saving is None or self._saving.failed):
+            self.checkpoint(self._positions)
         views = [lane.view for lane in self._by_source[source]]
         latest = self._clock.now() + 5 * MINUTE if self._clock is not None else None
-        kept_from = max(self._newest, 0) - self._keep
+        kept_from = max(self._newest - self._keep, NEVER)
         good, rejected = intake.part(definition, views, frame, earliest=kept_from, latest=latest)
         if keep_rejected is not None and len(rejected):
             keep_rejected(rejected)
         events = self._events(source, good)
-        new = self._remember(events)
-        n_new = int(new.sum())
-        n_late = int((new & (events.times < self._newest - self.lateness)).sum())
-        if n_new < len(events):
-            import polars as pl
-
-            good = good.filter(pl.Series(new))
-            events = intake.only(events, new)
         after = self._positions if positions is None else dict(positions)
-        if self._journal and (n_new or positions is not None):
-            record = intake.pack_journal(source, after, good)
-            try:
-                self.store.commit([("journal", ORDERED.pack(self._sequence + 1), record), *self._first_meta()])
-            except StoreError:
-                self._seen[source].take_back(events.ids)
-                self._new_ids[source].pop()
-                raise
-            self._sequence += 1
-            self._journal_bytes += len(record)
+        new = self._ids[source].add(events)
+        n_new = int(new.sum())
+        n_late = int((new & (events.times < max(self._newest - self.lateness, NEVER))).sum())
+        try:
+            if n_new < len(events):
+                good = intake.only_rows(good, new)
+                events = intake.only(events, new)
+            slots = self._slots(events)
+            if self._journal and (n_new or positions is not None):
+                record = intake.pack_journal(source, after, good)
+                meta = [] if self._sequence else meta_writes(self.features.version)
+                self.store.commit([("journal", ORDERED.pack(self._sequence + 1), record), *meta])
+                self._sequence += 1
+                self._journal_bytes += len(record)
+        except BaseException:
+            self._ids[source].undo()
+            raise
         self._positions = after
-        self._count(events, remembered=True)
-        if self._journal and self._journal_bytes > _JOURNAL_LIMIT:
-            self.checkpoint(self._positions)
+        self._count(events, slots)
         return intake.Ingested(n_new=n_new, n_duplicate=len(new) - n_new, n_late=n_late, rejected=rejected)
 
     def add(self, source: str, event_id: str, time: int, row: Mapping[str, Any], *, note: bytes = b"") -> bool:
@@ -253,8 +240,14 @@ class OnlineFeatures:
         if not len(event_ids):
             return np.zeros(0, np.bool_)
         events = self._row_events(source, event_ids, times, rows)
-        new = self._remember(events)
-        self._count(intake.only(events, new), remembered=True)
+        new = self._ids[source].add(events)
+        try:
+            events = intake.only(events, new)
+            slots = self._slots(events)
+        except BaseException:
+            self._ids[source].undo()
+            raise
+        self._count(events, slots)
         for event_id, time, note, fresh in zip(event_ids, times, notes, new.tolist(), strict=False):
             if fresh:
                 self._notes[source, encode_key(event_id)] = (note, time)
@@ -285,20 +278,24 @@ class OnlineFeatures:
         Returns:
             The status of each event's features, as of `read`.
         """
+        if not len(event_ids):
+            return []
         events = self._row_events(source, event_ids, times, rows)
-        if not self._remember(events).all():
-            raise InvalidInput("event_ids", event_ids, "not have been seen before")
-        status = np.zeros(len(times), np.uint8)
+        places: list[np.ndarray] = []
         looked: dict[Entity, tuple[Sequence[str] | pl.Series, np.ndarray]] = {}
         for lane in self._lanes:
             entity = lane.view.entity
             if entity not in looked:
                 keys = events.keys.get(entity) or [entity.text(row) for row in rows]
                 looked[entity] = (keys, fingerprint_texts(keys))
+            places.append(lane.slots(self.store, *looked[entity], create=lane.view.source.name == source))
+        if not self._ids[source].add(events).all():
+            self._ids[source].undo()
+            raise InvalidInput("event_ids", event_ids, "not have been seen before")
+        status = np.zeros(len(times), np.uint8)
+        for lane, slots in zip(self._lanes, places, strict=True):
             block = out[:, lane.columns]
-            own = lane.view.source.name == source
-            slots = lane.slots(self.store, *looked[entity], create=own)
-            if own:
+            if lane.view.source.name == source:
                 values, codes = events.values[lane.view.name], events.codes[lane.view.name]
                 lane.state.serve(slots, events.times, events.ingests, events.ties, values, codes, block, status)
                 lane.mark(slots)
@@ -313,14 +310,14 @@ class OnlineFeatures:
 
     def seen(self, source: str, event_id: str) -> bool:
         """Says whether an event counts already."""
-        return bool(self._seen[source].has(fingerprint_texts([event_id]))[0])
+        return bool(self._ids[source].seen.has(fingerprint_texts([event_id]))[0])
 
     def note(self, source: str, event_id: str) -> bytes | None:
         """Returns what was noted with an event, or None where nothing was."""
         name = (source, encode_key(event_id))
-        found = self._notes.get(name)
-        if found is None and self._saving is not None:
-            found = self._saving.notes.get(name)
+        found, saving = self._notes.get(name), self._saving
+        if found is None and saving is not None:
+            found = saving.notes.get(name)
         return found[0] if found is not None else self.store.get(f"note:{source}", name[1])
 
     @at_once
@@ -373,7 +370,8 @@ class OnlineFeatures:
                 keys = texts[lane.view.entity]
                 slots = lane.slots(self.store, keys, fingerprint_texts(keys), create=False)
                 lane.state.read(slots, times, out[lane.view.name])
-                newest[lane.view.name] = np.where(slots < 0, -1, lane.state.newest_of(slots))
+                times_of = np.where(slots < 0, NEVER, lane.state.newest_of(slots))
+                newest[lane.view.name] = np.where(times_of == NEVER, -1, times_of)
         return newest
 
     # Inside
@@ -392,32 +390,26 @@ class OnlineFeatures:
         views = [lane.view for lane in self._by_source[self._source(source).name]]
         return Events.of_rows(self._source(source), views, ids, times, rows)
 
-    def _remember(self, events: Events) -> np.ndarray:
-        days = (events.times // DAY).astype(np.int32)
-        new = self._seen[events.source.name].add(events.ids, days)
-        block = (events.ids, days) if new.all() else (events.ids[new], days[new])
-        self._new_ids[events.source.name].append(block)
-        return new
-
     @at_once
-    def _count(self, events: Events, *, remembered: bool = False) -> None:
-        if not remembered:
-            events = intake.only(events, self._remember(events))
-        if not len(events):
-            return
+    def _slots(self, events: Events) -> list[np.ndarray]:
+        # Where the events of each lane go. All of counting that can fail, so that it is done before the journal.
+        found = []
         for lane in self._by_source[events.source.name]:
             keys = events.keys[lane.view.entity]
-            slots = lane.slots(self.store, keys, fingerprint_texts(keys), create=True)
+            found.append(lane.slots(self.store, keys, fingerprint_texts(keys), create=True))
+        return found
+
+    @at_once
+    def _count(self, events: Events, places: Sequence[np.ndarray]) -> None:
+        if not len(events):
+            return
+        for lane, slots in zip(self._by_source[events.source.name], places, strict=True):
             values, codes = events.values[lane.view.name], events.codes[lane.view.name]
             lane.state.apply(slots, events.times, events.ingests, events.ties, values, codes)
             lane.mark(slots)
         self._newest = max(self._newest, int(events.times.max()))
-
-    def _first_meta(self) -> list[tuple[str, bytes, bytes]]:
-        # What tells a store that only has a journal yet from an empty one.
-        if self._sequence:
-            return []
-        return [("meta", b"features", self.features.version.encode()), ("meta", b"format", FORMAT)]
+        for known in self._ids.values():
+            known.seen.keep_from((self._newest - self._keep) // DAY)
 
     # Keeping
 
@@ -443,17 +435,13 @@ class OnlineFeatures:
         self._positions = dict(positions)
         checkpoint = Checkpoint(
             states=states,
-            ids=self._new_ids,
+            ids={name: known.take() for name, known in self._ids.items()},
             notes=self._notes,
-            meta={
-                "features": self.features.version.encode(),
-                "format": FORMAT,
-                "positions": json.dumps(self._positions).encode(),
-                "newest": NUMBER.pack(self._newest),
-            },
+            newest=self._newest,
+            meta=[*meta_writes(self.features.version), ("meta", b"positions", json.dumps(self._positions).encode())],
             journal_until=self._sequence,
+            journal_bytes=self._journal_bytes,
         )
-        self._new_ids = {name: [] for name in self._sources}
         self._notes = {}
         self._saving = checkpoint
         for lane in self._lanes:
@@ -466,7 +454,7 @@ class OnlineFeatures:
         for lane, _, texts, packed in failed.states:
             lane.take_back(texts, packed)
         for name, blocks in failed.ids.items():
-            self._new_ids[name] = [*blocks, *self._new_ids[name]]
+            self._ids[name].unsaved[:0] = blocks
         self._notes = {**failed.notes, **self._notes}
         self._saving = None
 
@@ -478,11 +466,11 @@ class OnlineFeatures:
         """
         try:
             self.store.commit(list(writes(self.store, checkpoint, keep=self._keep, swept_day=self._swept_day)))
-        except StoreError:
+        except BaseException:
             checkpoint.failed = True  # its owner takes the changes back, this may be another thread
             raise
-        self._swept_day = NUMBER.unpack(checkpoint.meta["newest"])[0] // DAY
-        self._journal_bytes = 0
+        self._swept_day = checkpoint.newest // DAY
+        self._journal_bytes -= checkpoint.journal_bytes
         self._saving = None
 
     @alone
@@ -493,6 +481,9 @@ class OnlineFeatures:
     @alone
     def publish(self, rows: RowStore, *, now: int) -> int:
         """Writes the windows of keys that changed since the last call to a store that other processes read.
+
+        Call it before the first checkpoint: that may put windows out of memory, and from the first call on it leaves
+        those that wait to be published. Keys that the store was told to forget are left out.
 
         Args:
             rows: Such as Redis; what was written by an earlier call, or by a backfill, is overwritten.
@@ -512,8 +503,8 @@ class OnlineFeatures:
     @alone
     def expire(self) -> None:
         """Forgets ids in memory that are too old to matter; call it now and then, such as once a day."""
-        for seen in self._seen.values():
-            seen.expire((self._newest - self._keep) // DAY)
+        for known in self._ids.values():
+            known.seen.expire((self._newest - self._keep) // DAY)
 
     def backfill(
         self,
@@ -539,9 +530,9 @@ class OnlineFeatures:
         """
         import polars as pl
 
-        if self.store.get("meta", b"features") is not None or self._newest:
+        if self.store.get("meta", b"features") is not None or self._newest != NEVER:
             raise Conflict("the online store is not empty; backfill() fills an empty one")
-        total = 0
+        total, begin = 0, until - max(self._keep, self.features.longest + self.lateness)
         for name, source in self._sources.items():
             if name not in sources:
                 raise InvalidInput("sources", sorted(sources), f"hold {name!r}, which the windows read")
@@ -550,12 +541,14 @@ class OnlineFeatures:
             if noted is not None:
                 frame = frame.with_columns(noted.alias("_note"))
             at = pl.col(source.event_time).cast(pl.Datetime("us", "UTC")).to_physical()
-            frame = frame.filter((at < until) & (at >= until - self._keep))
+            frame = frame.filter((at < until) & (at >= begin))
             events = self._events(name, frame)
-            new = self._remember(events)
+            # Of one id the first by ingest time counts, then by arrival.
+            events = intake.only(events, np.argsort(events.ingests, kind="stable"))
+            new = self._ids[name].add(events)
             order = np.argsort(events.times, kind="stable")
             events = intake.only(events, order[new[order]])
-            self._count(events, remembered=True)
+            self._count(events, self._slots(events))
             total += len(events)
             if noted is not None:
                 ids = frame[source.event_id].cast(pl.String)
@@ -592,9 +585,6 @@ class OnlineFeatures:
             held = self.store.get(lane.table, encode_key(text)) is not None
             n += held
             deletes.append((lane.table, encode_key(text), None))
-            slot = int(lane.index.find(fingerprint_texts([text]))[0])
-            if slot >= 0:
-                lane.state.clear(slot)
-                lane.dirty[slot] = False
+            lane.clear(text)
         self.store.commit(deletes)
         return n

@@ -328,19 +328,31 @@ class WindowState:
             parts.append(arena.pool[off : off + arena.n[slot]].tobytes())
         return b"".join(parts)
 
+    def numbers(self, blob: bytes) -> np.ndarray:
+        """Reads a packed state as the numbers it is made of.
+
+        Raises:
+            StoreError: If the bytes are not the state of a key of this view.
+        """
+        head = self.layout.header
+        if len(blob) % 8 == 0 and len(blob) >= 8 * head:
+            numbers = np.frombuffer(blob, np.int64)
+            counts = numbers[1:head:2].tolist()
+            n_recent = recent_kernels.WIDTH * sum(counts[1:])
+            if min(counts) >= 0 and len(numbers) == head + self.layout.width * counts[0] + n_recent:
+                return numbers
+        raise StoreError(f"{len(blob)} bytes of the store are not the windows of a key; fill the store anew")
+
     def load(self, slot: int, blob: bytes) -> int:
         """Puts a packed state into a place and returns the place.
 
         Raises:
             StoreError: If the bytes are not the state of a key of this view.
         """
+        numbers = self.numbers(blob)
         arenas = [self._main, *self._recents]
         widths = [self.layout.width, *(recent_kernels.WIDTH for _ in self._recents)]
-        head = self.layout.header
-        numbers = np.frombuffer(blob, np.int64) if len(blob) % 8 == 0 and len(blob) >= 8 * head else None
-        if numbers is None or len(numbers) != head + int(np.dot(numbers[1:head:2], widths)):
-            raise StoreError(f"{len(blob)} bytes of the store are not the windows of a key; fill the store anew")
-        at = head
+        at = self.layout.header
         for place, width in enumerate(widths):
             n = int(numbers[1 + 2 * place])
             while n and not state_kernels.grow(arenas[place], slot, n):
@@ -349,7 +361,8 @@ class WindowState:
             off = arena.offset[slot]
             arena.pool[off : off + n] = numbers[at : at + n * width].reshape(n, width)
             arena.n[slot] = n
-            arena.newest[slot] = numbers[0]
+            # A sequence leaves out events without a value, and the newest of a key may be one.
+            arena.newest[slot] = numbers[0] if place == 0 else arena.pool[off + n - 1, 0] if n else _NEVER
             arena.due[slot] = numbers[2 + 2 * place]
             at += n * width
         self._main, self._recents = arenas[0], arenas[1:]

@@ -18,7 +18,7 @@ from vitok.features.plan import COUNT, DISTINCT, FIRST, LAST, MAX, MEAN, MIN, NU
 N_SLOT, SUM_SLOT, M2_SLOT, MIN_SLOT, MAX_SLOT, FIRST_SLOT, LAST_SLOT = range(7)
 TIME, EVENTS, CODES = 0, 1, 2
 _ABSENT = -(2**63)
-_GOLDEN = -7046029254386353131
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Arena(NamedTuple):
@@ -355,10 +355,11 @@ def _before(arena: Arena, s: int, head: int) -> int:
 
 
 @njit(cache=True)
-def _count_code(keys: np.ndarray, counts: np.ndarray, code: int, events: int) -> int:
-    # Adds to the count of a code in an open hash table; returns 1 where the code is new.
+def _count_code(keys: np.ndarray, counts: np.ndarray, shift: int, code: int, events: int) -> int:
+    # Adds to the count of a code in an open hash table; returns 1 where the code is new. The low bits of a whole number
+    # as a float are all zero, and so are those of its product: only the top ones tell codes apart.
     mask = keys.shape[0] - 1
-    slot = (code * np.int64(_GOLDEN)) & mask
+    slot = np.int64((np.uint64(code) * np.uint64(_GOLDEN)) >> np.uint64(shift))
     while counts[slot] > 0:
         if keys[slot] == code:
             counts[slot] += events
@@ -405,11 +406,12 @@ def read(arena: Arena, spec: Spec, s: int, time: int, running: np.ndarray, out: 
     pool, floats, off = arena.pool, arena.floats, arena.offset[s]
     n_windows, n_inputs, n_codes = spec.bounds.shape[0], spec.slots.shape[0], spec.n_codes
     last = _before(arena, s, time - spec.lag + 1 if spec.lag > 0 else time)
-    size = 0
+    size, shift = 0, 61
     if n_codes > 0:
         size = 8
         while size < 2 * last:
             size *= 2
+            shift -= 1
     keys = np.zeros((n_codes, size), np.int64)
     counts = np.zeros((n_codes, size), np.int64)
     different = np.zeros(n_codes, np.int64)
@@ -430,7 +432,7 @@ def read(arena: Arena, spec: Spec, s: int, time: int, running: np.ndarray, out: 
             events += pool[at, EVENTS]
             for d in range(n_codes):
                 if pool[at, CODES + d] != _ABSENT:
-                    different[d] += _count_code(keys[d], counts[d], pool[at, CODES + d], pool[at, EVENTS])
+                    different[d] += _count_code(keys[d], counts[d], shift, pool[at, CODES + d], pool[at, EVENTS])
             for k in range(n_inputs):
                 n_slot, sum_slot, m2_slot = spec.slots[k, N_SLOT], spec.slots[k, SUM_SLOT], spec.slots[k, M2_SLOT]
                 if m2_slot >= 0 and pool[at, n_slot] > 0:

@@ -4,6 +4,7 @@ The stream's positions live in the same store as the windows and are written in 
 goes on exactly where its windows stand; what the broker believes about offsets does not matter.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from vitok.clock import parse_time
 from vitok.engines.event_stream import Message, open_stream
-from vitok.errors import InvalidInput, StoreError, VitokError
-from vitok.features.intake import Ingested
+from vitok.errors import InvalidInput, StoreError
+from vitok.features.intake import Ingested, kinds_of
 from vitok.features.online import OnlineFeatures
 from vitok.features.sources import Source, unique
 from vitok.features.views import View
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Check = Callable[["pl.DataFrame"], "tuple[pl.DataFrame, pl.DataFrame]"]
+_FIRST_MOMENT, _LAST_MOMENT = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 _TYPES: dict[str, tuple[type, ...]] = {"number": (int, float), "text": (str,)}  # a truth value is a number
 
 
@@ -111,7 +114,7 @@ class JsonRows:
         wanted = [*self._texts, *self._times, *(name for view in views for name in view.columns), *(columns or {})]
         self._columns = unique(wanted)
         others = {name: kind for name, kind in (columns or {}).items() if kind and name not in self._texts}
-        self._kinds = others | _kinds(source, views)
+        self._kinds = others | kinds_of(source, views)
         self._factor = {"us": 1, "ms": 1_000, "s": 1_000_000}[time_unit]
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -135,26 +138,31 @@ class JsonRows:
     def _value(self, name: str, value: Any) -> Any:
         if name in self._times:
             return self._microseconds(name, value)
-        if name in self._texts and not (value is None or isinstance(value, str | int)):
-            raise InvalidInput(name, value, "be a text or a whole number")
+        if name in self._texts and value is not None:
+            if type(value) is not str and type(value) is not int:
+                raise InvalidInput(name, value, "be a text or a whole number")
+            return str(value)
         if isinstance(value, list | dict):
             raise InvalidInput(name, value, "be one value")
         kind = self._kinds.get(name)
         if kind is not None and value is not None and not isinstance(value, _TYPES[kind]):
             raise InvalidInput(name, value, f"be a {kind}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InvalidInput(name, value, "fit 64 bits")
         return value
 
     def _microseconds(self, name: str, value: Any) -> int | None:
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-            moment = None if value is None else value * self._factor
-            if moment is not None and abs(moment) > 253_402_300_799_999_999:
-                raise InvalidInput(name, value, "lie before the year 10000", "Is time_unit right?")
-            return moment
+        if value is None:
+            return None
         if isinstance(value, str):
-            from vitok.clock import parse_time
-
-            return parse_time(value)
-        raise InvalidInput(name, value, "be ISO 8601 or a whole number")
+            moment = parse_time(value)
+        elif type(value) is int:
+            moment = value * self._factor
+        else:
+            raise InvalidInput(name, value, "be ISO 8601 or a whole number")
+        if not _FIRST_MOMENT <= moment <= _LAST_MOMENT:
+            raise InvalidInput(name, value, "lie in the years 1 to 9999", "Is time_unit right?")
+        return moment
 
 
 class StreamWorker:
@@ -229,7 +237,8 @@ class StreamWorker:
             for own in by_state.values():
                 self._take(self._states[own[0].partition], own)
                 done.update(message.partition for message in own)
-        except VitokError:
+        except BaseException:
+            # Whatever it was, nothing may be passed over by a caller who goes on.
             self.stream.seek(
                 {message.partition: message.offset for message in reversed(messages) if message.partition not in done}
             )
@@ -283,6 +292,7 @@ class StreamWorker:
     def _assigned(self, partitions: Sequence[int]) -> Mapping[int, int]:
         out: dict[int, int] = {}
         for partition in partitions:
+            self._lost([partition])  # what an attempt that failed has left
             online = self._online if isinstance(self._online, OnlineFeatures) else self._online(partition)
             self._states[partition] = online
             position = online.positions().get(str(partition))
@@ -291,11 +301,12 @@ class StreamWorker:
         return out
 
     def _revoked(self, partitions: Sequence[int]) -> None:
-        for partition in partitions:
-            state = self._states.pop(partition, None)
-            if state is not None:
-                state.checkpoint()
-                self._close(state)
+        # All of them are another's as soon as this returns, also where one could not be saved: it has its journal.
+        with contextlib.ExitStack() as closing:
+            states = [self._states.pop(partition) for partition in partitions if partition in self._states]
+            for state in states:
+                closing.callback(self._close, state)
+                closing.callback(state.checkpoint)
 
     def _lost(self, partitions: Sequence[int]) -> None:
         for partition in partitions:
@@ -320,19 +331,6 @@ class StreamWorker:
                 os.fsync(file.fileno())
         except OSError as error:
             raise StoreError(f"rejected rows cannot be kept in {self._rejected}: {error}") from error
-
-
-def _kinds(source: Source, views: Sequence[View]) -> dict[str, str]:
-    # What each column must hold for the views to make sense of it; one of any kind is not named.
-    found: dict[str, str] = {}
-    for view in views:
-        for item in (*view.plan.inputs, *view.plan.codes):
-            for name, _, value in item.where:
-                one = value[0] if isinstance(value, tuple) else value
-                found[name] = "text" if isinstance(one, str) else "number"
-        numbers = (item.column for item in view.plan.inputs if item.column and item.column not in source.encodings)
-        found |= dict.fromkeys(numbers, "number")
-    return found
 
 
 def _line(source: str, reason: str, message: Message) -> bytes:

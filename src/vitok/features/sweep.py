@@ -196,7 +196,7 @@ def _check_tops(view: View, frame: "pl.DataFrame") -> None:
         column, where = frame[name], f"view {view.name!r}: TopK of {name}"
         if name in plan.source.encodings:
             continue
-        if column.dtype in {pl.String, pl.Categorical, pl.Enum}:
+        if column.dtype == pl.String:
             fix = f"Give the source an encoding: encode={{{name!r}: Categories((...))}}."
             raise InvalidInput(where, str(column.dtype), "be of numbers", fix)
         if column.dtype.is_integer() and len(column):
