@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitok.errors import InvalidInput
-from vitok.serving import Door, HotRequest, Reply
+from vitok.serving import Door, HotRequest, Later, Reply
 from vitok.serving.door import Pending
 
 
@@ -187,3 +187,75 @@ def test_every_request_is_answered_once_and_in_order(plan: list[tuple[int, int, 
         parts = b"".join(data for data, _, _ in sink.writes).split(b"HTTP/1.1 ")[1:]
         assert [b"500" if part[:3] == b"500" else part.rpartition(b"\r\n")[2] for part in parts] == wanted
         assert sum(count for _, count, _ in sink.writes) == len(wanted)
+
+
+class Slow:
+    path = "/slow"
+
+    def __init__(self) -> None:
+        self.owed: list[Later] = []
+
+    def handle(self, requests: Sequence[HotRequest]) -> list[Reply | Later]:
+        out: list[Reply | Later] = [Later() for _ in requests]
+        self.owed.extend(later for later in out if isinstance(later, Later))
+        return out
+
+
+def bodies(sink: Sink) -> list[bytes]:
+    return [part.rpartition(b"\r\n\r\n")[2] for data, _, _ in sink.writes for part in data.split(b"HTTP/1.1 ")[1:]]
+
+
+def test_a_later_reply_keeps_its_place_on_the_connection_and_holds_up_no_other() -> None:
+    loop, slow, quick = HandLoop(), Slow(), Numbers()
+    door, one, other = Door([slow, quick]), Sink(), Sink()
+    for sink, endpoint, body in ((one, quick, b"0"), (one, slow, b""), (one, quick, b"2"), (other, quick, b"3")):
+        door.add(pending(sink, endpoint, body), loop)
+    loop.turn()
+    assert (bodies(one), bodies(other)) == ([b"0"], [b"3"])
+    door.add(pending(one, quick, b"4"), loop)
+    loop.turn()
+    assert bodies(one) == [b"0"]
+    slow.owed[0].give(Reply(200, b"1"))
+    slow.owed[0].give(Reply(200, b"twice"))
+    loop.turn()
+    assert bodies(one) == [b"0", b"1", b"2", b"4"]
+    assert sum(count for _, count, _ in one.writes) == 4
+    door.add(pending(one, quick, b"5"), loop)
+    loop.turn()
+    assert bodies(one)[-1] == b"5"
+
+
+def test_later_replies_given_together_leave_in_one_write() -> None:
+    loop, slow = HandLoop(), Slow()
+    door, sink = Door([slow]), Sink()
+    for keep in (True, True, False):
+        door.add(pending(sink, slow, b"", keep=keep), loop)
+    loop.turn()
+    slow.owed[1].give(Reply(200, b"b"))
+    loop.turn()
+    assert sink.writes == []
+    slow.owed[0].give(Reply(200, b"a"))
+    slow.owed[2].give(Reply(200, b"c"))
+    loop.turn()
+    ((_, count, close),) = sink.writes
+    assert (bodies(sink), count, close) == ([b"a", b"b", b"c"], 3, True)
+    assert loop.due == []
+
+
+def test_a_later_reply_that_is_none_is_a_fault_of_ours() -> None:
+    loop, slow = HandLoop(), Slow()
+    door, sink = Door([slow]), Sink()
+    door.add(pending(sink, slow, b""), loop)
+    loop.turn()
+    slow.owed[0].give(Reply(99, b"a"))
+    loop.turn()
+    assert sink.writes[0][0].startswith(b"HTTP/1.1 500 ")
+    assert door.faults == 1
+
+
+def test_a_media_type_of_its_own() -> None:
+    door = Door()
+    assert b"content-type: application/octet-stream\r\n" in door.render(
+        Reply(200, b"", media_type=b"application/octet-stream"), keep=True
+    )
+    assert b"content-type: application/json\r\n" in door.render(Reply(200, b""), keep=True)

@@ -9,7 +9,7 @@ with a request (features, policy, the log) is assembled in `systems`; which vers
 
 from vitok.serving.client import Answer, ConnectionBroken, PacedReport, PipelinedClient
 from vitok.serving.door import Door
-from vitok.serving.messages import Endpoint, HotRequest, Reply
+from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.metrics import Counter, Metrics
 from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, handlers, problem
 from vitok.serving.routes import Assignment, Route
@@ -26,6 +26,7 @@ __all__ = [
     "Door",
     "Endpoint",
     "HotRequest",
+    "Later",
     "Metrics",
     "PacedReport",
     "PipelinedClient",

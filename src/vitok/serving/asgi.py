@@ -1,11 +1,12 @@
 """The ASGI road: the application for all that is not hot, with the hot endpoints answered here too."""
 
+import asyncio
 import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from vitok.serving.door import Door
-from vitok.serving.messages import HotRequest, Reply
+from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.problems import MEDIA_TYPE, problem
 
 MAX_ASGI_BODY = 1_048_576
@@ -51,7 +52,20 @@ class AsgiRoad:
             await self._app(scope, _replayed(body, receive), send)
         else:
             request = HotRequest(body, time.perf_counter_ns(), list(scope["headers"]))
-            await send_reply(self._door.answer(endpoint, [request])[0], send)
+            reply = self._door.answer(endpoint, [request])[0]
+            await send_reply(await _known(reply) if isinstance(reply, Later) else reply, send)
+
+
+async def _known(later: Later) -> Reply:
+    given = asyncio.get_running_loop().create_future()
+
+    def settle() -> None:
+        if not given.done():
+            given.set_result(later.reply)
+
+    later.then(settle)
+    reply: Reply = await given
+    return reply
 
 
 async def _read(scope: _Message, receive: _Receive, limit: int) -> bytes | None:
@@ -83,7 +97,7 @@ async def send_reply(reply: Reply, send: _Send, extra: tuple[tuple[bytes, bytes]
     """Sends a reply of the hot door as ASGI has it, with further headers."""
     lines = [line.partition(b":") for line in reply.headers.split(b"\r\n") if line]
     headers = [
-        (b"content-type", b"application/json" if reply.status < 400 else MEDIA_TYPE.encode()),
+        (b"content-type", reply.media_type or (b"application/json" if reply.status < 400 else MEDIA_TYPE.encode())),
         (b"content-length", b"%d" % len(reply.body)),
         *((name.strip().lower(), value.strip()) for name, _, value in lines),
         *extra,

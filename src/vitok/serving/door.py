@@ -3,6 +3,8 @@
 Nothing waits for company: a request alone is answered alone, and under load the lists grow by themselves.
 """
 
+import collections
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
 from vitok.errors import InvalidInput, ServiceError
-from vitok.serving.messages import Endpoint, HotRequest, Reply
+from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.problems import FAULT, problem
 
 logger = logging.getLogger("vitok.serving")
@@ -81,7 +83,10 @@ class Door:
         self.requests = self.batches = self.faults = 0
         self._waiting: list[Pending] = []
         self._scheduled = False
-        self._heads: dict[int, bytes] = {}
+        self._heads: dict[tuple[int, bytes], bytes] = {}
+        # What connections are owed behind a reply that is not known yet, and which of them may have been waited for.
+        self._owed: dict[Connection, collections.deque[tuple[Reply | Later, bool]]] = {}
+        self._due: dict[Connection, None] = {}
         self._common: list[tuple[bytes, bytes]] = []
 
     def too_large(self) -> Reply:
@@ -95,7 +100,7 @@ class Door:
             self._scheduled = True
             loop.call_soon(self._flush, loop)
 
-    def answer(self, endpoint: Endpoint, requests: Sequence[HotRequest]) -> list[Reply]:
+    def answer(self, endpoint: Endpoint, requests: Sequence[HotRequest]) -> list[Reply | Later]:
         """Has an endpoint answer; where it raises or breaks its promise, each of the requests gets 500."""
         self.requests += len(requests)
         self.batches += 1
@@ -104,7 +109,7 @@ class Door:
             if len(replies) != len(requests):
                 raise ServiceError(f"{endpoint.path} gave {len(replies)} replies to {len(requests)} requests")
             for reply in replies:
-                if type(reply) is not Reply or type(reply.body) is not bytes or reply.status not in _PHRASES:
+                if type(reply) is not Later and not _sound(reply):
                     raise ServiceError(f"{endpoint.path} gave {reply!r}, which is no Reply with a known status")
         except Exception:
             logger.exception("%s failed on %d requests", endpoint.path, len(requests))
@@ -120,9 +125,9 @@ class Door:
 
     def render(self, reply: Reply, *, keep: bool) -> bytes:
         """Writes a reply as it goes over the wire; `keep` says whether the connection stays."""
-        head = self._heads.get(reply.status)
+        head = self._heads.get((reply.status, reply.media_type))
         if head is None:
-            head = self._heads[reply.status] = self._head(reply.status)
+            head = self._heads[reply.status, reply.media_type] = self._head(reply.status, reply.media_type)
         return b"%b%d\r\n%b%b\r\n%b" % (
             head,
             len(reply.body),
@@ -131,9 +136,9 @@ class Door:
             reply.body,
         )
 
-    def _head(self, status: int) -> bytes:
+    def _head(self, status: int, media_type: bytes) -> bytes:
         common = b"".join(b"%b: %b\r\n" % header for header in self._common)
-        kind = b"application/json" if status < 400 else b"application/problem+json"
+        kind = media_type or (b"application/json" if status < 400 else b"application/problem+json")
         return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\ncontent-length: " % (status, _PHRASES[status], common, kind)
 
     def _flush(self, loop: Loop) -> None:
@@ -148,10 +153,14 @@ class Door:
         for endpoint, run in itertools.groupby(batch, key=_endpoint):
             items = list(run)
             if endpoint is None:
-                replies = [item.reply for item in items]
+                replies: list[Reply | Later] = [item.reply for item in items]
             else:
                 replies = self.answer(endpoint, [item.request for item in items if item.request is not None])
             for item, reply in zip(items, replies, strict=True):
+                if type(reply) is Later or (self._owed and item.connection in self._owed):
+                    self._wait(item, reply, loop)
+                    continue
+                assert isinstance(reply, Reply)  # noqa: S101
                 data = self.render(reply, keep=item.keep)
                 if item.connection in out:
                     out[item.connection].append(data)
@@ -161,6 +170,43 @@ class Door:
                     closing.add(item.connection)
         for connection, parts in out.items():
             connection.deliver(b"".join(parts), len(parts), close=connection in closing)
+
+    def _wait(self, item: Pending, reply: Reply | Later, loop: Loop) -> None:
+        self._owed.setdefault(item.connection, collections.deque()).append((reply, item.keep))
+        if type(reply) is Later:
+            reply.then(functools.partial(self._given, item.connection, loop))
+
+    def _given(self, connection: Connection, loop: Loop) -> None:
+        # Replies that are given together leave together.
+        if not self._due:
+            loop.call_soon(self._release)
+        self._due[connection] = None
+
+    def _release(self) -> None:
+        due, self._due = self._due, {}
+        for connection in due:
+            waiting = self._owed.get(connection)
+            parts, close = [], False
+            while waiting:
+                reply, keep = waiting[0]
+                known = reply.reply if type(reply) is Later else reply
+                if known is None:
+                    break
+                waiting.popleft()
+                if not _sound(known):
+                    logger.error("%r was given, which is no Reply with a known status", known)
+                    self.faults += 1
+                    known = FAULT
+                parts.append(self.render(known, keep=keep))  # type: ignore[arg-type]
+                close = close or not keep
+            if not waiting:
+                self._owed.pop(connection, None)
+            if parts:
+                connection.deliver(b"".join(parts), len(parts), close=close)
+
+
+def _sound(reply: object) -> bool:
+    return type(reply) is Reply and type(reply.body) is bytes and reply.status in _PHRASES
 
 
 def _endpoint(pending: Pending) -> Endpoint | None:

@@ -1,6 +1,6 @@
 """What passes through the hot door: a request, a reply, and the endpoint that turns a list of one into the other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -34,17 +34,53 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
 class Reply(msgspec.Struct, frozen=True, gc=False):
     r"""The answer to one request.
 
-    A body is announced as `application/json` below status 400 and as `application/problem+json` from there on.
-
     Attributes:
         status: Status code of HTTP, from 200 to 599, of a kind that has a body.
         body: The body; may be empty.
         headers: Further header lines, each ended by CR LF, such as `b"retry-after: 1\r\n"`.
+        media_type: What the body is; where empty, `application/json` below status 400 and `application/problem+json`
+            from there on.
     """
 
     status: int
     body: bytes
     headers: bytes = b""
+    media_type: bytes = b""
+
+
+class Later:
+    """A reply that an endpoint owes: it is given once it is known, and meanwhile the event loop goes on.
+
+    Not made for several threads: a worker hands its replies to the loop (`call_soon_threadsafe`), which gives them.
+
+    Attributes:
+        reply: The reply; None until it is given.
+
+    Example:
+        >>> later = Later()
+        >>> later.then(lambda: print("given"))
+        >>> later.give(Reply(200, b"{}"))
+        given
+    """
+
+    __slots__ = ("_then", "reply")
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+        self._then: Callable[[], object] | None = None
+
+    def give(self, reply: Reply) -> None:
+        """Gives the reply; a second one does not count."""
+        if self.reply is None:
+            self.reply = reply
+            if self._then is not None:
+                self._then()
+
+    def then(self, callback: Callable[[], object]) -> None:
+        """Has `callback` called when the reply is given, or at once if it is; the last callback set counts."""
+        self._then = callback
+        if self.reply is not None:
+            callback()
 
 
 class Endpoint(Protocol):
@@ -56,10 +92,11 @@ class Endpoint(Protocol):
 
     path: str
 
-    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply]:
+    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
         """Answers requests in the order of their arrival, one reply each, without waiting for anything slow.
 
-        It runs on the event loop: while it works nothing else is read. A bad request is a reply with a 4xx status; an
+        It runs on the event loop: while it works nothing else is read. What takes long is a `Later`; the replies of a
+        connection leave in the order of its requests all the same. A bad request is a reply with a 4xx status; an
         exception is a fault of the endpoint and gives 500 to all of `requests`.
         """
         ...
