@@ -50,7 +50,8 @@ class NotFound(VitokError, LookupError):
     def __init__(self, kind: str, name: object, known: Iterable[object] = ()) -> None:
         self.kind = kind
         self.name = name
-        names = ", ".join(str(item) for item in list(known)[:12]) or "nothing yet"
+        self.known = tuple(known)
+        names = ", ".join(str(item) for item in self.known[:12]) or "nothing yet"
         super().__init__(f"{kind} {name!r} does not exist; there is: {names}")
 
 

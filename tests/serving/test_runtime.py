@@ -120,7 +120,7 @@ def test_a_package_of_the_registry(tmp_path: Path, onnx: bytes, trees: BoostedTr
     package = write_package(tmp_path / "1", name="fraud", version=1, created=0, files=files)
     assert Runtime.load(package).score(np.array([row], np.float32)) == pytest.approx(outputs, abs=1e-6)
     bare = write_package(tmp_path / "2", name="fraud", version=2, created=0, files={"notes.txt": "none"})
-    with pytest.raises(NotFound, match=r"'model\.onnx' does not exist; there is: notes\.txt"):
+    with pytest.raises(NotFound, match=r"model\.onnx or callable\.json' does not exist; there is: notes\.txt"):
         Runtime.load(bare)
 
 
@@ -160,17 +160,85 @@ def test_other_shapes_of_output(tmp_path: Path) -> None:
     assert flat.score(np.array([[1, 2], [3, 4]], np.float32)).tolist() == [1.5, 3.5]
 
 
-def test_models_that_do_not_fit(tmp_path: Path) -> None:
+def test_models_that_take_no_matrix(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
     double = helper.make_tensor_value_info("y", TensorProto.DOUBLE, None)
-    with pytest.raises(ServiceError, match="one input, float32"):
-        Runtime.load(graph(tmp_path, double, shape=[None, 2], kind=TensorProto.DOUBLE))
-    with pytest.raises(ServiceError, match="number of features"):
-        Runtime.load(graph(tmp_path, None, shape=[None, None]))
+    exact = Runtime.load(graph(tmp_path, double, shape=[None, 1], kind=TensorProto.DOUBLE))
+    assert exact.score(np.zeros((1, 1))).tolist() == [0.5]
+    with pytest.raises(InvalidInput, match="float32', must be float64"):
+        exact.score(np.zeros((1, 1), np.float32))
+    open_ended = Runtime.load(graph(tmp_path, None, shape=[None, None]))
+    with pytest.raises(ServiceError, match="stated number of features"):
+        open_ended.score(np.zeros((1, 2), np.float32))
+    assert open_ended.infer({"X": np.zeros((1, 2), np.float32)})["y"].tolist() == [[0.5, 0.5]]
     label = helper.make_tensor_value_info("y", TensorProto.BOOL, None)
-    with pytest.raises(ServiceError, match=r"no output is a tensor of scores \(y: tensor\(bool\)\)"):
-        Runtime.load(graph(tmp_path, label, shape=[None, 2], op="IsNaN"))
+    nan = Runtime.load(graph(tmp_path, label, shape=[None, 2], op="IsNaN"))
+    assert nan.infer({"X": np.array([[np.nan, 1]], np.float32)})["y"].tolist() == [[True, False]]
+    with pytest.raises(ServiceError, match="a tensor of scores"):
+        nan.score(np.zeros((1, 2), np.float32))
+
+
+def test_wrong_tensors(folder: Path) -> None:
+    runtime = Runtime.load(folder)
+    name = runtime.inputs[0].name
+    for inputs, message in (
+        ({}, "hold "),
+        ({name: X.astype(np.float64)}, "must be FP32"),
+        ({name: X[:, :2]}, "must have the shape"),
+        ({name: X, "more": X}, "must be only"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            runtime.infer(inputs)
+    assert runtime.infer({name: X})[runtime.outputs[-1].name].shape[0] == 600
+
+
+def write_callable(folder: Path, code: str, factory: str = "model.py:load") -> Path:
+    (folder / "model.py").write_text(code)
+    described = {
+        "factory": factory,
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "length", "datatype": "INT64", "shape": [-1]}],
+    }
+    (folder / "callable.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_a_python_function(tmp_path: Path) -> None:
+    code = """
+import numpy as np
+
+def load(folder):
+    assert (folder / "callable.json").exists()
+    return lambda tensors: {"length": [len(text) for text in tensors["text"]]}
+"""
+    write_callable(tmp_path, code)
+    (tmp_path / "examples.json").write_text(
+        json.dumps({"inputs": {"text": ["a", "bcd"]}, "outputs": {"length": [1, 3]}})
+    )
+    runtime = Runtime.load(tmp_path, version="lengths/1")
+    assert runtime.infer({"text": np.array([b"four"], object)})["length"].tolist() == [4]
+    assert (runtime.n_features, repr(runtime)) == (0, "Runtime('lengths/1', 1 inputs)")
+    (tmp_path / "examples.json").write_text(json.dumps({"inputs": {"text": ["a"]}, "outputs": {"length": [2]}}))
+    with pytest.raises(ServiceError, match="example 0 scores 1, must be 2"):
+        Runtime.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "factory", "message"),
+    [
+        ("", "model.py:load", "has no attribute 'load'"),
+        ("raise RuntimeError('no')", "model.py:load", "no"),
+        ("def load(folder):\n    1 / 0", "model.py:load", "ZeroDivisionError"),
+        ("", "nowhere_at_all:load", "nowhere_at_all"),
+        ("def load(folder): return lambda t: {}", "model.py:load", "no output 'length'"),
+        ("def load(folder): return lambda t: {'length': [[1]]}", "model.py:load", "must be \\(-1,\\)"),
+        ("def load(folder): return lambda t: {'length': [0.5]}", "model.py:load", "Cannot cast"),
+    ],
+)
+def test_functions_that_cannot_be_used(tmp_path: Path, code: str, factory: str, message: str) -> None:
+    with pytest.raises(ServiceError, match=message):
+        Runtime.load(write_callable(tmp_path, code, factory)).infer({"text": np.array([b"a"], object)})
 
 
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from vitok.clock import Clock, SystemClock
 from vitok.decision import Outcome
 from vitok.decisions.schema import (
+    BatchMaker,
     DecisionBlock,
     LogSchema,
     OutcomeBlock,
@@ -80,9 +81,9 @@ class DecisionLog(_Log):
         rows_per_segment: int = 100_000,
     ) -> None:
         self.schema = schema
-        self._arrow = open_schema(schema)
+        self._maker = BatchMaker(open_schema(schema))
         self._writer = SegmentWriter(
-            Path(folder), self._arrow, durability=durability, rows_per_segment=rows_per_segment
+            Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
         )
         _describe(self._writer, {"kind": "decisions"} | schema.to_dict() | {"content_hash": schema.content_hash})
 
@@ -96,7 +97,7 @@ class DecisionLog(_Log):
             InvalidInput: If a column has a wrong length or type, or a null where none may be; nothing is written.
             StoreError: If the bytes could not be written; none of the block's decisions are in the log.
         """
-        return self._writer.append(decision_batch(block, self.schema, self._arrow))
+        return self._writer.append(decision_batch(block, self.schema, self._maker))
 
 
 class OutcomeLog(_Log):
@@ -127,10 +128,10 @@ class OutcomeLog(_Log):
         rows_per_segment: int = 100_000,
         clock: Clock | None = None,
     ) -> None:
-        self._arrow = outcome_schema()
+        self._maker = BatchMaker(outcome_schema())
         self._clock = clock or SystemClock()
         self._writer = SegmentWriter(
-            Path(folder), self._arrow, durability=durability, rows_per_segment=rows_per_segment
+            Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
         )
         _describe(self._writer, {"kind": "outcomes"})
 
@@ -148,7 +149,7 @@ class OutcomeLog(_Log):
         ingest = np.asarray(block.ingest_time, dtype=np.int64)
         if (ingest == 0).any():
             ingest = np.where(ingest == 0, self._clock.now(), ingest)
-        return self._writer.append(outcome_batch(block, ingest, self._arrow))
+        return self._writer.append(outcome_batch(block, ingest, self._maker))
 
 
 def _by_columns(outcomes: Sequence[Outcome]) -> OutcomeBlock:

@@ -113,11 +113,39 @@ class LogSchema:
         )
 
 
+class Constant:
+    """A column of a block in which every row has the same value; keep it, and the next block costs nothing for it.
+
+    Args:
+        value: A text, a number, or None where the column may be null.
+
+    Example:
+        >>> Constant("champion")
+        Constant('champion')
+    """
+
+    __slots__ = ("_array", "value")
+
+    def __init__(self, value: str | float | None) -> None:
+        self.value = value
+        self._array: pa.Array | None = None
+
+    def __repr__(self) -> str:
+        return f"Constant({self.value!r})"
+
+    def column(self, kind: pa.DataType, n: int) -> pa.Array:
+        """Returns n times the value as an array of this type."""
+        if self._array is None or len(self._array) < n or self._array.type != kind:
+            self._array = pa.array([self.value] * max(n, 256), type=kind)
+        return self._array.slice(0, n)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionBlock:
     """A batch of n decisions by columns, in the order in which they were taken.
 
-    The fields mean what they mean in `vitok.decision.Decision`; what differs is the shape.
+    The fields mean what they mean in `vitok.decision.Decision`; what differs is the shape. A column that has one
+    value in all rows may be a `Constant`.
 
     Attributes:
         decision_id: n times the 16 bytes of a UUID version 7.
@@ -150,20 +178,20 @@ class DecisionBlock:
     entities: Sequence[Sequence[str]]
     request: Sequence[Sequence[Any]]
     features: npt.NDArray[np.float64]
-    feature_status: Sequence[str]
-    model_version: Sequence[str]
-    stage: Sequence[str]
-    route: Sequence[str]
-    route_reason: Sequence[str]
+    feature_status: Sequence[str] | Constant
+    model_version: Sequence[str] | Constant
+    stage: Sequence[str] | Constant
+    route: Sequence[str] | Constant
+    route_reason: Sequence[str] | Constant
     score: Sequence[float] | npt.NDArray[np.float64]
     probability: Sequence[float] | npt.NDArray[np.float64]
-    shadow_version: Sequence[str | None]
-    shadow_probability: Sequence[float] | npt.NDArray[np.float64]
-    policy_version: Sequence[str]
-    action: Sequence[str]
-    propensity: Sequence[float] | npt.NDArray[np.float64]
+    shadow_version: Sequence[str | None] | Constant
+    shadow_probability: Sequence[float] | npt.NDArray[np.float64] | Constant
+    policy_version: Sequence[str] | Constant
+    action: Sequence[str] | Constant
+    propensity: Sequence[float] | npt.NDArray[np.float64] | Constant
     latency_us: Sequence[int] | npt.NDArray[np.int32]
-    cost: Sequence[float] | npt.NDArray[np.float64]
+    cost: Sequence[float] | npt.NDArray[np.float64] | Constant
 
     def __len__(self) -> int:
         return len(self.decision_id)
@@ -269,7 +297,53 @@ def schema_of(arrow: pa.Schema) -> LogSchema | None:
     return LogSchema.from_dict(content["schema"]) if "schema" in content else None
 
 
-def decision_batch(block: DecisionBlock, schema: LogSchema, arrow: pa.Schema) -> pa.RecordBatch:
+class BatchMaker:
+    """Makes Arrow batches of one schema, of which it has taken apart once what each batch needs.
+
+    Args:
+        arrow: What `open_schema` or `outcome_schema` gave.
+    """
+
+    def __init__(self, arrow: pa.Schema) -> None:
+        self.arrow = arrow
+        # Name, type, whether nulls are allowed, and the type of an array whose memory can be taken as it is.
+        self._columns = [
+            (field.name, field.type, field.nullable, None if field.nullable else _PLAIN.get(field.type))
+            for field in arrow
+        ]
+
+    def make(self, values: Sequence[Any], n: int) -> pa.RecordBatch:
+        """Makes a batch of n rows.
+
+        Raises:
+            InvalidInput: If a column has another length, a wrong type, or a null where none may be.
+        """
+        arrays = []
+        for (name, kind, nullable, plain), column in zip(self._columns, values, strict=True):
+            try:
+                if type(column) is Constant:
+                    array = column.column(kind, n)
+                elif plain is not None and type(column) is np.ndarray and column.dtype == plain and column.ndim == 1:
+                    # The memory as it is: several times as fast, and the batch is written before anything changes it.
+                    whole = np.ascontiguousarray(column)
+                    array = pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
+                else:
+                    # NaN becomes null only where a null is allowed: a score of NaN is a fact, a missing shadow is not.
+                    array = pa.array(column, type=kind, from_pandas=nullable)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                raise InvalidInput(name, column, f"be a column of {kind}", str(error)) from None
+            if len(array) != n:
+                raise InvalidInput(name, f"{len(array)} values", f"have {n} values, as the first column has")
+            if not nullable and array.null_count:
+                raise InvalidInput(name, None, "have a value in every row")
+            arrays.append(array)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.arrow)
+
+
+_PLAIN = {pa.float64(): np.dtype(np.float64), pa.int32(): np.dtype(np.int32), _TIME: np.dtype(np.int64)}
+
+
+def decision_batch(block: DecisionBlock, schema: LogSchema, maker: BatchMaker) -> pa.RecordBatch:
     """Turns a block into one Arrow batch with the schema that `open_schema(schema)` gave.
 
     Raises:
@@ -293,16 +367,18 @@ def decision_batch(block: DecisionBlock, schema: LogSchema, arrow: pa.Schema) ->
     ]
     if k:
         values.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), k))
-    shadow = np.asarray(block.shadow_probability, dtype=np.float64)
+    shadow: Any = block.shadow_probability
+    if type(shadow) is not Constant:
+        shadow = np.asarray(shadow, dtype=np.float64)
     values += [
         *(block.feature_status, block.model_version, block.stage, block.route, block.route_reason),
         *(block.score, block.probability, block.shadow_version, shadow),
         *(block.policy_version, block.action, block.propensity, block.latency_us, block.cost),
     ]
-    return _batch(values, arrow, n)
+    return maker.make(values, n)
 
 
-def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], arrow: pa.Schema) -> pa.RecordBatch:
+def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], maker: BatchMaker) -> pa.RecordBatch:
     """Turns outcomes into one Arrow batch, with `ingest_time` in place of the block's own.
 
     Raises:
@@ -312,23 +388,7 @@ def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], arrow
     if not np.isfinite(value).all():
         raise InvalidInput("value", float(value[~np.isfinite(value)][0]), "be a finite number")
     columns = [block.request_id, block.kind, value, block.event_time, ingest_time, block.source, block.supersedes]
-    return _batch(columns, arrow, len(block.request_id))
-
-
-def _batch(values: Sequence[Any], arrow: pa.Schema, n: int) -> pa.RecordBatch:
-    arrays = []
-    for field, column in zip(arrow, values, strict=True):
-        try:
-            # NaN becomes null only where a null is allowed: a score of NaN is a fact, a missing shadow is not.
-            array = pa.array(column, type=field.type, from_pandas=field.nullable)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(field.name, column, f"be a column of {field.type}", str(error)) from None
-        if len(array) != n:
-            raise InvalidInput(field.name, f"{len(array)} values", f"have {n} values, as the first column has")
-        if array.null_count and not field.nullable:
-            raise InvalidInput(field.name, None, "have a value in every row")
-        arrays.append(array)
-    return pa.RecordBatch.from_arrays(arrays, schema=arrow)
+    return maker.make(columns, len(block.request_id))
 
 
 def readable(table: pa.Table) -> pa.Table:

@@ -10,6 +10,8 @@ from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.problems import MEDIA_TYPE, problem
 
 MAX_ASGI_BODY = 1_048_576
+DOOR = "vitok.door"
+"""Where the application finds the hot door in the scope of a request."""
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Any]
@@ -49,6 +51,7 @@ class AsgiRoad:
             detail = f"body: must be at most {limit} bytes long"
             await send_reply(problem(413, "Content Too Large", detail, field="body"), send)
         elif endpoint is None:
+            scope[DOOR] = self._door
             await self._app(scope, _replayed(body, receive), send)
         else:
             request = HotRequest(body, time.perf_counter_ns(), list(scope["headers"]))

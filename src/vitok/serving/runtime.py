@@ -1,4 +1,4 @@
-"""Model versions at work: ONNX Runtime sessions that are checked when loaded, and the set of those in use."""
+"""Model versions at work: each is checked on its own examples when it is loaded; and the set of those in use."""
 
 import json
 import threading
@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitok.errors import InvalidInput, MissingExtra, NotFound, ServiceError
+from vitok.errors import InvalidInput, NotFound, ServiceError
+from vitok.serving.runners import FILES, Runner, Tensors, open_runner, zeros
+from vitok.serving.tensors import TensorSpec, from_values
 
-MODEL = "model.onnx"
 EXAMPLES = "examples.json"
 WARM_UP_ROWS = (1, 2, 64, 256)
 
@@ -54,30 +55,49 @@ class Cost:
 
 
 class Runtime:
-    """One model version, ready to score; may be used by several threads at once.
+    """One model version, ready to answer; may be used by several threads at once.
 
     Make it with `Runtime.load`.
 
-    Attributes:
+    Args:
+        runner: What runs the model.
         version: The version that it was loaded as, such as `"fraud/3"`.
-        n_features: How many columns a row has.
+        size: Bytes of its file, for whoever counts memory.
+
+    Attributes:
+        inputs: What it takes.
+        outputs: What it gives.
+        batched: Whether rows of several requests may go through it together.
+        n_features: How many columns a row has, where the model takes one matrix of rows; else 0.
+        dtype: Type of that matrix.
     """
 
-    def __init__(self, session: Any, *, version: str, input_name: str, output_name: str, n_features: int) -> None:
+    def __init__(self, runner: Runner, *, version: str, size: int = 0) -> None:
         self.version = version
-        self.n_features = n_features
-        self._session = session
-        self._input = input_name
-        self._outputs = [output_name]
+        self.inputs = runner.inputs
+        self.outputs = runner.outputs
+        self.platform = runner.platform
+        self.size = size
+        self._runner = runner
         self._lock = threading.Lock()
         self._batches = self._rows = self._ns = 0
+        only = self.inputs[0] if len(self.inputs) == 1 else None
+        scores = [item for item in self.outputs if item.datatype in ("FP32", "FP64")]
+        self.n_features = 0
+        self.dtype = np.dtype(np.float64)
+        if only is not None and only.datatype in ("FP32", "FP64") and len(only.shape) == 2 and only.shape[1] > 0:
+            self.n_features = only.shape[1]
+            self.dtype = only.dtype
+        self._score = scores[-1].name if scores else ""
+        self.batched = all(spec.batched for spec in (*self.inputs, *self.outputs))
 
     @classmethod
     def load(cls, package: Path | str | PackageFiles, *, version: str = "", tolerance: float = 1e-5) -> "Runtime":
-        """Loads `model.onnx`, checks it on the package's own examples, and warms it up.
+        """Loads the model of a package, checks it on the package's own examples, and warms it up.
 
-        `examples.json`, where there is one, holds `inputs` (rows, null for a missing value) and `outputs` (the
-        probability of class 1 that the model gave for each when it was made).
+        The model is `model.forest`, `model.onnx` or `callable.json`, the first that is there. `examples.json`, where
+        there is one, holds `inputs` (rows, null for a missing value) and `outputs` (the score that the model gave for
+        each when it was made); for a model of several inputs or outputs both are mappings from name to values.
 
         Args:
             package: A folder, or a model package with `path(name)`.
@@ -90,41 +110,11 @@ class Runtime:
             MissingExtra: If the extra `serve` is not installed.
         """
         files = _Folder(Path(package)) if isinstance(package, (str, Path)) else package
-        runtime = cls._open(files.path(MODEL), version or files.path(MODEL).parent.name)
+        path = _model_file(files)
+        version = version or path.parent.name
+        runtime = cls(open_runner(path, name=version), version=version, size=path.stat().st_size)
         runtime.check(files, tolerance=tolerance)
         return runtime
-
-    @classmethod
-    def _open(cls, model: Path, version: str) -> "Runtime":
-        try:
-            import onnxruntime
-            from onnxruntime.capi import onnxruntime_pybind11_state as state
-        except ImportError:
-            raise MissingExtra("serve", "running models") from None
-        options = onnxruntime.SessionOptions()
-        # One thread a session: batches are small, and threads that spin take the core from the event loop.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        refusals = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel)
-        try:
-            session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except (*refusals, state.NoSuchFile, state.NotImplemented, state.RuntimeException) as error:
-            raise ServiceError(f"{version}: {model.name} cannot be run: {error}") from None
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 2:
-            raise ServiceError(f"{version}: the model must have one input, float32 of shape (n, features)")
-        n_features = inputs[0].shape[1]
-        if not isinstance(n_features, int) or n_features < 1:
-            raise ServiceError(f"{version}: the model's input must state its number of features; export it with it")
-        scores = [out for out in outputs if out.type in ("tensor(float)", "tensor(double)")]
-        if not scores:
-            kinds = ", ".join(f"{out.name}: {out.type}" for out in outputs)
-            raise ServiceError(f"{version}: no output is a tensor of scores ({kinds}); export it with zipmap=False")
-        return cls(
-            session, version=version, input_name=inputs[0].name, output_name=scores[-1].name, n_features=n_features
-        )
 
     def check(self, package: PackageFiles, *, tolerance: float = 1e-5) -> None:
         """Scores the package's examples, if it has any, and rows of zeros, so that the first request is not the first.
@@ -138,64 +128,133 @@ class Runtime:
             pass
         else:
             self._verify(examples, tolerance)
-        for n_rows in WARM_UP_ROWS:
-            self._run(np.zeros((n_rows, self.n_features), np.float32))
+        batched = all(spec.batched for spec in self.inputs)
+        for n_rows in WARM_UP_ROWS if batched else (1,):
+            outputs = self._run(zeros(self.inputs, n_rows))
+            batched = batched and all(tensor.shape[:1] == (n_rows,) for tensor in outputs.values())
+        # What the model says of its outputs may be nothing; what it gives is certain.
+        self.batched = batched
+        if batched:
+            self.outputs = tuple(
+                TensorSpec(spec.name, spec.datatype, (-1, *outputs[spec.name].shape[1:])) for spec in self.outputs
+            )
 
     def _verify(self, examples: Path, tolerance: float) -> None:
         try:
             recorded = json.loads(examples.read_bytes())
             inputs, outputs = recorded["inputs"], recorded["outputs"]
-            X = np.array(inputs, dtype=np.float32)
-            expected = np.array(outputs, dtype=np.float64)
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(inputs, dict):
+                inputs = {self.inputs[0].name: inputs}
+            if not isinstance(outputs, dict):
+                outputs = {self._score: outputs}
+            fed = {spec.name: _recorded(spec, inputs[spec.name]) for spec in self.inputs}
+            expected = {name: np.array(values, dtype=np.float64) for name, values in outputs.items()}
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ServiceError(f"{self.version}: {examples.name} cannot be read: {error!r}") from None
-        if len(X) == 0 and len(expected) == 0:
+        if not any(len(values) for values in (*fed.values(), *expected.values())):
             return
-        if X.ndim != 2 or X.shape[1] != self.n_features or expected.shape != (len(X),):
-            shapes = f"{X.shape} and {expected.shape}"
-            raise ServiceError(f"{self.version}: {examples.name} has the shapes {shapes}, not those of the model")
-        off = np.abs(self._run(X) - expected)
-        if not (off <= tolerance).all():
-            row = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
-            got = float(self._run(X)[row])
-            raise ServiceError(
-                f"{self.version}: example {row} scores {got:.9g}, must be {expected[row]:.9g} within {tolerance:g}. "
-                "The model is not the one that was registered, or this machine computes differently"
-            )
+        wrong = [spec.name for spec in self.inputs if not spec.fits(fed[spec.name].shape)]
+        found = self._run(fed) if not wrong else {}
+        for name, wanted in expected.items():
+            got = self._flat(found[name]) if name in found and name == self._score else found.get(name)
+            if got is None or got.shape != wanted.shape:
+                shapes = " and ".join(str(values.shape) for values in (*fed.values(), wanted))
+                raise ServiceError(f"{self.version}: {examples.name} has the shapes {shapes}, not those of the model")
+            off = np.abs(got - wanted)
+            if not (off <= tolerance).all():
+                row = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
+                raise ServiceError(
+                    f"{self.version}: example {row} scores {float(got.flat[row]):.9g}, must be "
+                    f"{float(wanted.flat[row]):.9g} within {tolerance:g}. The model is not the one that was "
+                    "registered, or this machine computes differently"
+                )
 
-    def score(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Scores rows.
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the model takes one matrix of rows, each by itself, as trees do."""
+        return self.batched and self.n_features > 0
+
+    def infer(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Runs the model.
 
         Args:
-            X: Shape (n, n_features), float32, any n; NaN where a value is missing.
+            inputs: Each input by name, of the type that it has in `inputs` and a shape that fits.
 
         Returns:
-            Shape (n,): the probability of class 1, not calibrated.
+            Each output by name.
+
+        Raises:
+            InvalidInput: If an input lacks, is one too many, or has another type or shape.
+            ServiceError: If the engine fails, for instance for want of memory.
+        """
+        n = 1
+        for spec in self.inputs:
+            tensor = inputs.get(spec.name)
+            if tensor is None:
+                raise InvalidInput("inputs", sorted(inputs), f"hold {spec.name!r}")
+            if tensor.dtype != spec.dtype:
+                raise InvalidInput(spec.name, str(tensor.dtype), f"be {spec.datatype}")
+            if not spec.fits(tensor.shape):
+                raise InvalidInput(spec.name, tensor.shape, f"have the shape {spec.shape}, where -1 is any length")
+            n = len(tensor) if spec.batched else n
+        if len(inputs) != len(self.inputs):
+            raise InvalidInput("inputs", sorted(inputs), f"be only {[spec.name for spec in self.inputs]}")
+        return self._counted(inputs, n)
+
+    def score(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Scores rows, where the model takes one matrix.
+
+        Args:
+            X: Shape (n, n_features), any n, of the model's own `dtype`; NaN where a value is missing.
+
+        Returns:
+            Shape (n,): the model's last output of floating point, of several columns the last: for a classifier the
+            probability of class 1, not calibrated.
 
         Raises:
             InvalidInput: If type or shape are others.
-            ServiceError: If the engine fails, for instance for want of memory.
+            ServiceError: If the engine fails, or the model is not of this kind.
         """
-        if X.dtype != np.float32:
-            raise InvalidInput("X", str(X.dtype), "be float32", "Convert once, where the rows are made")
+        if not self.n_features or not self._score:
+            kinds = ", ".join(f"{spec.name}: {spec.datatype}{list(spec.shape)}" for spec in self.inputs)
+            outputs = ", ".join(f"{spec.name}: {spec.datatype}" for spec in self.outputs)
+            raise ServiceError(
+                f"{self.version}: the model must take one matrix of floats with a stated number of features and give "
+                f"a tensor of scores; it takes {kinds} and gives {outputs}"
+            )
+        if X.dtype != self.dtype:
+            raise InvalidInput("X", str(X.dtype), f"be {self.dtype}", "Convert once, where the rows are made")
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise InvalidInput("X", X.shape, f"have the shape (n, {self.n_features})")
         if len(X) == 0:
             return np.empty(0)
+        return self._flat(self._counted({self.inputs[0].name: X}, len(X))[self._score])
+
+    def _counted(self, inputs: Tensors, n_rows: int) -> dict[str, np.ndarray]:
         started = time.thread_time_ns()
-        try:
-            scores = self._run(X)
-        except Exception as error:  # the engine's own exceptions share no other base class
-            raise ServiceError(f"{self.version}: the model failed on {len(X)} rows: {error}") from error
+        outputs = self._run(inputs)
         spent = time.thread_time_ns() - started
         with self._lock:
             self._batches += 1
-            self._rows += len(X)
+            self._rows += n_rows
             self._ns += spent
-        return scores
+        return outputs
 
-    def _run(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        scores = self._session.run(self._outputs, {self._input: X})[0]
+    def _run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        try:
+            return self._runner.run(inputs)
+        except Exception as error:  # the engine's own exceptions share no other base class
+            shapes = ", ".join(f"{name} of shape {tensor.shape}" for name, tensor in inputs.items())
+            raise ServiceError(f"{self.version}: the model failed on {shapes}: {error}") from error
+
+    def scores_of(self, outputs: Tensors) -> NDArray[np.float64]:
+        """Returns the scores among the outputs, as `score` does; NaN where the model gives none."""
+        if not self._score:
+            return np.full(len(next(iter(outputs.values()))), np.nan)
+        return self._flat(outputs[self._score])
+
+    @staticmethod
+    def _flat(scores: np.ndarray) -> NDArray[np.float64]:
         if scores.ndim == 2:
             scores = scores[:, -1]
         return np.asarray(scores, dtype=np.float64)
@@ -207,7 +266,26 @@ class Runtime:
             return Cost(batches=self._batches, rows=self._rows, cpu_seconds=self._ns / 1e9)
 
     def __repr__(self) -> str:
-        return f"Runtime({self.version!r}, {self.n_features} features)"
+        taken = f"{self.n_features} features" if self.n_features else f"{len(self.inputs)} inputs"
+        return f"Runtime({self.version!r}, {taken})"
+
+
+def _model_file(files: PackageFiles) -> Path:
+    missing: NotFound | None = None
+    for name in FILES:
+        try:
+            return files.path(name)
+        except NotFound as error:
+            missing = error
+    assert missing is not None  # noqa: S101
+    raise NotFound("model of the package", " or ".join(FILES), missing.known)
+
+
+def _recorded(spec: TensorSpec, values: Any) -> np.ndarray:
+    if spec.datatype == "BYTES":
+        return from_values(spec.name, spec.datatype, np.shape(values), values)
+    kind = np.dtype(np.float64) if spec.dtype.kind == "f" else None
+    return np.array(values, dtype=kind).astype(spec.dtype)
 
 
 class _Folder:

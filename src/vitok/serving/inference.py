@@ -1,0 +1,375 @@
+"""The Open Inference Protocol, version 2, at the hot door: requests read in one turn are one run of the model.
+
+`POST /v2/models/{name}/infer` and `/v2/models/{name}/versions/{version}/infer`, in JSON or with the binary tensor
+extension. What is asked of a model that takes one matrix of rows, as trees do, is written into one array that is kept
+from batch to batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from vitok.errors import InvalidInput, ServiceError, VitokError
+from vitok.serving.inference_messages import (
+    InferRequest,
+    Job,
+    RowsRequest,
+    Writer,
+    error_reply,
+    json_part,
+    read_job,
+)
+from vitok.serving.messages import HotRequest, Later, Reply
+from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, problem
+from vitok.serving.runtime import Runtime
+from vitok.stats import LatencyHistogram
+
+_JSON_LENGTH = b"inference-header-content-length"
+_FIRST_ROWS = 256
+
+Breach = tuple[int, str, str]
+"""A row that breaks a rule: its place, the feature, and what is wrong."""
+
+
+class Recorder(Protocol):
+    """Keeps what was decided, as `vitok.serving.InferenceLog` does."""
+
+    def record(self, batch: "Answered") -> Sequence[bytes]:
+        """Writes a batch; once it returns, the rows are in the log. Returns the decision id of each row."""
+        ...
+
+
+class Answered:
+    """A batch of rows that a model has answered, by columns, as a recorder takes it.
+
+    Attributes:
+        version: Such as `"fraud/3"`.
+        X: Rows as the model saw them, shape (n, n_features).
+        score: Its scores, shape (n,).
+        request_ids: The callers' ids, n texts; empty where a caller gave none.
+        latency_us: Microseconds since the arrival of each row's request, shape (n,).
+        cost: Processor seconds a row.
+    """
+
+    __slots__ = ("X", "cost", "latency_us", "request_ids", "score", "version")
+
+    def __init__(
+        self,
+        version: str,
+        X: np.ndarray,
+        score: np.ndarray,
+        request_ids: Sequence[str],
+        latency_us: np.ndarray,
+        cost: float,
+    ) -> None:
+        self.version = version
+        self.X = X
+        self.score = score
+        self.request_ids = request_ids
+        self.latency_us = latency_us
+        self.cost = cost
+
+
+class Hosted:
+    """A model under its name: the version that answers, and what goes with each answer.
+
+    The version is replaced as a whole, between two batches: `hosted.runtime = other`.
+
+    Args:
+        name: Name of the model, as in the path.
+        runtime: The version that answers.
+        rules: Says which rows of a matrix break the contract of the features; None where nothing is checked.
+        recorder: Where answers are logged before they leave; None where they are not.
+
+    Attributes:
+        counts: Requests, rows, and refusals so far.
+        waited: Time from the arrival of a request to the start of its batch.
+        latency: Time from the arrival of a request until its answer was written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runtime: Runtime,
+        *,
+        rules: Callable[[np.ndarray], Sequence[Breach]] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.name = name
+        self.runtime = runtime
+        self.rules = rules
+        self.recorder = recorder
+        self.counts = {"requests": 0, "rows": 0, "refused": 0, "failed": 0, "batches": 0}
+        self.waited = LatencyHistogram()
+        self.latency = LatencyHistogram()
+
+
+class InferEndpoint:
+    """Answers inference requests for one model at the hot door.
+
+    Args:
+        hosted: The model.
+        version: The version in the path; requests are refused once another one answers. By default any.
+
+    Example:
+        >>> from vitok.serving.runners import CallableRunner
+        >>> from vitok.serving.tensors import TensorSpec
+        >>> total = CallableRunner(
+        ...     lambda t: {"sum": t["x"].sum(axis=1)},
+        ...     [TensorSpec("x", "FP64", (-1, 2))],
+        ...     [TensorSpec("sum", "FP64", (-1,))],
+        ... )
+        >>> endpoint = InferEndpoint(Hosted("total", Runtime(total, version="1")))
+        >>> body = b'{"id": "a", "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2.5]}]}'
+        >>> endpoint.handle([HotRequest(body, 0, [])])[0].body.decode()  # doctest: -NORMALIZE_WHITESPACE
+        '{"model_name":"total","model_version":"1","id":"a","outputs":[{"name":"sum","datatype":"FP64","shape":[1],"data":[3.5]}]}'
+    """
+
+    def __init__(self, hosted: Hosted, *, version: str | None = None) -> None:
+        self.hosted = hosted
+        self.version = version
+        middle = "" if version is None else f"/versions/{version}"
+        self.path = f"/v2/models/{hosted.name}{middle}/infer"
+        self._fast = msgspec.json.Decoder(RowsRequest)
+        self._general = msgspec.json.Decoder(InferRequest)
+        self._rows = np.empty((_FIRST_ROWS, 0))
+        self._writer = Writer(hosted.name, hosted.runtime)
+
+    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
+        """Answers requests in the order of their arrival."""
+        started = time.perf_counter_ns()
+        cpu = time.thread_time_ns()
+        hosted = self.hosted
+        runtime = hosted.runtime
+        counts = hosted.counts
+        counts["requests"] += len(requests)
+        counts["batches"] += 1
+        if self.version is not None and runtime.version.rpartition("/")[2] != self.version:
+            detail = f"version {self.version} of {hosted.name} does not answer any more; {runtime.version} does"
+            return [error_reply(problem(404, "Not Found", detail))] * len(requests)
+        replies: list[Reply | None] = [None] * len(requests)
+        jobs: list[Job] = []
+        n = 0
+        for i, request in enumerate(requests):
+            try:
+                job = self._take(runtime, request, n)
+            except UNDECODABLE as error:
+                replies[i] = error_reply(from_decode_error(error, request.body))
+            except InvalidInput as error:
+                replies[i] = error_reply(from_error(error))
+            else:
+                job.place = i
+                job.arrived = request.arrived
+                jobs.append(job)
+                n += job.n
+        counts["refused"] += len(requests) - len(jobs)
+        if jobs and runtime.takes_rows:
+            self._answer_rows(runtime, jobs, n, replies, started, cpu)
+        elif jobs:
+            self._answer_tensors(runtime, jobs, replies)
+        arrived = [request.arrived for request in requests]
+        _record(hosted.waited, arrived, started)
+        _record(hosted.latency, arrived, time.perf_counter_ns())
+        return replies  # type: ignore[return-value]
+
+    def _take(self, runtime: Runtime, request: HotRequest, at: int) -> Job:
+        # Reads a request; the rows of a matrix go to their place in the batch at once.
+        length = request.header(_JSON_LENGTH)
+        width = runtime.n_features if runtime.takes_rows else 0
+        if length is None and width:
+            spec = runtime.inputs[0]
+            try:
+                asked = self._fast.decode(request.body)
+            except msgspec.ValidationError:
+                pass
+            else:
+                tensor = asked.inputs[0]
+                shape = tensor.shape
+                if (
+                    len(shape) == 2
+                    and shape[1] == width
+                    and tensor.datatype == spec.datatype
+                    and tensor.name == spec.name
+                    and len(tensor.data) == shape[0] * width
+                    and tensor.parameters is None
+                    and asked.outputs is None
+                    and asked.parameters is None
+                    and len(asked.inputs) == 1
+                ):
+                    rows = shape[0]
+                    self._room(width, at + rows)
+                    if rows == 1:
+                        self._rows[at] = tensor.data
+                    else:
+                        self._rows[at : at + rows] = np.array(tensor.data).reshape(rows, width)
+                    return Job(asked.id, rows)
+        head, tail = json_part(request.body, length)
+        only_bytes = length is not None and not head
+        general = InferRequest.raw(runtime.inputs) if only_bytes else self._general.decode(head)
+        job = read_job(general, tail, runtime)
+        if width:
+            rows = len(job.inputs[runtime.inputs[0].name])
+            self._room(width, at + rows)
+            self._rows[at : at + rows] = job.inputs[runtime.inputs[0].name]
+            job.n = rows
+            job.inputs = {}
+        return job
+
+    def _room(self, width: int, n: int) -> None:
+        if self._rows.shape[1] != width:
+            self._rows = np.empty((_FIRST_ROWS, width))
+        if len(self._rows) < n:
+            grown = np.empty((max(n, 2 * len(self._rows)), width))
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown
+
+    def _answer_rows(
+        self, runtime: Runtime, jobs: list[Job], n: int, replies: list[Reply | None], started: int, cpu: int
+    ) -> None:
+        hosted = self.hosted
+        X = self._rows[:n]
+        if hosted.rules is not None and n:
+            jobs, X = self._check(hosted.rules, jobs, X, replies)
+            n = len(X)
+        if not jobs:
+            return
+        try:
+            outputs = runtime.infer({runtime.inputs[0].name: X.astype(runtime.dtype, copy=False)})
+            identifiers = self._record(runtime, hosted.recorder, jobs, X, outputs, cpu)
+        except VitokError as error:
+            hosted.counts["failed"] += len(jobs)
+            failure = error_reply(from_error(error))
+            for job in jobs:
+                replies[job.place] = failure
+            return
+        hosted.counts["rows"] += n
+        for job in jobs:
+            if job.explain:
+                job.told = {"batch_rows": n, "batch_requests": len(jobs), "waited_us": (started - job.arrived) // 1000}
+        self._write(runtime, jobs, outputs, identifiers, replies)
+
+    def _check(
+        self,
+        rules: Callable[[np.ndarray], Sequence[Breach]],
+        jobs: list[Job],
+        X: np.ndarray,
+        replies: list[Reply | None],
+    ) -> tuple[list[Job], np.ndarray]:
+        # A row that breaks a rule refuses its own request and no other.
+        breaches = rules(X)
+        if not breaches:
+            return jobs, X
+        owner = np.repeat(np.arange(len(jobs)), [job.n for job in jobs])
+        starts = np.cumsum([0, *(job.n for job in jobs)])
+        wrong: dict[int, list[dict[str, object]]] = {}
+        for row, name, detail in breaches:
+            place = int(owner[row])
+            told = f"row {row - starts[place]}: {detail}" if jobs[place].n > 1 else detail
+            wrong.setdefault(place, []).append({"field": name, "detail": told})
+        for place, errors in wrong.items():
+            reason = "; ".join(str(error["detail"]) for error in errors)
+            title = "The request breaks the contract"
+            refusal = problem(422, title, reason, field=str(errors[0]["field"]), errors=errors)
+            replies[jobs[place].place] = error_reply(refusal)
+        self.hosted.counts["refused"] += len(wrong)
+        keep = np.ones(len(jobs), np.bool_)
+        keep[list(wrong)] = False
+        return [job for job, kept in zip(jobs, keep, strict=True) if kept], X[keep[owner]]
+
+    def _record(
+        self,
+        runtime: Runtime,
+        recorder: Recorder | None,
+        jobs: Sequence[Job],
+        X: np.ndarray,
+        outputs: Mapping[str, np.ndarray],
+        cpu: int,
+    ) -> Sequence[bytes]:
+        if recorder is None or not len(X):
+            return ()
+        now = time.perf_counter_ns()
+        many = len(jobs) != len(X)
+        arrived = np.array([job.arrived for job in jobs], np.int64)
+        request_ids = [job.id for job in jobs]
+        if many:
+            arrived = np.repeat(arrived, [job.n for job in jobs])
+            request_ids = [f"{job.id}/{k}" if job.id and job.n > 1 else job.id for job in jobs for k in range(job.n)]
+        latency = np.maximum(now - arrived, 0) // 1000
+        cost = (time.thread_time_ns() - cpu) / len(X) / 1e9
+        answered = Answered(runtime.version, X, runtime.scores_of(outputs), request_ids, latency, cost)
+        return recorder.record(answered)
+
+    def _answer_tensors(self, runtime: Runtime, jobs: list[Job], replies: list[Reply | None]) -> None:
+        # Requests whose tensors differ only in the number of rows are one run.
+        together: dict[object, list[Job]] = {}
+        for place, job in enumerate(jobs):
+            shapes = tuple(job.inputs[spec.name].shape[1:] for spec in runtime.inputs)
+            together.setdefault(shapes if runtime.batched else place, []).append(job)
+        for group in together.values():
+            inputs = {
+                spec.name: np.concatenate([job.inputs[spec.name] for job in group])
+                if len(group) > 1
+                else group[0].inputs[spec.name]
+                for spec in runtime.inputs
+            }
+            try:
+                outputs = runtime.infer(inputs)
+                rows = sum(job.n for job in group)
+                if runtime.batched and any(len(output) != rows for output in outputs.values()):
+                    raise ServiceError(f"{runtime.version}: an output has another number of rows than the input")
+            except VitokError as error:
+                self.hosted.counts["failed"] += len(group)
+                for job in group:
+                    replies[job.place] = error_reply(from_error(error))
+                continue
+            self.hosted.counts["rows"] += rows
+            for job in group:
+                if job.explain:
+                    job.told = {"batch_rows": rows, "batch_requests": len(group)}
+            self._write(runtime, group, outputs, (), replies)
+
+    def _write(
+        self,
+        runtime: Runtime,
+        jobs: Sequence[Job],
+        outputs: Mapping[str, np.ndarray],
+        ids: Sequence[bytes],
+        replies: list[Reply | None],
+    ) -> None:
+        if self._writer.runtime is not runtime:
+            self._writer = Writer(self.hosted.name, runtime)
+        try:
+            written = self._writer.write(jobs, outputs, ids)
+        except InvalidInput as error:
+            written = [error_reply(from_error(error))] * len(jobs)
+        for job, reply in zip(jobs, written, strict=True):
+            replies[job.place] = reply
+
+
+def _record(histogram: LatencyHistogram, arrived: Sequence[int], until: int) -> None:
+    if len(arrived) < 16:
+        for moment in arrived:
+            histogram.record(max(until - moment, 0) / 1e3)
+    else:
+        histogram.record_many(np.maximum(until - np.array(arrived), 0) / 1e3)
+
+
+def endpoints(hosted: Hosted) -> list[InferEndpoint]:
+    """Returns the endpoints of a model: one without a version, and one for the version that answers now."""
+    number = hosted.runtime.version.rpartition("/")[2]
+    return [InferEndpoint(hosted), *([InferEndpoint(hosted, version=number)] if number else [])]
+
+
+def described(hosted: Hosted) -> dict[str, Any]:
+    """Returns the metadata of a model as the protocol has them."""
+    runtime = hosted.runtime
+    return {
+        "name": hosted.name,
+        "versions": [runtime.version.rpartition("/")[2]],
+        "platform": runtime.platform,
+        "inputs": [spec.to_dict() for spec in runtime.inputs],
+        "outputs": [spec.to_dict() for spec in runtime.outputs],
+    }
