@@ -2,7 +2,7 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from vitok.contracts.keys import KeyMemory
+    from vitok.contracts.matrices import MatrixChecker
     from vitok.contracts.report import CheckReport
     from vitok.contracts.rows import Violation
     from vitok.contracts.streams import BatchChecker
@@ -366,6 +367,23 @@ class Contract:
 
             known = key_sets(chosen, references)
         return compile_checker(chosen, extra=extra, references=known)
+
+    def matrix_checker(self, names: Sequence[str], table: str | None = None) -> "MatrixChecker":
+        """Compiles the rules of a table for rows of numbers, such as the features that a model is asked about.
+
+        Args:
+            names: Fields of the columns, in order; the table's other fields are not looked at.
+            table: Name of the table; may be left out where there is one only.
+
+        Returns:
+            A checker from a matrix of shape (n, number of names) to the violations of its rows.
+
+        Raises:
+            InvalidInput: If a column is no field of the table, or no number.
+        """
+        from vitok.contracts.matrices import MatrixChecker
+
+        return MatrixChecker(self.table(table), names)
 
     def json_schema(self, table: str | None = None) -> dict[str, Any]:
         """Writes a table as a JSON Schema (2020-12), as an OpenAPI 3.1 document wants it.
