@@ -51,7 +51,7 @@ def main() -> None:
         return table(events, features, {"events": events})
 
     def theirs() -> pl.DataFrame:
-        return pl.from_arrow(connection.execute(query).to_arrow_table())
+        return pl.from_arrow(connection.sql(query).to_arrow_table())
 
     mine, other = ours(), theirs()
     joined = mine.join(other, on="event_id")

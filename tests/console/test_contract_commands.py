@@ -81,7 +81,7 @@ def test_blocked_data(agreed: Path, data: Path, tmp_path: Path) -> None:
         (["check", "payments.odcs.yaml", "none.csv"], "day.parquet"),
         (["check", "payments.odcs.yaml", "day.parquet", "--now", "noon"], "ISO 8601"),
         (["check", "payments.odcs.yaml", "day.parquet", "--table", "x"], "there is: payments"),
-        (["check", "day.parquet", "day.parquet"], "UTF-8"),
+        (["check", "day.parquet", "payments.odcs.yaml"], "Name it first, then the data"),
         (["check", "payments.odcs.yaml", "day.parquet", "--html", "day.parquet/x.html"], "cannot be written"),
         (["infer", "payments.odcs.yaml"], "found ['.yaml']"),
         (["infer", "day.parquet", "-o", "payments.odcs.yaml"], "not exist yet"),
@@ -194,3 +194,85 @@ def test_a_terminal_gets_a_table() -> None:
 def test_help_is_fast_to_come() -> None:
     code = "import sys, vitok.console.contract_commands; sys.exit('polars' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+RELATED = TEXT.replace(
+    "      - {name: online, logicalType: boolean}\n",
+    "      - {name: online, logicalType: boolean}\n"
+    "      - {name: customer, logicalType: string, relationships: [{to: customers.id}]}\n",
+).replace(
+    "slaProperties:\n",
+    "  - name: customers\n    properties:\n      - {name: id, logicalType: string, primaryKey: true}\n"
+    "slaProperties:\n"
+    "  - {property: timeOfAvailability, value: '06:00', element: payments.time}\n",
+)
+
+
+@pytest.fixture
+def related(tmp_path: Path) -> tuple[Path, Path]:
+    agreed, data = tmp_path / "related.yaml", tmp_path / "related.parquet"
+    agreed.write_text(RELATED)
+    frame({}, {"id": "b"}).with_columns(customer=pl.Series(["ann", "bob"])).write_parquet(data)
+    return agreed, data
+
+
+def test_references(related: tuple[Path, Path], tmp_path: Path) -> None:
+    pl.DataFrame({"id": ["ann"]}).write_csv(tmp_path / "customers.csv")
+    options = ("--table", "payments", "--now", "2018-04-01T12:00:00Z")
+    result = run("check", *related, *options)
+    assert result.exit_code == 0
+    assert "customer.relationship" in result.output
+    assert "skipped" in result.output
+    result = run("check", *related, *options, "--reference", f"customers={tmp_path / 'customers.csv'}")
+    assert result.exit_code == 1
+    assert "2 rows, 1 accepted, 1 rejected" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reference", "customers.csv"], "--reference: got 'customers.csv', must be TABLE=FILE"),
+        (["--reference", "customers=nowhere.csv"], "file for --reference"),
+        (["--reference", "buyers=history.csv"], "The contract points to customers"),
+        (["--reference", "customers=history.csv"], "must have the column id"),
+        (["--reference", "customers=history.csv", "--reference", "customers=history.csv"], "must name customers once"),
+        (["--volume-history", "nowhere.csv"], "file for --volume-history"),
+        (["--volume-history", "customers.csv"], "must have the columns day and count"),
+        (["--volume-history", "history.csv", "--day", "monday"], "--day: got 'monday', must be a day"),
+        (["--arrived", "noon"], "--arrived: got 'noon', must be an ISO 8601 time"),
+        (["--now", "noon"], "--now: got 'noon', must be an ISO 8601 time"),
+    ],
+)
+def test_wrong_circumstances(
+    related: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("history.csv").write_text("day,count\n2018-03-04,2\n2018-03-11,2\n2018-03-18,2\n")
+    Path("customers.csv").write_text("id,name\nann,Ann\n")
+    result = run("check", *related, "--table", "payments", *options)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+
+
+def test_history_and_arrival(related: tuple[Path, Path], tmp_path: Path) -> None:
+    history = tmp_path / "history.csv"
+    history.write_text("day,count\n2018-03-04,20\n2018-03-11,20\n2018-03-18,20\n2018-03-19,2\n")
+    options = ("--table", "payments", "--now", "2018-04-02T07:00:00Z", "--volume-history", history)
+    # 2018-04-01 is a Sunday; the data is of that day, and due at six on Monday.
+    result = run("check", *related, *options, "--day", "2018-04-01", "--arrived", "2018-04-02T06:30:00Z")
+    assert result.exit_code == 0
+    assert "median of 3 Sundays" in result.output
+    late = next(line for line in result.output.splitlines() if line.startswith("time.timeOfAvailability"))
+    assert late.split()[1] == "failed"
+    result = run("check", *related, *options, "--arrived", "2018-04-02T05:30:00Z")
+    assert "volume_history knows 1 Monday, and 3 are needed" in result.output
+    kept = next(line for line in result.output.splitlines() if line.startswith("time.timeOfAvailability"))
+    assert kept.split()[1] == "passed"
+
+
+def test_misspelt_batch(agreed: Path, data: Path, tmp_path: Path) -> None:
+    run("check", agreed, data, "--quarantine", tmp_path / "q", "--now", NOW_TEXT)
+    result = run("quarantine", "show", tmp_path / "q", "--batch", "dya.parquet")
+    assert result.exit_code == 2
+    assert "batch in quarantine 'dya.parquet' does not exist; there is: day.parquet" in result.output
+    assert run("quarantine", "show", tmp_path / "q", "--batch", "").exit_code == 0

@@ -15,6 +15,7 @@ from tests.engines.servers import Server, make_topic, mock_kafka, until
 from typer.testing import CliRunner, Result
 
 from vitok.console.definition_files import load_feature_sets
+from vitok.console.feature_commands import app as commands
 from vitok.console.feature_work import app
 from vitok.engines import LmdbStore, Outgoing, publish
 from vitok.features import FeatureReader, FeatureSet, OnlineFeatures
@@ -178,7 +179,7 @@ def test_table_says_what_is_wrong(folder: Path, arguments: list[str], words: str
 def test_table_wants_a_parquet_file(folder: Path) -> None:
     own = ["--definitions", "own.py", "--spine", "spine.parquet", "--source", "payments=payments.parquet"]
     assert "end in .parquet" in refused("table", *own, "--out", "t.csv")
-    assert "be in a folder that exists" in refused("table", *own, "--out", "none/t.parquet")
+    assert "in a folder that exists" in refused("table", *own, "--out", "none/t.parquet")
 
 
 def test_materialise_and_read(folder: Path) -> None:
@@ -223,8 +224,12 @@ def test_embeddings_come_from_the_file_of_definitions(folder: Path) -> None:
         (["materialise", "--until", "2999-01-01", "--view", "limit"], "not after the present"),
         (["materialise", "--every", "1m", "--until", "2026-01-01", "--view", "limit"], "come without --until"),
         (["forget", "--entity", "shop", "--key", "shop_id=1"], "entity: got 'shop', must be one of card"),
-        (["forget", "--entity", "card", "--key", "shop_id=1"], "card_id: got None"),
+        (["forget", "--entity", "card", "--key", "shop_id=1"], "key: got ['shop_id'], must be by column: card_id"),
         (["forget", "--entity", "card", "--key", "card_id=1", "--key", "card_id=2"], "name card_id once"),
+        (
+            ["forget", "--entity", "card", "--key", "card_id=1", "--state", "none"],
+            "--state: got 'none', must be a folder",
+        ),
         (
             ["forget", "--entity", "card", "--key", "card_id=1", "--source", "shops=x"],
             "must name one of limits, payments",
@@ -232,7 +237,15 @@ def test_embeddings_come_from_the_file_of_definitions(folder: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said(folder: Path, command: list[str], words: str) -> None:
+    (folder / "rows").mkdir()
     assert words in refused(*command, "--definitions", "own.py", "--store", f"lmdb://{folder}/rows")
+
+
+@pytest.mark.parametrize("command", [("read",), ("forget", "--entity", "card")])
+def test_a_store_that_was_never_filled_is_not_asked(folder: Path, command: tuple[str, ...]) -> None:
+    told = refused(*command, "--key", "card_id=1", "--definitions", "own.py", "--store", "lmdb://mistyped")
+    assert "--store: got 'lmdb://mistyped', must be a folder that exists" in told
+    assert not (folder / "mistyped").exists()
 
 
 def test_a_store_that_is_down_is_said(folder: Path) -> None:
@@ -427,7 +440,7 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
     asked = {"keys": {"card_id": ["7", "8"]}, "request": {"amount": 5}, "time": "2026-01-02T11:00:00Z", "details": True}
     with Running("serve", *own, "--port", "0", "--grpc-port", "0", "--json") as service:
         found = service.line()
-        (path,) = found["paths"]  # type: ignore[misc]
+        path = str(found["paths"][0])  # type: ignore[index]
         with httpx.Client(base_url=str(found["http"]), timeout=PATIENCE) as client:
             before = client.post(path, json=asked).json()
             assert before["values"][0] == [5.0, 0.0, 0.0, None, 100.0, 0.05]
@@ -437,7 +450,10 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
             answer = client.post(path, json=asked).json()
             assert answer["values"] == [[5.0, 0.0, 2.0, 20.0, 100.0, 0.05], [5.0, 1.0, 1.0, 20.0, 50.0, 0.1]]
             assert answer["views"]["card"]["source"] == ["store", "store"]
-            assert client.get("/readyz").status_code == 200
+            stands = client.get("/readyz")
+            assert stands.status_code == 200
+            assert stands.json()["streams"]["payments"]["behind_s"] < 60
+            assert stands.json()["served"]["failed"] == 0
             assert client.get("/v1/features/FEATURES").json()["keys"] == ["card_id"]
         kinds = feature_grpc.messages()
         with grpc.insecure_channel(str(found["grpc"])) as channel:
@@ -455,14 +471,81 @@ def test_serve_follows_a_stream_and_answers_over_http_and_grpc(folder: Path, bro
             assert list(call(request, timeout=PATIENCE).values) == [5.0, 1.0, 1.0, 20.0, 50.0, 0.1]
         code, _, errors = service.stop()
     assert (code, errors) == (0, "")
+    assert (folder / ".vitok" / "fraud" / "served" / "data.mdb").is_file()
     # What was followed is there at once after a new start, whatever the topic still holds.
-    with Running("serve", *own, "--port", "0", "--json") as service:
+    shutil.rmtree(folder / ".vitok")
+    with Running("serve", *own, "--port", "0", "--json", "--no-sketches") as service:
         found = service.line()
         answer = httpx.post(f"{found['http']}{path}", json=asked, timeout=PATIENCE).json()
         assert answer["values"][0][2] == 2.0
         assert found["grpc"] is None
         code, _, _ = service.stop(signal.SIGINT)
     assert code == 0
+    assert not (folder / ".vitok").exists()
+
+
+def test_a_service_that_is_behind_says_so(folder: Path) -> None:
+    Path("spend.py").write_text(Path("own.py").read_text() + "FEATURES = FeatureSet(views=(SPEND,))\n")
+    with mock_kafka() as broker:
+        own = ["--definitions", "spend.py", "--stream", make_topic(broker, "behind"), "--state", "state"]
+        with Running("serve", *own, "--port", "0", "--grpc-port", "0", "--most-behind", "1s", "--json") as service:
+            found = service.line()
+            until(lambda: httpx.get(f"{found['http']}/readyz", timeout=PATIENCE).status_code == 200)
+            broker.process.kill()
+            until(lambda: httpx.get(f"{found['http']}/readyz", timeout=PATIENCE).status_code == 503)
+            (reason,) = httpx.get(f"{found['http']}/readyz", timeout=PATIENCE).json()["reasons"]
+    assert reason.startswith("payments is ")
+    assert "s behind" in reason
+    assert "more than 1 s" in reason
+
+
+def test_what_was_served_is_shown(folder: Path) -> None:
+    rows, home = f"lmdb://{folder}/rows", ["--home", "home"]
+    own = ["--definitions", "own.py", "--store", rows]
+    good("materialise", *own, "--source", "payments=payments.parquet", "--until", "2026-01-02T12:00")
+    asked = {"keys": {"card_id": ["7", "nobody"]}, "request": {"amount": 5}, "time": "2026-01-02T10:50:00Z"}
+    for _ in range(2):
+        with Running("serve", *own, *home, "--port", "0", "--json") as service:
+            found = service.line()
+            path = str(found["paths"][0])  # type: ignore[index]
+            for _ in range(3):
+                assert httpx.post(f"{found['http']}{path}", json=asked, timeout=PATIENCE).status_code == 200
+            assert service.stop()[0] == 0
+    told = json.loads(shown("served", *home, "--json").stdout)
+    assert [(one["set"], sum(item["vectors"] for item in one["ranges"])) for one in told] == [("FEATURES", 12)]
+    (one,) = (item for item in told[0]["ranges"][0]["features"] if item["name"] == "limit_amount")
+    assert (one["null_share"], one["mean"], one["std"]) == (0.5, 100.0, 0.0)
+    told_text = shown("served", "limit", *home, "--definitions", "own.py", "--by", "1h").stdout
+    lines = [line.split() for line in told_text.splitlines()]
+    assert lines[0][0] == "FEATURES"
+    assert lines[1] == ["from", "feature", "served", "null", "mean", "std", "least", "largest"]
+    assert {line[1] for line in lines[2:]} == {"limit_amount", "limit.age_seconds"}
+    assert {line[3] for line in lines[2:]} == {"50"}
+    assert (
+        "nothing was served in that time"
+        in shown("served", *home, "--until", "2020-01-02", "--since", "2020-01-01").stderr
+    )
+    result = shown("show", "limit", *home, "--definitions", "own.py")
+    assert "50 %" in result.stdout
+    assert "share of 12 vectors that the feature service served in the last 24 hours" in result.stderr
+    # Another version of the definitions has served nothing yet.
+    Path("own.py").write_text(
+        Path("own.py").read_text().replace('columns=("amount",)', 'columns=("amount",), ttl="9d"')
+    )
+    assert "50 %" not in shown("show", "limit", *home, "--definitions", "own.py").stdout
+    for arguments, words in (
+        (["nothing"], "view or feature that was served 'nothing' does not exist"),
+        (["--by", "90s"], "must be whole hours"),
+        (["--since", "2020-01-02", "--until", "2020-01-01"], "must be after"),
+    ):
+        result = CliRunner().invoke(commands, ["served", *home, "--definitions", "own.py", *arguments])
+        assert (result.exit_code, words in result.stderr) == (2, True)
+
+
+def shown(*arguments: object) -> Result:
+    result = CliRunner().invoke(commands, [str(item) for item in arguments])
+    assert result.exit_code == 0, result.output
+    return result
 
 
 def test_serve_says_what_is_wrong(folder: Path) -> None:

@@ -181,7 +181,7 @@ def test_too_little_history_says_so() -> None:
     )
     data = pl.DataFrame({"at": [dt.datetime(2018, 5, 6)], "x": [1]})
     found = contracts.load(band).check(data, volume_history=HISTORY.head(3), now=parse_time("2018-05-06")).results[-1]
-    assert (found.status, found.observed) == ("skipped", "volume_history knows 1 Sundays, and 3 are needed")
+    assert (found.status, found.observed) == ("skipped", "volume_history knows 1 Sunday, and 3 are needed")
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,8 @@ def test_contracts_of_other_hands_survive(tmp_path: Path) -> None:
     contract = contracts.load(yaml.safe_dump(document))
     contract.dump(tmp_path / "out.yaml")
     assert yaml.safe_load((tmp_path / "out.yaml").read_text(encoding="utf-8")) == document
+
+
+def test_what_diff_holds_to_is_not_told_as_unchecked(text: str) -> None:
+    text += "  - {property: noticePeriod, value: 30, unit: d}\n  - {property: retention, value: 5, unit: y}\n"
+    assert contracts.load(text).not_checked == ("slaProperties: retention 5",)

@@ -131,6 +131,17 @@ def test_a_poll_takes_no_more_than_asked(kit: Kit) -> None:
 
 
 @each(STREAMS)
+def test_a_stream_knows_how_far_its_reader_is_behind(kit: Kit) -> None:
+    publish(url := kit.fresh(), numbered(10, 0))
+    with contextlib.closing(open_stream(url)) as stream:
+        taken = len(stream.poll(3, PATIENCE))
+        assert stream.behind()[0] == 10 - taken
+        until(lambda: not stream.poll(10, 0.1) and set(stream.behind().values()) == {0})
+        publish(url, numbered(5, 2))
+        until(lambda: stream.poll(1, 0.1) and stream.behind()[2] == 4)
+
+
+@each(STREAMS)
 def test_an_empty_poll_ends_in_time_and_a_full_one_at_once(kit: Kit) -> None:
     url = kit.fresh()
     stream = open_stream(url)

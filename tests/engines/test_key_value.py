@@ -120,5 +120,5 @@ def test_addresses() -> None:
         open_store("cassette://tape")
     with pytest.raises(InvalidInput, match="scheme://location"):
         open_store("lmdb")
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="could not be opened"):
         open_store("lmdb:///proc/nowhere/store")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitok.clock import DAY, HOUR, MINUTE
 from vitok.features import (
     Buckets,
     Categories,
@@ -34,7 +35,6 @@ from vitok.features import (
 if TYPE_CHECKING:
     import polars as pl
 
-MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 # A whole number of days after 1970, so that every hop has an edge there.
 START = 20_000 * DAY
 CHANNELS = Categories(("web", "shop", "phone"))

@@ -212,7 +212,7 @@ def test_a_key_of_several_columns() -> None:
     assert reader.read({"card": [1, 1], "terminal": ["a", "b"]}, time=HOUR).status[:, 0].tolist() == [2, 0]
     with pytest.raises(InvalidInput, match="be by column: card, terminal"):
         forget(features, "pair", "1", store=store, clock=CLOCK)
-    with pytest.raises(InvalidInput, match="terminal: got None"):
+    with pytest.raises(InvalidInput, match="be by column: card, terminal"):
         forget(features, "pair", {"card": 1}, store=store, clock=CLOCK)
 
 

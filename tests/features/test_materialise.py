@@ -357,7 +357,7 @@ def test_wrong_calls_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="be a Parquet file"):
         materialise(view, {"accounts": tmp_path / "none.parquet"}, store, until=5)
     (tmp_path / "bad.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(InvalidInput, match="be readable"):
+    with pytest.raises(InvalidInput, match="be a Parquet file"):
         materialise(view, {"accounts": tmp_path / "bad.parquet"}, store, until=5)
     item = Embedding(name="item", entity=Entity("item", "id"), index="items", index_version="1", dimension=1)
     with pytest.raises(InvalidInput, match="hold 'items@1'"):

@@ -267,6 +267,36 @@ def test_the_most_frequent_of_what_is_no_number_is_refused(column: str) -> None:
         table(frame([_event("", 9)]), FeatureSet(views=(view,)), {"loaded": rows})
 
 
+@pytest.mark.parametrize("span", ["0s", "-1h", "", "1.5h", "1 hour", "200000d", "99999999999999d"])
+def test_windows_that_make_no_sense_are_refused(span: str) -> None:
+    with pytest.raises(InvalidInput, match=r"longer than zero|a whole number and a unit|a hundred years"):
+        View(name="v", entity=CUSTOMER, source=LOADED, aggregations=(Count(span),))
+
+
+def test_a_window_longer_than_time_holds_all_that_came_before() -> None:
+    kinds = (Count("36500d"), Count("1m"), Sum("amount", "36500d"), Last("pieces", "36500d"))
+    views = tuple(
+        View(name=name, entity=CUSTOMER, source=LOADED, aggregations=kinds, exact=exact)
+        for name, exact in (("v", False), ("x", True))
+    )
+    rows = [_event(str(i), time, pieces=i) for i, time in enumerate((-50 * 365 * DAY, 0, 5, 40 * 365 * DAY))]
+    asks = [_event("", time) for time in (-51 * 365 * DAY, 0, 6, 40 * 365 * DAY + 1)]
+    features = FeatureSet(views=views)
+    found = table(frame(asks), features, {"loaded": frame(rows)})
+    assert found["x_count_36500d"].to_list() == found["v_count_36500d"].to_list() == [0, 1, 3, 4]
+    assert found["x_count_1m"].to_list() == [0, 0, 2, 1]
+    assert compare(features, found, expected(features, rows, asks)).n_differing_rows == 0
+
+
+def test_events_of_the_future_are_for_those_who_ask_then() -> None:
+    late = 2**62
+    rows = [_event("a", 1), _event("b", late), _event("c", 2**63 - 2), _event("d", -(2**63) + 2)]
+    asks = [_event("", time) for time in (2, late, late + 1, 2**63 - 1)]
+    view = View(name="v", entity=CUSTOMER, source=LOADED, aggregations=(Count("1d"),), exact=True)
+    found = table(frame(asks), FeatureSet(views=(view,)), {"loaded": frame(rows)})
+    assert found["v_count_1d"].to_list() == [1, 0, 1, 1]
+
+
 def _event(name: str, time: int, **values: object) -> dict:
     row = {"id": name, "event_time": time, "seen_at": time, "customer": "c", "terminal": 0, "amount": 1.0}
     return {"pieces": 1, "channel": "web", "city": "Riga", "gone": False, **row, **values}

@@ -1,6 +1,7 @@
 """DuckDB: latest values of several sources for one spine by hand, from Parquet to Parquet.
 
-Reads histories (paths), spine, out, columns and ttl_days; every source has the same columns.
+Reads histories (paths), spine, out, columns, ttl_days and memory_limit; every source has the same columns. What does
+not fit into memory goes to a temporary folder.
 """
 
 import json
@@ -32,7 +33,7 @@ def main() -> None:
         f"from read_parquet('{payload['spine']}') s {' '.join(joins)}"
     )
     with tempfile.TemporaryDirectory(prefix="vitok-bench-") as spill:
-        connection = duckdb.connect(config={"temp_directory": spill})
+        connection = duckdb.connect(config={"temp_directory": spill, "memory_limit": payload["memory_limit"]})
         connection.execute("set preserve_insertion_order = false")
         began = usage()
         connection.execute(f"copy ({text}) to '{payload['out']}' (format parquet)")

@@ -4,7 +4,7 @@ import contextlib
 import datetime as dt
 import json as jsonlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +12,12 @@ import typer
 
 from vitok import contracts, settings
 from vitok.clock import SystemClock, isoformat, parse_time
-from vitok.errors import ContractBroken, InvalidInput, NotFound, StoreError, VitokError
+from vitok.console.exits import REFUSED, plain_errors
+from vitok.errors import ContractBroken, InvalidInput, NotFound, StoreError
 
 if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
-
-# 1 says that what was asked for was found wanting, 2 that it could not be found out.
-REFUSED, FAILED = 1, 2
 
 contract_app = typer.Typer(no_args_is_help=True, help="Contracts: draft, check, compare; and what broke one.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="What broke a contract: inspect, repair, release, discard.")
@@ -45,17 +43,43 @@ def check(
     json: Annotated[Path | None, typer.Option(help="Writes the report for a machine to this file.")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="Keeps the rejected rows in this folder.")] = None,
     batch: Annotated[str | None, typer.Option(help="Name of the batch in quarantine; the data's by default.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Data of a table that this one points to, as TABLE=FILE; may be repeated."),
+    ] = None,
     expected_rows: Annotated[int | None, typer.Option(help="How many rows were to be expected.")] = None,
+    volume_history: Annotated[
+        Path | None,
+        typer.Option(help="File with columns day and count: as many rows are expected as on such days of the week."),
+    ] = None,
+    day: Annotated[
+        str | None, typer.Option(help="The day the data is counted for in the history, as 2018-04-01; now's in UTC.")
+    ] = None,
+    arrived: Annotated[
+        str | None, typer.Option(help="When the data arrived, in ISO 8601, for promises of when it must be there.")
+    ] = None,
     now: Now = None,
 ) -> None:
     """Checks data by a contract; leaves with 0 where it is good, 1 where rows are rejected, 2 where it is blocked."""
-    from vitok.contracts.files import scan
+    from vitok.contracts.files import KNOWN, scan
 
-    with _plain_errors():
+    with plain_errors():
         moment = _moment(now)
+        if contract.suffix.lower() in KNOWN:
+            raise InvalidInput("contract", str(contract), "be a contract in ODCS YAML", "Name it first, then the data")
         agreed = contracts.load(contract)
+        came = None if arrived is None else _time("--arrived", arrived)
         try:
-            report = agreed.check(scan(data), now=moment, schema=table, expected_rows=expected_rows)
+            report = agreed.check(
+                scan(data),
+                now=moment,
+                schema=table,
+                expected_rows=expected_rows,
+                volume_history=None if volume_history is None else _history(volume_history),
+                day=None if day is None else _day(day),
+                arrived=came,
+                references=_references(reference or ()),
+            )
         except ContractBroken as error:
             head = {"contract": agreed.name, "version": agreed.version, "status": "blocked", "problem": str(error)}
             _write(html, contracts.html.render(error, now=moment, source=data.name))
@@ -83,7 +107,7 @@ def infer(
     """Drafts a contract from data, each guess marked for somebody who knows the data to confirm or mend."""
     from vitok.contracts.files import scan, typed
 
-    with _plain_errors():
+    with plain_errors():
         if output is not None and output.exists():
             fix = "A draft would take the place of what somebody has mended; name another file"
             raise InvalidInput("--output", str(output), "not exist yet", fix)
@@ -116,12 +140,12 @@ def diff(
     now: Now = None,
 ) -> None:
     """Compares two versions of a contract; leaves with 1 where a breaking change lacks its notice or its version."""
-    with _plain_errors():
+    with plain_errors():
         change = contracts.diff(
             contracts.load(old),
             contracts.load(new),
             now=_moment(now),
-            published=None if published is None else parse_time(published),
+            published=None if published is None else _time("--published", published),
             view=view,  # type: ignore[arg-type]  # diff says which words there are
             impact=_impact(impact) if impact is not None else _downstream(home),
         )
@@ -133,7 +157,7 @@ def diff(
 @quarantine_app.command("list")
 def list_batches(folder: Folder, *, json: Annotated[bool, typer.Option("--json", help="Prints JSON.")] = False) -> None:
     """Lists the batches in quarantine: how many rows wait, were released and were discarded."""
-    with _plain_errors():
+    with plain_errors():
         batches = _opened(folder).batches()
     _show_frame(batches, json=json, empty=f"nothing is in quarantine {folder}")
 
@@ -151,7 +175,7 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Prints JSON.")] = False,
 ) -> None:
     """Shows what waits in quarantine: entry, batch, rule, value and reason of each row."""
-    with _plain_errors():
+    with plain_errors():
         found = _opened(folder)
         if rows is not None:
             if not batch:
@@ -160,6 +184,9 @@ def show(
             _write_rows(rows, waiting)
             typer.echo(f"{waiting.height:,} rows are in {rows}; mend them and keep the column quarantine_entry")
             return
+        known = found.batches()["batch"].unique().sort().to_list()
+        if batch and batch not in known:
+            raise NotFound("batch in quarantine", batch, [name for name in known if name])
         waiting = found.read(batch=batch)
         if table is not None:
             waiting = waiting.filter(waiting["table"] == table)
@@ -181,7 +208,7 @@ def repair(
     now: Now = None,
 ) -> None:
     """Checks mended rows and releases those that keep the contract; leaves with 1 where some do not."""
-    with _plain_errors():
+    with plain_errors():
         done = _opened(folder).repair(
             contracts.load(contract), rows, batch=batch, table=table, by=by, reason=reason, now=_moment(now)
         )
@@ -197,7 +224,7 @@ def release(
     folder: Folder, batch: Batch, by: By, reason: Why, table: Tabled = None, entry: Chosen = None, now: Now = None
 ) -> None:
     """Releases rows as they came, on somebody's word."""
-    with _plain_errors():
+    with plain_errors():
         done = _opened(folder).release(batch=batch, table=table, entries=entry, by=by, reason=reason, now=_moment(now))
     typer.echo(str(done))
 
@@ -207,7 +234,7 @@ def discard(
     folder: Folder, batch: Batch, by: By, reason: Why, table: Tabled = None, entry: Chosen = None, now: Now = None
 ) -> None:
     """Settles rows that nobody will mend."""
-    with _plain_errors():
+    with plain_errors():
         done = _opened(folder).discard(batch=batch, table=table, entries=entry, by=by, reason=reason, now=_moment(now))
     typer.echo(str(done))
 
@@ -215,7 +242,7 @@ def discard(
 @quarantine_app.command("ledger")
 def ledger(folder: Folder, *, json: Annotated[bool, typer.Option("--json", help="Prints JSON.")] = False) -> None:
     """Lists who settled what, when and why."""
-    with _plain_errors():
+    with plain_errors():
         found = _opened(folder).ledger()
     _show_frame(found, json=json, empty="nothing was settled yet")
 
@@ -223,22 +250,53 @@ def ledger(folder: Folder, *, json: Annotated[bool, typer.Option("--json", help=
 @quarantine_app.command("prune")
 def prune(folder: Folder, now: Now = None) -> None:
     """Deletes bad requests past their retention, and rows all of which were settled before it."""
-    with _plain_errors():
+    with plain_errors():
         count = _opened(folder).prune(now=_moment(now))
     typer.echo(f"{count} files deleted")
 
 
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except VitokError as error:
-        typer.echo(f"vitok: {error}", err=True)
-        raise typer.Exit(FAILED) from None
-
-
 def _moment(text: str | None) -> int:
-    return SystemClock().now() if text is None else parse_time(text)
+    return SystemClock().now() if text is None else _time("--now", text)
+
+
+def _time(option: str, text: str) -> int:
+    try:
+        return parse_time(text)
+    except InvalidInput:
+        raise InvalidInput(option, text, "be an ISO 8601 time such as 2018-08-08T12:00:00Z") from None
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput("--day", text, "be a day such as 2018-08-08") from None
+
+
+def _references(given: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for item in given:
+        name, sign, path = item.partition("=")
+        if not (name and sign and path):
+            raise InvalidInput("--reference", item, "be TABLE=FILE, such as customers=customers.parquet")
+        if name in found:
+            raise InvalidInput("--reference", item, f"name {name} once", "Give a folder where it has several files")
+        found[name] = _existing("--reference", Path(path))
+    return found
+
+
+def _history(path: Path) -> "pl.DataFrame":
+    from vitok.contracts.files import scan, typed
+
+    return typed(scan(_existing("--volume-history", path))).collect()
+
+
+def _existing(option: str, path: Path) -> Path:
+    """The file of an option; that of the data is looked for by `scan`, which would not say which one is missing."""
+    if not path.exists():
+        beside = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise NotFound(f"file for {option}", str(path), beside)
+    return path
 
 
 def _opened(folder: Path) -> contracts.Quarantine:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json as codec
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from vitok import settings
-from vitok.clock import SystemClock, isoformat, parse_time
+from vitok.clock import SystemClock, duration, isoformat, parse_time
+from vitok.console.exits import REFUSED, plain_errors
+from vitok.console.feature_options import filled
+from vitok.errors import InvalidInput, NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Says what features there are, who uses them, and how fresh they are.")
 
@@ -23,6 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Writes JSON for a machine.")
 
 
 @app.command("list")
+@plain_errors()
 def list_(
     *, home: Home = None, definitions: Definitions = None, at: At = None, store: Store = None, json: Json = False
 ) -> None:
@@ -83,6 +88,7 @@ def list_(
 
 
 @app.command()
+@plain_errors()
 def show(
     name: Annotated[str, typer.Argument(help="A view, or a feature.")],
     *,
@@ -97,6 +103,9 @@ def show(
 
     seen = _survey(home, definitions, at, store)
     named = [view.name for item in seen.sets for view in item.views if name in view.feature_names]
+    known = [view.name for item in seen.sets for view in item.views]
+    if not named and name not in known:
+        raise NotFound("view or feature", name, [*known, *(one for item in seen.sets for one in item.computed)])
     view = seen.view(named[0] if named else name)
     if json:
         _write(_told(seen, view))
@@ -114,7 +123,7 @@ def show(
     ):
         if text:
             typer.echo(f"  {title:<12} {text}")
-    shares = {item.name: item.null_share for item in seen.served.features} if seen.served else {}
+    shares, shares_of = _shares(seen, view, home)
     rows = [("feature", "what it is", "columns", "null", "used by")]
     for one in features_of(view):
         if name in (view.name, one.name):
@@ -122,10 +131,62 @@ def show(
             users = _names(seen.users_of(one))
             rows.append((one.name, one.meaning, ", ".join(one.columns) or "-", nulls, users))
     _table(rows)
+    if shares_of:
+        typer.echo(f"null: {shares_of}", err=True)
     _foot(seen, home)
 
 
 @app.command()
+@plain_errors()
+def served(
+    name: Annotated[str, typer.Argument(help="A view, a feature or a set; all by default.")] = "",
+    *,
+    home: Home = None,
+    definitions: Definitions = None,
+    since: Annotated[str | None, typer.Option(help="From then on, ISO 8601; the last 24 hours by default.")] = None,
+    until: Annotated[str | None, typer.Option(help="Up to then, ISO 8601; now by default.")] = None,
+    by: Annotated[str | None, typer.Option(help="Length of each range of hours, such as 1h or 1d.")] = None,
+    json: Json = False,
+) -> None:
+    """Shows what the feature service has served, by the hour: values, nulls, mean, spread, and how old views were."""
+    from vitok.console.definition_files import load_definitions
+    from vitok.console.served_reading import columns_of, served
+
+    found = served(
+        _home(home),
+        now=SystemClock().now(),
+        since=parse_time(since) if since else None,
+        until=parse_time(until) if until else None,
+        by=duration(by) if by else None,
+    )
+    if not found:
+        typer.echo(f"nothing was served in that time, as far as {_home(home)} knows: see --since and --home", err=True)
+    sets = load_definitions(definitions) if name else ()
+    declared = {known for item in sets for known in (item.name, *item.computed, *(view.name for view in item.views))}
+    if name and not found and name not in declared:
+        raise NotFound("view, feature or set", name, sorted(declared))
+    told = []
+    for one in found:
+        wanted = columns_of(one, name, sets)
+        windows = [(window, [window.feature(column) for column in wanted]) for window in one.windows]
+        if json:
+            ranges = [_range(window, items) for window, items in windows]
+            told.append({"set": one.name, "version": one.version, "ranges": ranges})
+            continue
+        typer.echo(str(one))
+        rows: list[tuple[str, ...]] = [("from", "feature", "served", "null", "mean", "std", "least", "largest")]
+        for window, items in windows:
+            for item in items:
+                figures = (f"{value:.5g}" for value in (item.mean, item.std, item.least, item.largest))
+                share = f"{100 * item.null_share:.3g} %"
+                rows.append((isoformat(window.start), item.name, f"{item.n:,}", share, *figures))
+        _table(rows)
+    if json:
+        _write(told)
+
+
+@app.command()
+@plain_errors()
 def lineage(
     name: Annotated[
         str | None, typer.Argument(help="A source, column, view, feature or model; all by default.")
@@ -156,6 +217,7 @@ def lineage(
 
 
 @app.command()
+@plain_errors()
 def diff(
     name: Annotated[str, typer.Argument(help="A view, or a feature set.")],
     old: Annotated[str, typer.Argument(help="A content hash, a model that uses it such as fraud/1, or 'declared'.")],
@@ -173,6 +235,7 @@ def diff(
 
 
 @app.command()
+@plain_errors()
 def stale(
     *, home: Home = None, definitions: Definitions = None, at: At = None, store: Store = None, json: Json = False
 ) -> None:
@@ -199,10 +262,11 @@ def stale(
                 typer.echo(f"no promise: {', '.join(without)}; give a view fresh_within='1h' to have one")
         _foot(seen, home)
     if late:
-        raise typer.Exit(1)
+        raise typer.Exit(REFUSED)
 
 
 @app.command()
+@plain_errors()
 def unused(
     *,
     home: Home = None,
@@ -227,13 +291,57 @@ def _survey(home: Path | None, definitions: str | None, at: str | None, store: s
     from vitok.console.definition_files import load_definitions
     from vitok.console.feature_reading import survey
 
+    if store is not None:
+        filled(store)
     now = SystemClock().now()
     moment = now if at == "now" else parse_time(at) if at else None
     return survey(_home(home), load_definitions(definitions), now=now, at=moment, store=store)
 
 
 def _home(home: Path | None) -> Path:
+    if home is not None and home.exists() and not home.is_dir():
+        raise InvalidInput("--home", str(home), "be a folder", "It is where vitok serve and vitok demo wrote.")
     return home or settings.current().home / "fraud"
+
+
+def _shares(seen: Any, view: Any, home: Path | None) -> tuple[dict[str, float], str]:
+    from vitok.console.served_reading import last_day
+
+    if seen.served is not None:
+        return {item.name: item.null_share for item in seen.served.features}, ""
+    for features in seen.sets:
+        if features.pins.get(view.name) == view.version:
+            found = last_day(_home(home), features, now=SystemClock().now())
+            if found:
+                n = next(iter(found.values())).n
+                shares = {item.name: item.null_share for item in found.values()}
+                return shares, f"share of {n:,} vectors that the feature service served in the last 24 hours"
+    return {}, ""
+
+
+def _range(window: Any, items: Sequence[Any]) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "start": isoformat(window.start),
+        "end": isoformat(window.end),
+        "vectors": window.n,
+        "hours": window.n_hours,
+        "features": [
+            {
+                "name": item.name,
+                "n": item.n,
+                "null_share": number(item.null_share),
+                "mean": number(item.mean),
+                "std": number(item.std),
+                "least": number(item.least),
+                "largest": number(item.largest),
+                "counts": item.counts.tolist(),
+            }
+            for item in items
+        ],
+    }
 
 
 def _told(seen: Any, view: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the options of `vitok features` say: sources, streams, keys and numbers as NAME=VALUE."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitok.errors import InvalidInput
@@ -172,3 +173,16 @@ def all_views(sets: "Sequence[FeatureSet]") -> "FeatureSet":
                     "--definitions", view.name, "be the same view in all sets", "Name one set as FILE:NAME."
                 )
     return FeatureSet(views=tuple(found.values()))
+
+
+def filled(store: str) -> None:
+    """Refuses a folder of an online store that does not exist.
+
+    To open a folder makes it: a name that was mistyped would answer that nothing is known of anybody.
+
+    Raises:
+        InvalidInput: If it does not exist.
+    """
+    scheme, _, place = store.partition("://")
+    if scheme == "lmdb" and not Path(place.partition("?")[0]).is_dir():
+        raise InvalidInput("--store", store, "be a folder that exists", "vitok features materialise fills one.")

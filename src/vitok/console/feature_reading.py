@@ -230,9 +230,9 @@ def _lineage(home: Path, sets: Sequence[SetVersion], models: Sequence[ModelUse])
                 if canary in known:
                     pair = [canary] + ([champion] if champion in known else [])
                     experiments[f"canary {canary} beside {champion if champion in known else 'rules'}"] = pair
-    return Lineage.of(
-        sets, uses=[item.use for item in models], logs=logs, experiments=experiments, request=TRANSACTIONS.name
-    )
+    # Only the fraud system's requests are known by name.
+    request = TRANSACTIONS.name if any(item.name == SYSTEM for item in sets) else ""
+    return Lineage.of(sets, uses=[item.use for item in models], logs=logs, experiments=experiments, request=request)
 
 
 def _newest(home: Path) -> dict[str, Newest]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from vitok import contracts
 from vitok.clock import Clock, SystemClock, isoformat
 from vitok.console.feature_options import indexes_of
+from vitok.console.served_reading import place, reference_edges
 from vitok.engines import open_rows
 from vitok.errors import ContractBroken, InvalidInput, ServiceError, VitokError
 from vitok.features import FeatureReader, FeatureSet
 from vitok.features.live import Follower, in_group
+from vitok.features.served_writer import ServedWriter
 from vitok.features.stream import StreamReport
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
     from vitok.contracts import Contract
     from vitok.contracts.streams import BatchChecker
+    from vitok.stats import FrozenEdges
 
 _SAY_EVERY_S = 10.0
 _GRACE_S = 5.0
+_LOOK_EVERY_S = 1.0
 _KINDS = {"string": "text", "number": "number", "integer": "number"}
 
 
@@ -201,7 +205,7 @@ def follow(follower: Follower, *, idle_seconds: float | None, say: Callable[[str
                 stop.set()
             if say is not None and now - said >= _SAY_EVERY_S:
                 said = now
-                say(str(follower.report))
+                say(f"{follower.report}; {follower.lag}")
 
         return follower.run(stop, after_step=after_step)
 
@@ -221,6 +225,40 @@ class Address:
     grpc_port: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What is watched of a service.
+
+    Attributes:
+        home: Folder of everything vitok writes: what is served is kept there by the hour; None to keep nothing.
+        save_every: How often it is written.
+        keep: How long an hour is kept.
+        most_behind: How far a stream may be behind before the service says that it should not be asked; "" for any.
+    """
+
+    home: Path | None = None
+    save_every: str = "10s"
+    keep: str = "90d"
+    most_behind: str = "1m"
+
+    def writer(self, tell: Callable[[str], None]) -> ServedWriter | None:
+        """Makes what counts and keeps what is served, if anything does."""
+        if self.home is None:
+            return None
+        url = f"lmdb://{place(self.home)}"
+        return ServedWriter(url, every=self.save_every, keep=self.keep, tell=tell)
+
+    def edges(self, features: FeatureSet, tell: Callable[[str], None]) -> "dict[str, FrozenEdges]":
+        """Returns the edges of the reference in Production, none where there is none that fits."""
+        if self.home is None or not (self.home / "registry" / "ledger.sqlite").exists():
+            return {}
+        try:
+            return reference_edges(self.home, features)
+        except VitokError as error:
+            tell(f"what is served is kept without histograms: {error}")
+            return {}
+
+
 def serve_features(
     sets: Mapping[str, FeatureSet],
     address: Address,
@@ -229,6 +267,7 @@ def serve_features(
     streams: Mapping[str, str],
     following: Following | None,
     indexes: Mapping[str, Any],
+    hooks: Hooks,
     ready: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
 ) -> None:
@@ -241,6 +280,7 @@ def serve_features(
         streams: Source to address of a stream that this process follows itself.
         following: How; needed where there are streams.
         indexes: The vectors of embeddings by `"name@version"`.
+        hooks: What is watched.
         ready: Gets where the service is to be found, once it accepts connections.
         tell: Gets what fails, in sentences.
 
@@ -250,6 +290,7 @@ def serve_features(
     """
     from vitok.features.warming import warm_up
     from vitok.serving import Running, serve
+    from vitok.serving.feature_readiness import Readiness
     from vitok.serving.feature_service import FeatureEndpoint, feature_application
 
     failures: list[str] = []
@@ -268,6 +309,7 @@ def serve_features(
         rows = None if store is None else open_rows(store)
         if rows is not None:
             resources.callback(getattr(rows, "close", lambda: None))
+        writer = hooks.writer(tell)
         endpoints = [
             FeatureEndpoint(
                 name,
@@ -278,9 +320,13 @@ def serve_features(
                     indexes=indexes_of(features, indexes),
                     lateness=following.lateness if following is not None else "10m",
                 ),
+                served=None if writer is None else writer.of(name, features, edges=hooks.edges(features, tell)),
             )
             for name, features in sets.items()
         ]
+        readiness = Readiness(endpoints, followers, served=writer, most_behind=hooks.most_behind)
+        if writer is not None:
+            resources.enter_context(writer)
 
         def work(follower: Follower) -> None:
             reason = "its thread has ended"
@@ -294,12 +340,18 @@ def serve_features(
                     failures.append(reason)
                     services[0].stop()
 
+        def look() -> None:
+            while not stop.wait(_LOOK_EVERY_S):
+                readiness.report()
+
         threads = [threading.Thread(target=work, args=(item,), name="follower", daemon=True) for item in followers]
         grpc = None
         if address.grpc_port is not None:
             from vitok.serving.feature_grpc import grpc_server
 
-            server, bound = grpc_server(endpoints, host=address.host, port=address.grpc_port)
+            server, bound = grpc_server(endpoints, host=address.host, port=address.grpc_port, readiness=readiness)
+            # Those who watch the health hear of a change without asking.
+            threads.append(threading.Thread(target=look, name="readiness", daemon=True))
             grpc = f"{address.host}:{bound}"
             server.start()
             resources.callback(lambda: server.stop(_GRACE_S).wait())
@@ -315,11 +367,12 @@ def serve_features(
             paths = [endpoint.path for endpoint in endpoints]
             ready({"http": service.url, "grpc": grpc, "paths": paths})
 
-        if threads:
+        if followers:
             # A thread that counts events must not hold the loop for the usual 5 ms.
             sys.setswitchinterval(0.0005)
         try:
-            serve(feature_application(endpoints), endpoints, host=address.host, port=address.port, ready=started)
+            application = feature_application(endpoints, readiness=readiness)
+            serve(application, endpoints, host=address.host, port=address.port, ready=started)
         finally:
             stop.set()
             for thread in threads:

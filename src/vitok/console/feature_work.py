@@ -18,6 +18,7 @@ from vitok.console.feature_options import (
     all_views,
     chosen,
     files_of,
+    filled,
     grouped,
     indexes_of,
     known,
@@ -193,6 +194,14 @@ def serve_(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of HTTP; 0 takes a free one.")] = 8300,
     grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC; 0 takes a free one. None by default.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder where what is served is counted by the hour; .vitok/fraud by default.")
+    ] = None,
+    sketches: Annotated[bool, typer.Option(help="Whether what is served is counted and kept.")] = True,
+    keep_sketches: Annotated[str, typer.Option(help="How long each hour of it is kept.")] = "90d",
+    most_behind: Annotated[
+        str, typer.Option(help="How far a stream may be behind before /readyz says 503; '' for any distance.")
+    ] = "1m",
     contract: Contract = None,
     table: Table = None,
     lateness: Lateness = "10m",
@@ -204,9 +213,11 @@ def serve_(
     """Serves vectors over HTTP, and gRPC where asked for, until it is stopped."""
     with plain_errors():
         from vitok.console.definition_files import load_feature_sets
-        from vitok.console.feature_running import Address, Following, serve_features
+        from vitok.console.feature_running import Address, Following, Hooks, serve_features
 
         loaded = load_feature_sets(definitions)
+        kept = home or settings.current().home / "fraud"
+        hooks = Hooks(home=kept if sketches else None, keep=keep_sketches, most_behind=most_behind)
         following = None
         if state is not None:
             following = Following(
@@ -237,6 +248,7 @@ def serve_(
             streams=streams_of(tuple(loaded.sets.values()), stream or []),
             following=following,
             indexes=loaded.indexes,
+            hooks=hooks,
             ready=ready,
             tell=_say,
         )
@@ -264,6 +276,7 @@ def read_(
 
         loaded = load_feature_sets(definitions)
         _, features = loaded.only()
+        filled(store)
         keys = grouped("--key", key)
         n = max(map(len, keys.values()))
         asked = numbers("--request", request or [], n)
@@ -307,6 +320,10 @@ def forget_(
         from vitok.features.live import KeptWindows
 
         sets = tuple(load_feature_sets(definitions).sets.values())
+        if state is not None and not state.is_dir():
+            # What is not there holds nobody, and a proof that says so must not come of a name that was mistyped.
+            raise InvalidInput("--state", str(state), "be a folder that exists", "Name the folder of the follower.")
+        filled(store)
         keys = single("--key", key)
         files, skipped = files_of(sets, source)
         report = forget(

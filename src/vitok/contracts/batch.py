@@ -1,4 +1,4 @@
-"""Checks a table: everything is counted in one pass, and rows are read again only where some break a rule."""
+"""Checks a table: everything is counted in one pass, and rows are read again only where a key is repeated."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ def check(
     plan = Plan(contract, table, dict(frame.lazy().collect_schema()), _keys(table, given, frame))
     engine, lazy = engine_for(frame), frame.lazy()
     known = Circumstances.expecting(now, expected_rows, volume_history, day, arrived=arrived)
-    counted = plan.count(lazy, now, engine)
+    counted = plan.count(lazy, now, engine, most=MOST_READ_AT_ONCE)
     found = Repeats.in_data(plan, lazy, counted, engine)
     return report(plan, lazy, engine, counted.counts, found=found, known=known)
 

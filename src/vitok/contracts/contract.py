@@ -272,9 +272,9 @@ class Contract:
     ) -> "CheckReport":
         """Checks a table in one pass and parts its rows into accepted and rejected.
 
-        A lazy frame is read once where all rules of rows hold, and a second time for the rows that break one; what it
-        reads must not change meanwhile. It may be larger than memory: held are eight bytes a row for each key, the
-        keys of other tables, and rejected rows.
+        A lazy frame is read once, and a second time where a key is there twice; what it reads must not change
+        meanwhile. It may be larger than memory: held are eight bytes a row for each key, the keys of other tables,
+        and up to a million rejected rows.
 
         Args:
             frame: The data. Columns that the contract does not know are kept as they are.

@@ -174,7 +174,8 @@ def volume(
         running: Whether more may come: then too few are no fault yet.
     """
     volumes = [metric for metric in table.metrics if metric.name == "rowCount"]
-    if expected_rows is not None and not any(metric.percent for metric in volumes):
+    # A history that was given and says nothing is told too: nobody should take it for a rule that holds.
+    if (expected_rows is not None or basis) and not any(metric.percent for metric in volumes):
         low, high = 100 - VOLUME_TOLERANCE_PERCENT, 100 + VOLUME_TOLERANCE_PERCENT
         around = Comparison(operator="mustBeBetween", low=low, high=high)
         volumes.append(Metric(name="rowCount", fields=(), comparison=around, percent=True, severity="warn"))
@@ -245,13 +246,15 @@ def expectation(history: "pl.DataFrame", day: dt.date) -> tuple[float | None, st
         raise InvalidInput("volume_history.count", str(dtypes["count"]), "be numbers")
     known = history.filter(pl.col("day") < day, pl.col("count").is_not_null())
     if known["day"].is_duplicated().any():
-        raise InvalidInput("volume_history.day", known.filter(known["day"].is_duplicated())["day"][0], "be given once")
+        twice = known.filter(known["day"].is_duplicated())["day"][0]
+        raise InvalidInput("volume_history.day", str(twice), "be given once", "Add up the counts of a day")
     if (known["count"] < 0).any():
         raise InvalidInput("volume_history.count", known["count"].min(), "be at least 0")
     alike = known.filter(pl.col("day").dt.weekday() == day.isoweekday())["count"]
     named = f"{_DAYS[day.weekday()]}s"
     if len(alike) < FEWEST_DAYS:
-        return None, f"volume_history knows {len(alike)} {named}, and {FEWEST_DAYS} are needed"
+        few = named if len(alike) != 1 else named[:-1]
+        return None, f"volume_history knows {len(alike)} {few}, and {FEWEST_DAYS} are needed"
     middle = float(alike.cast(pl.Float64).median())  # type: ignore[arg-type]  # it is a number
     if middle <= 0:
         return None, f"volume_history has no rows on most {named}"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _CSV, _PARQUET, _LINES = (".csv", ".tsv"), (".parquet", ".pq"), (".jsonl", ".ndjson")
-_KNOWN = (*_CSV, *_PARQUET, *_LINES)
+KNOWN = (*_CSV, *_PARQUET, *_LINES)
 # The first that all values of a column match is its type.
 _PATTERNS: dict[LogicalType, str] = {
     "integer": "-?(?:0|[1-9][0-9]{0,17})",
@@ -45,12 +45,12 @@ def scan(path: str | Path) -> "pl.LazyFrame":
     path = Path(path)
     if not path.exists():
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        raise NotFound("data", str(path), sorted(item.name for item in beside if item.suffix.lower() in _KNOWN))
-    files = sorted(item for item in path.iterdir() if item.suffix.lower() in _KNOWN) if path.is_dir() else [path]
+        raise NotFound("data", str(path), sorted(item.name for item in beside if item.suffix.lower() in KNOWN))
+    files = sorted(item for item in path.iterdir() if item.suffix.lower() in KNOWN) if path.is_dir() else [path]
     kinds = {_kind(item.suffix.lower()) for item in files}
     if len(kinds) != 1 or "" in kinds:
         found = sorted({item.suffix for item in files})
-        raise InvalidInput("data", str(path), f"be {', '.join(_KNOWN)}, or a folder of one kind; found {found}")
+        raise InvalidInput("data", str(path), f"be {', '.join(KNOWN)}, or a folder of one kind; found {found}")
     kind = kinds.pop()
     try:
         if kind == "csv":

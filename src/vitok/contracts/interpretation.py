@@ -9,6 +9,7 @@ from vitok.contracts import document as read
 from vitok.contracts.bounds import allowed_values, bound_of, contradictions
 from vitok.contracts.contract import Contract, Delivery, Field, Freshness, Key, Relationship, Table
 from vitok.contracts.deliveries import time_of_day, zone_of
+from vitok.contracts.notice import NAMES
 from vitok.contracts.quality import Statement, quality
 from vitok.contracts.references import Elements, refuse_types, relationships
 from vitok.contracts.rules import LOGICAL_TYPES, LogicalType, Rule, Severity, rule, severity_of
@@ -323,7 +324,8 @@ def _freshness(document: dict[str, Any], tables: list[Table], not_checked: list[
         name = read.text(entry.get("property"), f"{where}.property")
         kind = _FRESHNESS.get(name.lower())
         if kind is None:
-            if name.lower() not in _DELIVERIES:
+            # A check has nothing to say of the notice; `diff` holds a change to it.
+            if name.lower() not in _DELIVERIES and name.lower() not in NAMES:
                 not_checked.append(f"slaProperties: {name} {entry.get('value')}")
             continue
         limit = _length(entry, where)

@@ -15,7 +15,7 @@ from vitok.clock import DAY, HOUR, isoformat, parse_time
 from vitok.contracts import document as read
 from vitok.errors import InvalidInput
 
-_NAMES = frozenset({"noticeperiod", "changenotice"})
+NAMES = frozenset({"noticeperiod", "changenotice"})
 _UNITS = {
     HOUR: ("h", "hr", "hour", "hours"),
     DAY: ("d", "day", "days"),
@@ -108,10 +108,10 @@ def notice_period(document: Mapping[str, Any]) -> int:
     found = [0]
     for position, item in enumerate(read.entries(document.get("slaProperties"), "slaProperties")):
         entry = read.mapping(item, f"slaProperties[{position}]")
-        if str(entry.get("property", "")).lower() in _NAMES:
+        if str(entry.get("property", "")).lower() in NAMES:
             found.append(_length(entry.get("value"), entry.get("unit"), f"slaProperties[{position}]"))
     for name, value in custom(document, "contract").items():
-        if name.lower() in _NAMES:
+        if name.lower() in NAMES:
             found.append(_length(value, None, f"customProperties.{name}"))
     return max(found)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from vitok.contracts import columns, measures, predicates
@@ -48,12 +49,14 @@ class Counted:
     Attributes:
         counts: Numbers by name.
         twice: By the place of the key, hashes that more than one row has; only keys that have some.
-        n_suspects: How many rows have such a hash, over all keys.
+        suspects: The places of the rows that have such a hash, in order.
+        broken: Rows that break a rule of single rows, as they came, with their place; None where they are too many.
     """
 
     counts: Counts
     twice: dict[int, pl.Series]
-    n_suspects: int
+    suspects: pl.Series
+    broken: pl.DataFrame | None
 
 
 class Plan:
@@ -182,9 +185,15 @@ class Plan:
             lazy: The data.
             masks: The rules that are looked at; all of them by default.
         """
-        masks = self.masks if masks is None else masks
+        return self.judged(self.valued(lazy), self.masks if masks is None else masks)
+
+    def valued(self, lazy: pl.LazyFrame) -> pl.LazyFrame:
+        """Adds what is read of each column."""
+        return lazy.with_columns(self._read).with_columns(self._finite)
+
+    def judged(self, lazy: pl.LazyFrame, masks: Collection[Mask]) -> pl.LazyFrame:
+        """Adds to `valued` a mask for each of some rules, and which rows break one of them."""
         names_of_masks = {mask.name for mask in masks}
-        lazy = lazy.with_columns(self._read).with_columns(self._finite)
         for index, keys in self.references.items():
             if f"{PREFIX}relation_{index}" not in names_of_masks:
                 continue
@@ -261,29 +270,45 @@ class Plan:
             wanted[f"future_{name}"] = (moment > now if now is not None else pl.lit(value=False)).sum()
         return [item.alias(name) for name, item in wanted.items()]
 
-    def count(self, lazy: pl.LazyFrame, now: int | None, engine: Engine) -> Counted:
-        """Counts everything in one pass; of each key the hashes are kept, eight bytes a row, until they are compared.
+    def count(self, lazy: pl.LazyFrame, now: int | None, engine: Engine, *, most: int) -> Counted:
+        """Counts everything in one pass, which also brings the broken rows.
+
+        Of each key the hashes are kept, eight bytes a row, until they are compared.
+
+        Args:
+            lazy: The data.
+            now: Present time in microseconds, or None.
+            engine: What runs it.
+            most: More broken rows than these are not kept.
 
         Raises:
             ContractBroken: If most values of a column cannot be read as its type.
             StoreError: If the data cannot be read.
         """
-        names = {index: f"key_{index}_hashes" for index in range(len(self.table.keys))}
-        kept = [
-            self.hashed(key).filter(self.compared(key)).implode().alias(names[index])
-            for index, key in enumerate(self.table.keys)
-        ]
-        found = collect(self.marked(lazy).select(*self.aggregates(now), *kept), engine)
-        counts = found.drop(names.values()).row(0, named=True)
+        marked = self.marked(lazy.with_row_index(PLACE))
+        numbers, broken, *keys = collect_all(
+            [
+                marked.select(self.aggregates(now)),
+                marked.filter(pl.col(BROKEN)).select(PLACE, *self.schema).head(most),
+                # Null where the row is not compared, so that the place of a hash is the place of its row.
+                *(marked.select(pl.when(self.compared(key)).then(self.hashed(key))) for key in self.table.keys),
+            ],
+            engine,
+        )
+        counts = numbers.row(0, named=True)
         self._refuse_unreadable(counts)
-        twice, n_suspects = {}, 0
-        for index, name in names.items():
-            hashes: pl.Series = found[name][0].sort()
-            repeated = hashes == hashes.shift(1)
-            if repeated.any():
-                twice[index] = hashes.filter(repeated).unique()
-                n_suspects += int(repeated.sum()) + len(twice[index])
-        return Counted(counts=counts, twice=twice, n_suspects=n_suspects)
+        twice: dict[int, pl.Series] = {}
+        places = [pl.Series(dtype=pl.UInt32)]
+        for index, frame in enumerate(keys):
+            hashes = frame.to_series()
+            ordered = np.sort(hashes.drop_nulls().to_numpy())
+            repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+            if repeated.size:
+                twice[index] = pl.Series(np.unique(repeated))
+                places.append(hashes.is_in(twice[index].implode()).arg_true())
+        suspects = places[-1] if len(places) < 3 else pl.concat(places).unique().sort()
+        kept = broken if int(counts[BROKEN] or 0) <= most else None
+        return Counted(counts=counts, twice=twice, suspects=suspects, broken=kept)
 
     def count_marked(self, marked: pl.DataFrame, now: int) -> Counts:
         """Counts everything but keys in rows that `marked` has marked.
@@ -341,8 +366,17 @@ def collect(lazy: pl.LazyFrame, engine: Engine) -> pl.DataFrame:
     Raises:
         StoreError: If the data cannot be read.
     """
+    return collect_all([lazy], engine)[0]
+
+
+def collect_all(lazy: Sequence[pl.LazyFrame], engine: Engine) -> list[pl.DataFrame]:
+    """Runs queries together: what they share is read and computed once.
+
+    Raises:
+        StoreError: If the data cannot be read.
+    """
     try:
-        return lazy.collect(engine=engine)
+        return pl.collect_all(lazy, engine=engine)
     except (pl.exceptions.PolarsError, OSError) as error:
         problem = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise StoreError(f"the data cannot be read: {problem}") from error

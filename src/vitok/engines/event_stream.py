@@ -76,13 +76,21 @@ class EventStream(Protocol):
         ...
 
 
+class MeasuredStream(EventStream, Protocol):
+    """A stream that knows how far its reader is behind."""
+
+    def behind(self) -> Mapping[int, int | None]:
+        """Returns what is left of each partition that this reader has; None where its end is not known yet."""
+        ...
+
+
 def open_stream(
     url: str,
     *,
     on_assign: OnAssign | None = None,
     on_revoke: OnRevoke | None = None,
     on_lost: OnRevoke | None = None,
-) -> EventStream:
+) -> MeasuredStream:
     """Opens the stream of a topic.
 
     With `?group=name` the readers of that name share the partitions, each partition having one reader at a time. With

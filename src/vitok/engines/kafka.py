@@ -171,6 +171,24 @@ class KafkaStream:
         if self._in_group and places and not self._closed:
             self._consumer.commit(offsets=places, asynchronous=True)
 
+    def behind(self) -> dict[int, int | None]:
+        """Returns how many offsets of each partition lie before its end; None where no server has said it yet.
+
+        Asks nobody: the end came with the last messages, or with the answer that there are none. Markers of
+        transactions are offsets too, so that some may stay that no message comes for.
+        """
+        return {number: self._left(number, offset) for number, offset in self._next.items()}
+
+    def _left(self, number: int, offset: int) -> int | None:
+        if offset == _LATEST:
+            return 0
+        try:
+            known = self._consumer.get_watermark_offsets(self._at(number, _EARLIEST), cached=True)
+        except self._client.KafkaException:
+            return None
+        # Before the first message the client alone knows where it begins: then all that the topic ever had.
+        return None if known is None or known[1] < 0 else max(0, known[1] - max(offset, 0))
+
     def close(self) -> None:
         """Gives the partitions back, which calls `on_revoke`, and closes the connections."""
         if self._closed:

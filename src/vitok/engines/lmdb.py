@@ -37,13 +37,14 @@ class LmdbStore:
         import lmdb
 
         self._error = lmdb.Error
+        self._lmdb = lmdb
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Without writemap and with sync off, pages reach the kernel by write(): a killed process loses no commit.
             self._env = lmdb.open(str(self.folder), map_size=MAP_SIZE, max_dbs=64, sync=False, writemap=False)
         except (lmdb.Error, OSError) as error:
-            raise StoreError(f"the store at {self.folder} cannot be opened: {error}") from error
+            raise self._failed("opened", error) from error
         self._tables: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._pid = os.getpid()
@@ -68,7 +69,7 @@ class LmdbStore:
             with self._env.begin(db=handle) as transaction:
                 return transaction.get(key)
         except self._error as error:
-            raise StoreError(f"the store at {self.folder} could not be read: {error}") from error
+            raise self._failed("read", error) from error
 
     def commit(self, writes: Iterable[Write]) -> None:
         """Writes all or none.
@@ -88,24 +89,33 @@ class LmdbStore:
                     else:
                         transaction.put(key, value, db=self._tables[name])
         except self._error as error:
-            raise StoreError(f"the store at {self.folder} could not be written: {error}") from error
+            raise self._failed("written", error) from error
 
     def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yields the keys that start with `prefix`, in order, with their values."""
         handle = self._table(table)
         if handle is None:
             return
-        with self._env.begin(db=handle) as transaction, transaction.cursor() as cursor:
-            if not cursor.set_range(prefix):
-                return
-            for key, value in cursor:
-                if not key.startswith(prefix):
+        try:
+            with self._env.begin(db=handle) as transaction, transaction.cursor() as cursor:
+                if not cursor.set_range(prefix):
                     return
-                yield key, value
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        return
+                    yield key, value
+        except self._error as error:
+            raise self._failed("read", error) from error
 
     def sync(self) -> None:
         """Forces everything committed to the disk."""
         self._env.sync(True)
+
+    def _failed(self, verb: str, error: Exception) -> StoreError:
+        remedy = _remedy(self._lmdb, error)
+        if isinstance(error, self._lmdb.MapFullError):
+            remedy = f"its map is full, which is {MAP_SIZE // GIB} GiB: forget what is not needed, or fill a new folder"
+        return StoreError(f"the store at {self.folder} could not be {verb}: {remedy}")
 
     def close(self) -> None:
         """Closes the environment."""
@@ -143,24 +153,29 @@ class _Environment:
 
     def failed(self, verb: str, error: Exception) -> StoreError:
         """Says what went wrong and what mends it."""
-        lmdb, text = self.errors, str(error)
-        code = getattr(error, "errno", None) or getattr(error, "code", 0)
-        if isinstance(error, lmdb.MapFullError):
-            fix = "its map is full: erase rows, or open it everywhere with a larger ?map_gib="
-        elif isinstance(error, lmdb.MapResizedError):
-            fix = "another process opened it with a larger map: open it everywhere with the same ?map_gib="
-        elif isinstance(error, lmdb.ReadersFullError):
-            fix = "all reader slots are taken: open it first with a larger ?max_readers="
-        elif code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
-            fix = "the disk is full: free some space and write again; what was there before is whole"
-        elif code == errno.EIO or "Input/output" in text:
-            # What LMDB makes of a write of which the disk took a part.
-            fix = "the disk is full or failing: free some space and write again; what was there before is whole"
-        elif "already open" in text:
-            fix = "another kind of store has that folder open in this process: give each a folder of its own"
-        else:
-            fix = text
-        return StoreError(f"the row store at {self.folder} could not be {verb}: {fix}")
+        return StoreError(f"the row store at {self.folder} could not be {verb}: {_remedy(self.errors, error)}")
+
+
+def _remedy(lmdb: Any, error: Exception) -> str:
+    # What went wrong and what mends it.
+    text = str(error)
+    code = getattr(error, "errno", None) or getattr(error, "code", 0)
+    if isinstance(error, lmdb.MapFullError):
+        return "its map is full: erase rows, or open it everywhere with a larger ?map_gib="
+    if isinstance(error, lmdb.MapResizedError):
+        return "another process opened it with a larger map: open it everywhere with the same ?map_gib="
+    if isinstance(error, lmdb.ReadersFullError):
+        return "all reader slots are taken: open it first with a larger ?max_readers="
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
+        return "the disk is full: free some space and write again; what was there before is whole"
+    if code == errno.EIO or "Input/output" in text:
+        # What LMDB makes of a write of which the disk took a part.
+        return "the disk is full or failing: free some space and write again; what was there before is whole"
+    if code in (errno.EEXIST, errno.ENOTDIR):
+        return f"a file stands there, name a folder ({text})"
+    if "already open" in text:
+        return "another kind of store has that folder open in this process: give each a folder of its own"
+    return text
 
 
 class LmdbRows:

@@ -177,6 +177,13 @@ class MemoryStream:
         check_positions(positions, self._next)
         self._next.update(positions)
 
+    def behind(self) -> dict[int, int | None]:
+        """Returns how many messages of each partition are not read yet."""
+        topic = self._topic
+        with topic.changed:
+            ends = {number: topic.first[number] + len(topic.partitions[number]) for number in self._next}
+            return {number: max(0, end - self._next[number]) for number, end in ends.items()}
+
     def close(self) -> None:
         """Gives the partitions back and ends the reading."""
         if self._closed:

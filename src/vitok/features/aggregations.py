@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from vitok.clock import DAY, HOUR, MINUTE, duration
+from vitok.clock import DAY, HOUR, MINUTE
 from vitok.errors import InvalidInput
+from vitok.features.sources import length_of
 
 OPERATORS = ("==", "!=", ">", ">=", "<", "<=", "in", "not in")
 Condition = tuple[str, str, Any]
@@ -35,9 +36,7 @@ class Window:
     @classmethod
     def of(cls, span: str | int, *, exact: bool = False) -> Self:
         """Makes a window with the usual hop: 5 min up to 12 h, 1 h up to 12 d, else 1 d."""
-        length = duration(span)
-        if length > 36_600 * DAY:
-            raise InvalidInput("window", span, "be at most a hundred years")
+        length = length_of("window", span)
         if exact:
             return cls(length, 1)
         hop = 5 * MINUTE if length <= 12 * HOUR else HOUR if length <= 12 * DAY else DAY
@@ -291,7 +290,7 @@ class Rate(Aggregation):
     def __post_init__(self) -> None:
         """Checks the unit."""
         super().__post_init__()
-        duration(self.per)
+        length_of(f"{type(self).__name__}: per", self.per)
 
     def describe(self) -> dict[str, Any]:
         """Returns what gives the features their values, ready for JSON."""

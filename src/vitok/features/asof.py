@@ -83,12 +83,9 @@ class AsOf:
         rows = events.parts[part]
         rows[-1] = self.empty
         places = np.full(n_rows, len(rows) - 1, np.int64)
-        age = np.zeros(n_rows, np.int64)
         shift = max((view.available_after or 0) - 1, 0)
         by_ingest = view.available_after is None
-        newest(*asked, events.start, events.order, events.ranks, by_ingest, shift, places, age)
-        if view.max_age:
-            places[age > view.max_age] = len(rows) - 1
+        newest(*asked, events.start, events.order, events.ranks, by_ingest, shift, view.max_age, places)
         return Picked(rows, places)
 
     def columns_of(self, words: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vitok.features.views import View
 
+_FURTHEST_MS = (2**63 - 1) // 1000
 _MEND = "Let the contract keep such rows out."
 
 
@@ -114,7 +115,8 @@ def texts(frame: "pl.DataFrame", name: str, where: str) -> "pl.Series":
     series = frame[name]
     if series.null_count():
         raise InvalidInput(f"{where}: {name}", None, "not be null", _MEND)
-    if not (series.dtype.is_integer() or series.dtype in {pl.String, pl.Categorical, pl.Enum} or not len(series)):
+    is_text = isinstance(series.dtype, pl.String | pl.Categorical | pl.Enum)
+    if not (series.dtype.is_integer() or is_text or not len(series)):
         raise InvalidInput(f"{where}: {name}", str(series.dtype), "be text or whole numbers", "Cast it to text first.")
     return series.cast(pl.String)
 
@@ -151,12 +153,19 @@ def microseconds(frame: "pl.DataFrame", name: str, where: str) -> np.ndarray:
     series = frame[name]
     if not isinstance(series.dtype, pl.Datetime) and series.dtype != pl.Date:
         raise InvalidInput(
-            f"{where}: {name}", str(series.dtype), "be a Datetime or Date", "For whole numbers use pl.from_epoch first."
+            f"{where}: {name}",
+            str(series.dtype),
+            "be a Datetime or Date",
+            "Whole numbers: pl.from_epoch. Text: pl.col(...).str.to_datetime(time_zone='UTC').",
         )
     if series.null_count():
         raise InvalidInput(f"{where}: {name}", None, "not be null", _MEND)
     if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone not in {None, "UTC"}:
         series = series.dt.convert_time_zone("UTC")
+    if isinstance(series.dtype, pl.Datetime) and series.dtype.time_unit == "ms":
+        furthest = series.to_physical().abs().max()
+        if isinstance(furthest, int) and furthest > _FURTHEST_MS:
+            raise InvalidInput(f"{where}: {name}", f"{furthest} ms", "fit 64 bits in microseconds", _MEND)
     moments = series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None))).to_physical()
     return np.array(moments.to_numpy(), np.int64)  # a copy: the kernels are compiled for arrays that can be written
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from vitok import urls
 from vitok.clock import DAY, SECOND, duration
 from vitok.errors import InvalidInput
 from vitok.features import sql
@@ -15,6 +14,7 @@ from vitok.features.sql import literal, quoted
 
 _NUMBERS = ("DOUBLE", "FLOAT", "BIGINT", "INT", "SMALLINT", "TINYINT", "DECIMAL")
 _TIME = "TIMESTAMP_LTZ(6)"
+_FIX = "Give Source(location='kafka://host:9092/topic'), or a Stream with one."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Input:
                 f"source {self.source.name!r}: location",
                 "",
                 "say where its stream is",
-                "Give Source(location='kafka://host:9092/topic'), or a Stream with one.",
+                _FIX,
             )
         return found
 
@@ -177,7 +177,7 @@ class Input:
         return f"CAST({quoted(name)} AS DOUBLE)"
 
     def _options(self) -> str:
-        scheme, place = urls.parse(self.location)
+        scheme, _, place = self.location.partition("://")
         if scheme == "kafka":
             servers, topic = kafka(place)
             options = {"connector": "kafka", "topic": topic, "properties.bootstrap.servers": servers}
@@ -185,7 +185,8 @@ class Input:
         elif scheme == "file":
             options = {"connector": "filesystem", "path": self.location}
         else:
-            raise InvalidInput("location", self.location, "begin with kafka:// or file://")
+            where = f"source {self.source.name!r}: location"
+            raise InvalidInput(where, self.location, "begin with kafka:// or file://", _FIX)
         options["format"] = self.stream.format
         if self.stream.format == "json":
             options["json.timestamp-format.standard"] = "ISO-8601"

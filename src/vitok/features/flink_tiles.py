@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vitok import urls
 from vitok.clock import MINUTE, duration
 from vitok.errors import InvalidInput
 from vitok.features import sql
@@ -348,7 +347,7 @@ class _Merged:
 
 
 def _declared(name: str, columns: Iterable[tuple[str, str]], key: Iterable[str], sink: str) -> str:
-    scheme, place = urls.parse(sink)
+    scheme, _, place = sink.partition("://")
     if scheme == "kafka":
         servers, topic = kafka(place)
         options = {"connector": "upsert-kafka", "topic": f"{topic}.{name}", "properties.bootstrap.servers": servers}
@@ -356,7 +355,7 @@ def _declared(name: str, columns: Iterable[tuple[str, str]], key: Iterable[str],
     elif scheme == "file":
         options = {"connector": "filesystem", "path": f"{sink.rstrip('/')}/{name}", "format": "debezium-json"}
     else:
-        raise InvalidInput("sink", sink, "begin with kafka:// or file://")
+        raise InvalidInput("sink", sink, "begin with kafka:// or file://", "Try file:///tmp/tiles.")
     listed = [f"{quoted(column)} {kind}" for column, kind in columns]
     listed.append(f"PRIMARY KEY ({', '.join(quoted(column) for column in key)}) NOT ENFORCED")
     return f"CREATE TABLE {quoted(name)} (\n  " + ",\n  ".join(listed) + f"\n) WITH ({sql.options(options)})"

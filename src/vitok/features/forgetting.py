@@ -187,7 +187,9 @@ def _keys(entity: Entity, key: str | int | Mapping[str, str | int]) -> dict[str,
         if len(entity.keys) > 1:
             raise InvalidInput("key", key, f"be by column: {', '.join(entity.keys)}")
         key = {entity.keys[0]: key}
-    return {name: key_text(name, key.get(name)) for name in entity.keys}
+    if set(key) != set(entity.keys):
+        raise InvalidInput("key", sorted(key), f"be by column: {', '.join(entity.keys)}")
+    return {name: key_text(name, key[name]) for name in entity.keys}
 
 
 def _row_keys(store: RowStore, features: FeatureSet, entity: Entity, text: str) -> list[bytes]:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from vitok.clock import isoformat
 from vitok.errors import InvalidInput, StoreError
-from vitok.features.events import Events, key_texts
+from vitok.features.events import Events, key_texts, microseconds
 from vitok.features.sources import SEPARATOR, Entity, Source, unique
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vitok.features.views import View
 
 _HEAD = struct.Struct("<ii")
+_CHECKSUM, _LENGTH = struct.Struct("<I"), struct.Struct("<i")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,16 @@ def part(
     untyped = [name for name in numbers if frame.schema[name] == pl.Null]
     frame = frame.with_columns(
         pl.col(name).cast(pl.String if kinds.get(name) == "text" else pl.Float64) for name in untyped
+    ).with_columns(
+        pl.col(name).cast(pl.Datetime("us", "UTC"))
+        for name in unique([source.event_time, source.ingest_time])
+        if frame.schema[name] == pl.Null
+    )
+    # What is not text to polars, and yet may be empty or hold a separator.
+    frame = frame.with_columns(
+        pl.col(name).cast(pl.String)
+        for name in unique([source.event_id, *keys])
+        if isinstance(frame.schema[name], pl.Categorical | pl.Enum)
     )
     checks: list[tuple[pl.Expr, str]] = []
     for name in unique([source.event_id, source.event_time, source.ingest_time, *keys]):
@@ -163,13 +175,33 @@ def keys_of(keys: "Mapping[str, Sequence[Any] | pl.Series]", entity: Entity) -> 
     return key_texts(pl.DataFrame({name: pl.Series(keys[name]) for name in entity.keys}), entity, "keys")
 
 
+def history(
+    source: Source, sources: "Mapping[str, pl.DataFrame]", notes: "Mapping[str, pl.Series]", begin: int, until: int
+) -> "tuple[pl.DataFrame, pl.Series, pl.Series | None]":
+    """Returns the rows of a source from `begin` until before `until`, their times in microseconds, and their notes.
+
+    Raises:
+        InvalidInput: If the source or one of its columns is not there.
+    """
+    import polars as pl
+
+    if source.name not in sources:
+        raise InvalidInput("sources", sorted(sources), f"hold {source.name!r}, which the windows read")
+    frame = sources[source.name]
+    times = pl.Series(microseconds(frame, source.event_time, f"source {source.name!r}"))
+    inside = (times < until) & (times >= begin)
+    noted = notes.get(source.name)
+    return frame.filter(inside), times.filter(inside), None if noted is None else noted.filter(inside)
+
+
 def pack_journal(source: str, positions: Mapping[str, Any], frame: "pl.DataFrame") -> bytes:
     """Packs a batch and the positions after it."""
     head = json.dumps({"source": source, "positions": dict(positions)}).encode()
     buffer = io.BytesIO()
     if len(frame):
         frame.write_ipc_stream(buffer)
-    return struct.pack("<i", len(head)) + head + buffer.getvalue()
+    body = _LENGTH.pack(len(head)) + head + buffer.getvalue()
+    return _CHECKSUM.pack(zlib.crc32(body)) + body
 
 
 def unpack_journal(record: bytes) -> "tuple[str, dict[str, Any], pl.DataFrame | None]":
@@ -180,13 +212,13 @@ def unpack_journal(record: bytes) -> "tuple[str, dict[str, Any], pl.DataFrame | 
     """
     import polars as pl
 
-    try:
-        (length,) = struct.unpack_from("<i", record)
-        head = json.loads(record[4 : 4 + length])
-        body = record[4 + length :]
-        return head["source"], head["positions"], pl.read_ipc_stream(body) if body else None
-    except (struct.error, ValueError, KeyError, pl.exceptions.PolarsError, OSError) as error:
-        raise StoreError(f"the journal of the online store is damaged: {error}") from error
+    body = record[_CHECKSUM.size :]
+    # Before anything is made of it: the reader of frames ends the process on some bytes, and believes others.
+    if len(body) < _LENGTH.size or record[: _CHECKSUM.size] != _CHECKSUM.pack(zlib.crc32(body)):
+        raise StoreError(f"{len(record)} bytes of the online store are not a record of its journal; fill it anew")
+    end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
+    head = json.loads(body[_LENGTH.size : end])
+    return head["source"], head["positions"], pl.read_ipc_stream(body[end:]) if body[end:] else None
 
 
 def pack_ids(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:

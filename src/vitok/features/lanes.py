@@ -20,14 +20,13 @@ from vitok.features.fingerprints import fingerprint_texts
 from vitok.features.hashing import KeyIndex, SeenIds
 from vitok.features.materialise import forgotten
 from vitok.features.rows import encode_key, row_keys
-from vitok.features.state import Packed, WindowState
+from vitok.features.state import NEVER, Packed, WindowState
 from vitok.features.views import View
 
 if TYPE_CHECKING:
     import polars as pl
 
-NEVER = -(2**63)  # the time of the newest event where there is none
-FORMAT = b"3"
+FORMAT = b"4"
 _NUMBER = struct.Struct("<q")
 ORDERED = struct.Struct(">q")
 

@@ -16,9 +16,11 @@ from urllib.parse import parse_qs
 
 from vitok.clock import SECOND, Clock, SystemClock, duration
 from vitok.engines import LmdbStore
+from vitok.engines.event_stream import Message
 from vitok.engines.row_store import RowStore
 from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.features.definitions import FeatureSet
+from vitok.features.lag import Lag, LagMeter
 from vitok.features.online import OnlineFeatures
 from vitok.features.sources import key_text
 from vitok.features.stream import JsonRows, StreamReport, StreamWorker
@@ -170,7 +172,14 @@ class Follower:
         self._windows: Published | None = None
         self._published_at = self._saved_at = time.monotonic()
         self._saved_messages = 0
+        self._meter = LagMeter(source, clock=clock)
         views = self.features.windowed
+        rows_of = JsonRows(views[0].source, views, time_unit=time_unit, columns=columns)
+
+        def decode(messages: Sequence[Message]) -> "tuple[pl.DataFrame, list[tuple[Message, str]]]":
+            self._meter.took(messages)
+            return rows_of(messages)
+
         try:
             if not in_group(url):
                 self._windows = self._opened("windows", self._resources)
@@ -178,7 +187,7 @@ class Follower:
                 source,
                 url,
                 self._windows if self._windows is not None else self._of_partition,
-                decode=JsonRows(views[0].source, views, time_unit=time_unit, columns=columns),
+                decode=decode,
                 check=None if gate is None else gate.part,
                 rejected=self.rejected,
             )
@@ -203,6 +212,11 @@ class Follower:
         """What was taken in since the start."""
         return self._worker.report
 
+    @property
+    def lag(self) -> Lag:
+        """How far the windows are behind the stream now; any thread may ask."""
+        return self._meter.lag()
+
     def run(self, stop: threading.Event, *, after_step: Callable[[int], None] = lambda _: None) -> StreamReport:
         """Follows the stream until told to stop; then saves and publishes what there is.
 
@@ -219,6 +233,7 @@ class Follower:
             try:
                 n = self._step()
             except StoreError as error:
+                self._meter.failed(str(error))
                 now = time.monotonic()
                 # A partition that could not be given back in order is taken up again by a new process alone.
                 if now - (failed_at or now) > self._patience_s or self._gone():
@@ -271,6 +286,7 @@ class Follower:
             for state in self._states():
                 state.checkpoint()
             self._saved_at, self._saved_messages = now, self.report.n_messages
+        self._meter.stepped(self._worker.stream.behind(), n=n)
         return n
 
     def _states(self) -> list[Published]:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -147,11 +148,15 @@ def materialise(
         0
     """
     rows: RowStore = open_rows(store) if isinstance(store, str) else store
-    if not 0 <= until <= (clock or SystemClock()).now():
-        rule = "be microseconds since 1970 and not after the present"
+    now = (clock or SystemClock()).now()
+    for name, moment in (("until", until), ("since", since)):
+        if moment is not None and (isinstance(moment, bool) or not isinstance(moment, Integral)):
+            raise InvalidInput(name, moment, "be whole microseconds since 1970", "vitok.clock.parse_time reads a text.")
+    if not 0 <= until <= now:
+        rule = f"be microseconds since 1970 and not after the present, {now} ({isoformat(now)})"
         raise InvalidInput("until", until, rule, "What becomes known until then would be missed by the next run.")
     if since is not None and not 0 <= since <= until:
-        raise InvalidInput("since", since, f"be between 0 and until, {until}")
+        raise InvalidInput("since", since, f"be between 0 and until, {until} ({isoformat(until)})")
     if chunk_entities < 1:
         raise InvalidInput("chunk_entities", chunk_entities, "be at least 1")
     job = _Job(

@@ -20,10 +20,11 @@ from vitok.features import intake
 from vitok.features.definitions import FeatureSet
 from vitok.features.events import Events, one_key
 from vitok.features.fingerprints import fingerprint_texts
-from vitok.features.lanes import NEVER, ORDERED, Checkpoint, Lane, RememberedIds, meta_writes, read_meta, writes
+from vitok.features.lanes import ORDERED, Checkpoint, Lane, RememberedIds, meta_writes, read_meta, writes
 from vitok.features.locking import Locks, alone, at_once
 from vitok.features.rows import encode_key
 from vitok.features.sources import Entity, Source
+from vitok.features.state import NEVER
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,26 +89,29 @@ class OnlineFeatures:
         self._max_cached = max_cached
         self._journal = journal
         self._clock = clock
-        self._lanes: list[Lane] = []
         for view in features.windowed:
             if view.include_current:
                 raise InvalidInput(f"view {view.name!r}: include_current", True, "be off for features that are served")
-            self._lanes.append(Lane(view, features.columns_of[view.name], self.lateness))
-        self._sources = {lane.view.source.name: lane.view.source for lane in self._lanes}
+        self._sources = {view.source.name: view.source for view in features.windowed}
+        self.locks = Locks()
+        self._sequence = 0
+        self._journal_bytes = 0
+        self.recovered_events = 0
+        self._empty()
+        self._open()
+
+    def _empty(self) -> None:
+        columns = self.features.columns_of
+        self._lanes = [Lane(view, columns[view.name], self.lateness) for view in self.features.windowed]
         self._by_source = {
             name: [lane for lane in self._lanes if lane.view.source.name == name] for name in self._sources
         }
         self._ids = {name: RememberedIds() for name in self._sources}
         self._notes: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._saving: Checkpoint | None = None
-        self.locks = Locks()
         self._newest = NEVER
         self._swept_day = -(2**31)
         self._positions: dict[str, Any] = {}
-        self._sequence = 0
-        self._journal_bytes = 0
-        self.recovered_events = 0
-        self._open()
 
     def _open(self) -> None:
         self._newest, self._positions = read_meta(self.store, self.features.version)
@@ -123,7 +127,9 @@ class OnlineFeatures:
             self._positions = positions
             if frame is not None:
                 events = self._events(source, frame)
-                events = intake.only(events, self._ids[source].add(events))
+                # All of a record counted, also under an id that was used before and had been forgotten.
+                self._ids[source].seen.take_back(events.ids)
+                self._ids[source].add(events)
                 self._count(events, self._slots(events))
                 self.recovered_events += len(frame)
 
@@ -169,7 +175,8 @@ class OnlineFeatures:
             StoreError: If the store could not be read or written; then nothing of the batch counts.
         """
         definition = self._source(source)
-        if self._journal_bytes > _JOURNAL_LIMIT and (self._saving is None or self._saving.failed):
+        saving = self._saving  # another thread may end it meanwhile
+        if self._journal_bytes > _JOURNAL_LIMIT and (saving is None or saving.failed):
             self.checkpoint(self._positions)
         views = [lane.view for lane in self._by_source[source]]
         latest = self._clock.now() + 5 * MINUTE if self._clock is not None else None
@@ -301,7 +308,7 @@ class OnlineFeatures:
                 lane.mark(slots)
             else:
                 lane.state.read(slots, events.times, block, status)
-        self._newest = max(self._newest, *times)
+        self._move_on(max(times))
         for event_id, time, note in zip(event_ids, times, notes, strict=False):
             self._notes[source, encode_key(event_id)] = (note, time)
         return [STATUS[code] for code in status.tolist()]
@@ -315,9 +322,10 @@ class OnlineFeatures:
     def note(self, source: str, event_id: str) -> bytes | None:
         """Returns what was noted with an event, or None where nothing was."""
         name = (source, encode_key(event_id))
-        found, saving = self._notes.get(name), self._saving
-        if found is None and saving is not None:
-            found = saving.notes.get(name)
+        with self.locks.windows:  # notes move from the one to the other and back
+            found, saving = self._notes.get(name), self._saving
+            if found is None and saving is not None:
+                found = saving.notes.get(name)
         return found[0] if found is not None else self.store.get(f"note:{source}", name[1])
 
     @at_once
@@ -407,7 +415,10 @@ class OnlineFeatures:
             values, codes = events.values[lane.view.name], events.codes[lane.view.name]
             lane.state.apply(slots, events.times, events.ingests, events.ties, values, codes)
             lane.mark(slots)
-        self._newest = max(self._newest, int(events.times.max()))
+        self._move_on(int(events.times.max()))
+
+    def _move_on(self, newest: int) -> None:
+        self._newest = max(self._newest, newest)
         for known in self._ids.values():
             known.seen.keep_from((self._newest - self._keep) // DAY)
 
@@ -424,10 +435,12 @@ class OnlineFeatures:
         Raises:
             Conflict: If the checkpoint before is still being saved.
         """
-        if self._saving is not None:
-            if not self._saving.failed:
+        saving = self._saving  # another thread may end it meanwhile
+        if saving is not None:
+            if not saving.failed:
                 raise Conflict("a checkpoint is still being saved; wait for it")
-            self._take_back(self._saving)
+            self._take_back(saving)
+        said = json.dumps(dict(positions)).encode()  # first, as what JSON cannot hold must not cost anything
         states = []
         for lane in self._lanes:
             slots = np.flatnonzero(lane.dirty)
@@ -438,7 +451,7 @@ class OnlineFeatures:
             ids={name: known.take() for name, known in self._ids.items()},
             notes=self._notes,
             newest=self._newest,
-            meta=[*meta_writes(self.features.version), ("meta", b"positions", json.dumps(self._positions).encode())],
+            meta=[*meta_writes(self.features.version), ("meta", b"positions", said)],
             journal_until=self._sequence,
             journal_bytes=self._journal_bytes,
         )
@@ -506,6 +519,7 @@ class OnlineFeatures:
         for known in self._ids.values():
             known.seen.expire((self._newest - self._keep) // DAY)
 
+    @alone
     def backfill(
         self,
         sources: "Mapping[str, pl.DataFrame]",
@@ -527,38 +541,38 @@ class OnlineFeatures:
 
         Raises:
             Conflict: If the store is not empty.
+            InvalidInput: If a source is missing or a frame is not as it must be; then the store stays empty.
+            StoreError: If the store could not be written; then it stays empty.
         """
-        import polars as pl
-
         if self.store.get("meta", b"features") is not None or self._newest != NEVER:
             raise Conflict("the online store is not empty; backfill() fills an empty one")
-        total, begin = 0, until - max(self._keep, self.features.longest + self.lateness)
-        for name, source in self._sources.items():
-            if name not in sources:
-                raise InvalidInput("sources", sorted(sources), f"hold {name!r}, which the windows read")
-            frame = sources[name]
-            noted = (notes or {}).get(name)
-            if noted is not None:
-                frame = frame.with_columns(noted.alias("_note"))
-            at = pl.col(source.event_time).cast(pl.Datetime("us", "UTC")).to_physical()
-            frame = frame.filter((at < until) & (at >= begin))
-            events = self._events(name, frame)
-            # Of one id the first by ingest time counts, then by arrival.
-            events = intake.only(events, np.argsort(events.ingests, kind="stable"))
-            new = self._ids[name].add(events)
-            order = np.argsort(events.times, kind="stable")
-            events = intake.only(events, order[new[order]])
-            self._count(events, self._slots(events))
-            total += len(events)
-            if noted is not None:
-                ids = frame[source.event_id].cast(pl.String)
-                for event_id, time, note in zip(ids, frame.select(at).to_series(), frame["_note"], strict=True):
-                    self._notes.setdefault((name, encode_key(event_id)), (note, time))
-        for lane in self._lanes:
-            for slot in range(len(lane.texts)):
-                lane.state.compact(slot)
-        self.checkpoint(positions or {})
+        begin = until - max(self._keep, self.features.longest + self.lateness)
+        try:
+            total = sum(self._fill(name, sources, notes or {}, begin, until) for name in self._sources)
+            for lane in self._lanes:
+                for slot in range(len(lane.texts)):
+                    lane.state.compact(slot)
+            self.checkpoint(positions or {})
+        except BaseException:
+            self._empty()  # as the store is: another call fills it
+            raise
         return total
+
+    def _fill(
+        self, name: str, sources: "Mapping[str, pl.DataFrame]", notes: "Mapping[str, pl.Series]", begin: int, until: int
+    ) -> int:
+        frame, moments, noted = intake.history(self._sources[name], sources, notes, begin, until)
+        events = self._events(name, frame)
+        # Of one id the first by ingest time counts, then by arrival.
+        events = intake.only(events, np.argsort(events.ingests, kind="stable"))
+        new = self._ids[name].add(events)
+        order = np.argsort(events.times, kind="stable")
+        events = intake.only(events, order[new[order]])
+        self._count(events, self._slots(events))
+        if noted is not None:
+            for event_id, time, note in zip(frame[self._sources[name].event_id].cast(str), moments, noted, strict=True):
+                self._notes.setdefault((name, encode_key(event_id)), (note, time))
+        return len(events)
 
     @alone
     @at_once
@@ -576,15 +590,11 @@ class OnlineFeatures:
             How many views held it.
         """
         self.checkpoint(self._positions)
-        n = 0
-        deletes: list[tuple[str, bytes, bytes | None]] = []
-        for lane in self._lanes:
-            if lane.view.entity.name != entity:
-                continue
-            text = one_key(lane.view.entity, keys)
-            held = self.store.get(lane.table, encode_key(text)) is not None
-            n += held
-            deletes.append((lane.table, encode_key(text), None))
-            lane.clear(text)
+        lanes = [lane for lane in self._lanes if lane.view.entity.name == entity]
+        held = [(lane, one_key(lane.view.entity, keys)) for lane in lanes]
+        n = sum(self.store.get(lane.table, encode_key(text)) is not None for lane, text in held)
+        deletes = [(lane.table, encode_key(text), None) for lane, text in held]
         self.store.commit(deletes)
+        for lane, text in held:
+            lane.clear(text)
         return n

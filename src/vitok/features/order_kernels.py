@@ -197,8 +197,8 @@ def newest(
     ranks: np.ndarray,
     has_known: bool,  # noqa: FBT001 - numba takes no keywords
     shift: int,
+    max_age: int,
     out: np.ndarray,
-    age: np.ndarray,
 ) -> None:
     """Finds the newest row that each question may see.
 
@@ -214,8 +214,8 @@ def newest(
         ranks: Shape (rows, ranks), in that order: event time, and when it became known.
         has_known: Whether the second rank decides what may be seen.
         shift: A question at t sees rows with event time < t - shift.
+        max_age: How old a row may be; 0 for any age.
         out: Shape (all questions,), int64, written where there is an answer: the row.
-        age: Shape (all questions,), int64, written along: age of the row.
     """
     late = np.empty(64, np.int64)
     known = np.empty(64, np.int64)
@@ -246,6 +246,5 @@ def newest(
             while next_late < n_late and known[waiting[next_late]] <= time:
                 best = max(best, late[waiting[next_late]])
                 next_late += 1
-            if best >= 0:
+            if best >= 0 and (max_age == 0 or time - ranks[best, 0] <= max_age):
                 out[row] = order[best]
-                age[row] = time - ranks[best, 0]

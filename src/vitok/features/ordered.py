@@ -86,10 +86,11 @@ class Collector:
         self._n = last
 
     def finish(self) -> Ordered:
-        """Orders what came."""
+        """Orders what came, once: what is not needed afterwards is let go."""
         n = self._n
         start, order = _grouped(self._codes[:n], len(self._table))
         ranks = np.take(self._ranks[:n], order, axis=0)
+        del self._codes, self._ranks
         sort_groups(start, order, ranks)
         return Ordered(start=start, order=order, ranks=ranks, parts=tuple(part[: n + 1] for part in self._parts))
 

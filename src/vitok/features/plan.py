@@ -274,7 +274,7 @@ def _codes(frame: "pl.DataFrame", name: str, source: Source) -> np.ndarray:
     import polars as pl
 
     series = _column(frame, name, source)
-    if name not in source.encodings and series.dtype in {pl.String, pl.Categorical, pl.Enum}:
+    if name not in source.encodings and isinstance(series.dtype, pl.String | pl.Categorical | pl.Enum):
         text = series.cast(pl.String)
         codes = fingerprint_texts(text.fill_null(""))[:, 0].view(np.int64)
         codes = np.where(codes == ABSENT, ABSENT + 1, codes)

@@ -10,7 +10,7 @@ import contextlib
 import glob
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+_PARQUET, _ENCRYPTED = b"PAR1", b"PARE"
 _EVENTS_A_PART = 2_000_000
 
 
@@ -207,7 +208,7 @@ class Scan:
         said = str(error).splitlines()[0]
         if isinstance(error, self._exhausted):
             return StoreError(f"{self._where} needs more memory, or more room for temporary files: {said}")
-        return InvalidInput(self._where, said, "be readable", "Look at the file that the message names.")
+        return InvalidInput(self._where, "its files", f"be readable ({said})", "Write the file that it names anew.")
 
     def _open(self, location: Any, columns: Sequence[str]) -> str:
         import polars as pl
@@ -243,8 +244,10 @@ def parquet_files(location: Any, where: str) -> list[str]:
         where: Named in an error.
 
     Raises:
-        InvalidInput: If there is no such file.
+        InvalidInput: If there is no such file, or one of them is no Parquet.
     """
+    if not isinstance(location, str | Path | Iterable):
+        raise InvalidInput(where, location, "be a frame, a Parquet file, or a folder, pattern or list of such files")
     if not isinstance(location, str | Path):
         return [path for item in location for path in parquet_files(item, where)]
     text = str(location)
@@ -256,7 +259,21 @@ def parquet_files(location: Any, where: str) -> list[str]:
         found = [text]
     if not found:
         raise InvalidInput(where, text, "be a Parquet file, or a folder or pattern of such files")
+    for name in found:
+        _check_parquet(name, where)
     return found
+
+
+def _check_parquet(name: str, where: str) -> None:
+    try:
+        with Path(name).open("rb") as file:
+            begin = file.read(len(_PARQUET))
+    except OSError as error:
+        raise InvalidInput(where, name, f"be readable ({error.strerror})") from error
+    # An empty file, or one cut short, is told by whoever reads it.
+    if len(begin) == len(_PARQUET) and begin not in (_PARQUET, _ENCRYPTED):
+        fix = "Write it as one first, such as polars.read_csv(FILE, try_parse_dates=True).write_parquet(FILE)."
+        raise InvalidInput(where, name, "be a Parquet file", fix)
 
 
 def _key_of(entity: Entity) -> str:

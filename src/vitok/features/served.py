@@ -132,6 +132,8 @@ class ServedStatistics:
         names: The features, in the order of the vectors.
         edges: Frozen edges for each feature, such as those of the model's reference profile; without them no
             histogram is kept.
+        about: What served them, such as the name and version of a feature set; what is about different things is kept
+            apart.
 
     Raises:
         InvalidInput: If names are missing or twice there, or the edges are of another number.
@@ -144,8 +146,9 @@ class ServedStatistics:
           amount: 3 served, 33.3 % null, mean 2
     """
 
-    def __init__(self, names: Sequence[str], *, edges: Sequence[FrozenEdges] | None = None) -> None:
+    def __init__(self, names: Sequence[str], *, edges: Sequence[FrozenEdges] | None = None, about: str = "") -> None:
         self.names = tuple(names)
+        self.about = about
         self.edges = tuple(edges) if edges is not None else None
         if not self.names or len(set(self.names)) < len(self.names):
             raise InvalidInput("names", self.names, "be some different names of features")
@@ -155,8 +158,8 @@ class ServedStatistics:
         self._cuts = np.array([cut for item in cuts for cut in item], np.float64)
         self._cut_offsets = np.cumsum([0, *(len(item) for item in cuts)]).astype(np.int64)
         self._bin_offsets = np.cumsum([0, *(len(item) + _SPECIAL for item in cuts)]).astype(np.int64)
-        told = json.dumps([list(self.names), None if self.edges is None else [list(item) for item in cuts]])
-        self.digest = hashlib.sha256(told.encode()).digest()[:16]
+        told = [list(self.names), None if self.edges is None else [list(item) for item in cuts], *filter(None, [about])]
+        self.digest = hashlib.sha256(json.dumps(told).encode()).digest()[:16]
         self._hours: dict[int, _Hour] = {}
 
     @property
@@ -315,18 +318,24 @@ class ServedStatistics:
         Raises:
             StoreError: If the store could not be written; nothing was, then.
         """
+        writes = self.writes(writer=writer, table=table)
+        store.commit(writes)
+        return len(writes) - 1
+
+    def writes(self, *, writer: str = "main", table: str = TABLE) -> list[Write]:
+        """Returns what `save` commits, as it stands now: for those who commit later, or elsewhere."""
         if not writer or "\0" in writer:
             raise InvalidInput("writer", writer, "be a short name")
         about = {
             "names": list(self.names),
             "edges": None if self.edges is None else [item.to_dict() for item in self.edges],
+            "about": self.about,
         }
         writes: list[Write] = [(table, b"about" + self.digest, json.dumps(about).encode())]
         for hour in self.hours:
             key = b"hour" + self.digest + _KEY.pack(hour + _SHIFT) + writer.encode()
             writes.append((table, key, self.to_bytes(hour)))
-        store.commit(writes)
-        return len(writes) - 1
+        return writes
 
 
 def load(
@@ -361,7 +370,9 @@ def load(
         about = json.loads(value)
         edges = about["edges"]
         found = ServedStatistics(
-            about["names"], edges=None if edges is None else [FrozenEdges.from_dict(item) for item in edges]
+            about["names"],
+            edges=None if edges is None else [FrozenEdges.from_dict(item) for item in edges],
+            about=about.get("about", ""),
         )
         prefix = b"hour" + key[len(b"about") :]
         for place, content in store.scan(table, prefix):
@@ -372,6 +383,24 @@ def load(
                 found.add_bytes(content)
         out.append(found)
     return tuple(out)
+
+
+def expired(store: KeyValueStore, *, before: int, table: str = TABLE) -> list[Write]:
+    """Returns the writes that delete the hours of all writers that begin before a moment.
+
+    Args:
+        store: Where they are.
+        before: Microseconds.
+        table: Table of the store.
+    """
+    writes: list[Write] = []
+    for about, _ in store.scan(table, b"about"):
+        prefix = b"hour" + about[len(b"about") :]
+        for key, _ in store.scan(table, prefix):
+            if _KEY.unpack_from(key, len(prefix))[0] - _SHIFT >= before:
+                break
+            writes.append((table, key, None))
+    return writes
 
 
 @njit(cache=True, nogil=True)

@@ -6,10 +6,11 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vitok.clock import duration
+from vitok.clock import DAY, duration
 from vitok.errors import InvalidInput
 
 SEPARATOR = "\x1f"  # ASCII unit separator: stands between the parts of a key of several columns
+_LONGEST = 36_600 * DAY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +175,36 @@ class Source:
         return out
 
 
-def lag_of(lag: str | int | None) -> int | None:
-    """Reads a view's lag: None, or microseconds, 0 allowed."""
+def length_of(where: str, text: str | int) -> int:
+    """Reads a length of time that a definition states, in microseconds.
+
+    Args:
+        where: Named in an error.
+        text: Such as `"7d"`; a whole number is microseconds.
+
+    Raises:
+        InvalidInput: If it is neither, not longer than zero, or longer than a hundred years.
+
+    Example:
+        >>> length_of("ttl", "1h")
+        3600000000
+    """
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise InvalidInput(where, text, "be a text such as '7d', or whole microseconds")
+    try:
+        length = duration(text)
+    except InvalidInput as error:
+        raise InvalidInput(where, text, error.rule, error.fix) from None
+    if length > _LONGEST:
+        raise InvalidInput(where, text, "be at most a hundred years")
+    return length
+
+
+def lag_of(lag: str | int | None, where: str = "lag") -> int | None:
+    """Reads a view's lag: None, or microseconds, 0 allowed; errors name `where`."""
     if lag is None:
         return None
-    return 0 if lag in (0, "0s", "0") else duration(lag)
+    return 0 if lag in (0, "0s", "0") else length_of(where, lag)
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -31,26 +31,35 @@ from vitok.features.plan import (
     TOP,
     Plan,
 )
-from vitok.features.state_kernels import Arena, Spec
+from vitok.features.state_kernels import (
+    FIRST_SLOT,
+    LAST_SLOT,
+    M2_SLOT,
+    MAX_SLOT,
+    MIN_SLOT,
+    N_SLOT,
+    SUM_SLOT,
+    Arena,
+    Spec,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
     from vitok.features.views import View
 
-_NEVER = -(2**63)
+NEVER = -(2**63)  # the time of the newest event where there is none
 FRESH, MISSING, LATE = range(3)
 _MISSING, _LATE = np.uint8(MISSING), np.uint8(LATE)
-_N, _SUM, _M2, _MIN, _MAX, _FIRST, _LAST = range(7)
 _PARTS: dict[int, tuple[int, ...]] = {
-    SUM: (_SUM,),
-    MEAN: (_N, _SUM),
-    STD: (_N, _SUM, _M2),
-    NUMBER: (_N,),
-    MIN: (_MIN,),
-    MAX: (_MAX,),
-    FIRST: (_FIRST,),
-    LAST: (_LAST,),
+    SUM: (SUM_SLOT,),
+    MEAN: (N_SLOT, SUM_SLOT),
+    STD: (N_SLOT, SUM_SLOT, M2_SLOT),
+    NUMBER: (N_SLOT,),
+    MIN: (MIN_SLOT,),
+    MAX: (MAX_SLOT,),
+    FIRST: (FIRST_SLOT,),
+    LAST: (LAST_SLOT,),
 }
 
 
@@ -70,7 +79,7 @@ class Layout:
         for index, kinds in enumerate(plan.kinds_of):
             for part in sorted({part for kind in kinds for part in _PARTS.get(kind, ())}):
                 slots[index, part] = width
-                width += 4 if part in {_FIRST, _LAST} else 1
+                width += 4 if part in {FIRST_SLOT, LAST_SLOT} else 1
         tiled = sorted({int(row[1]) for row in plan.rows if row[0] not in {RECENT, RATIO, RATE}})
         places = {window: place for place, window in enumerate(tiled)}
         rows = plan.rows.copy()
@@ -299,7 +308,7 @@ class WindowState:
         for arena in (self._main, *self._recents):
             state_kernels.release(arena, slot)
             arena.n[slot], arena.due[slot] = 0, 32
-            arena.newest[slot] = _NEVER
+            arena.newest[slot] = NEVER
 
     def gather(self, slots: np.ndarray) -> "Packed":
         """Copies the states of many keys at once; they are made into bytes later, by any thread."""
@@ -362,7 +371,7 @@ class WindowState:
             arena.pool[off : off + n] = numbers[at : at + n * width].reshape(n, width)
             arena.n[slot] = n
             # A sequence leaves out events without a value, and the newest of a key may be one.
-            arena.newest[slot] = numbers[0] if place == 0 else arena.pool[off + n - 1, 0] if n else _NEVER
+            arena.newest[slot] = numbers[0] if place == 0 else arena.pool[off + n - 1, 0] if n else NEVER
             arena.due[slot] = numbers[2 + 2 * place]
             at += n * width
         self._main, self._recents = arenas[0], arenas[1:]
@@ -425,7 +434,7 @@ def _arena(width: int, keys: int) -> Arena:
         offset=np.full(keys, -1, np.int64),
         n=zeros,
         room=zeros.copy(),
-        newest=np.full(keys, _NEVER, np.int64),
+        newest=np.full(keys, NEVER, np.int64),
         due=np.full(keys, 32, np.int64),
         free=np.full(48, -1, np.int64),
         top=np.zeros(1, np.int64),
@@ -439,7 +448,7 @@ def _more_keys(arena: Arena) -> Arena:
         offset=np.concatenate([arena.offset, np.full(more, -1, np.int64)]),
         n=np.concatenate([arena.n, zeros]),
         room=np.concatenate([arena.room, zeros]),
-        newest=np.concatenate([arena.newest, np.full(more, _NEVER, np.int64)]),
+        newest=np.concatenate([arena.newest, np.full(more, NEVER, np.int64)]),
         due=np.concatenate([arena.due, np.full(more, 32, np.int64)]),
     )
 

@@ -143,7 +143,7 @@ def table(
             raise
         if not job.fresh:
             return asks.frame
-        new = pl.DataFrame(pa.concat_tables(made) if made else job.schema(pa.schema([])).empty_table())
+        new = pl.DataFrame(pa.concat_tables(made) if made else pa.Table.from_batches([], job.schema(pa.schema([]))))
         return asks.frame.hstack(new.get_columns())
 
 
@@ -237,7 +237,7 @@ class _Job:
         self.repeated: dict[str, np.ndarray] = {}
         self.answers: dict[str, Answers] = {}
         self.budget = session.limit * 6 // 10
-        self.held = 0
+        self.held = self.n_folders = 0
         self.oldest, self.newest = _FUTURE, -_FUTURE
 
     @property
@@ -377,7 +377,8 @@ class _Job:
         return Matrix(words)
 
     def _folder(self) -> Path:
-        return self.session.folder / f"rows-{len(list(self.session.folder.iterdir()))}"
+        self.n_folders += 1
+        return self.session.folder / f"rows-{self.n_folders}"
 
     def _events(
         self, reading: _Reading, reader: KeyReader
@@ -451,7 +452,8 @@ class _Job:
             found.update(zip(view.feature_names, parts, strict=True))
         if self.on_demand:
             self._add_on_demand(frame, found)
-        return [_array(pa, *found[name]) for name in self.fresh]
+        schema = self.schema(pa.schema([]))
+        return [_array(*found[name], schema.field(name).type) for name in self.fresh]
 
     def _needed(self, block: "pa.Table") -> "pl.DataFrame":
         # What the columns are made of besides the answers; most often nothing.
@@ -489,9 +491,13 @@ class _Job:
             found[item.name] = values[:, computed.index(item.name)], None
 
 
-def _array(pa: Any, values: np.ndarray, null: np.ndarray | None) -> "pa.Array":
-    values = np.ascontiguousarray(values)
-    return pa.array(values, mask=null if null is not None and null.any() else None)
+def _array(values: np.ndarray, null: np.ndarray | None, kind: "pa.DataType") -> "pa.Array":
+    # Made of its buffers: pa.array would look at each value, and import pandas.
+    import pyarrow as pa
+
+    data = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    there = pa.py_buffer(np.packbits(~null, bitorder="little")) if null is not None and null.any() else None
+    return pa.Array.from_buffers(kind, len(values), [there, pa.py_buffer(data)])
 
 
 def _vectors(view: Embedding, index: Any, frame: "pl.DataFrame") -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitok.clock import duration
 from vitok.errors import InvalidInput
 from vitok.features.aggregations import Aggregation, Recent, TopK, Window
-from vitok.features.sources import Entity, Source, lag_of, unique
+from vitok.features.sources import Entity, Source, lag_of, length_of, unique
 
 if TYPE_CHECKING:
     from vitok.features.plan import Plan
@@ -33,9 +33,9 @@ class _Described:
                 "view: name", name, "be letters, digits and underscores", "It begins its features' names."
             )
         object.__setattr__(self, "tags", tuple(self.tags))
-        for length in (self.fresh_within, self.refresh):
+        for field, length in (("fresh_within", self.fresh_within), ("refresh", self.refresh)):
             if length:
-                duration(length)
+                length_of(f"view {name!r}: {field}", length)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,9 @@ class View(_Described):
     @functools.cached_property
     def available_after(self) -> int | None:
         """The lag in microseconds, or None where the ingest time decides."""
-        return lag_of(self.lag) if self.lag is not None else (None if self.source.ingest_time else 0)
+        if self.lag is not None:
+            return lag_of(self.lag, f"view {self.name!r}: lag")
+        return None if self.source.ingest_time else 0
 
     @functools.cached_property
     def windows(self) -> tuple[Window, ...]:
@@ -224,7 +226,7 @@ class Latest(_Described):
         object.__setattr__(self, "columns", tuple(given))
         object.__setattr__(self, "dtypes", tuple(given.values()))
         if self.ttl:
-            duration(self.ttl)
+            length_of(f"view {self.name!r}: ttl", self.ttl)
         _ = self.available_after
 
     dtypes: tuple[str, ...] = dataclasses.field(init=False, default=())
@@ -232,7 +234,9 @@ class Latest(_Described):
     @functools.cached_property
     def available_after(self) -> int | None:
         """The lag in microseconds, or None where the ingest time decides."""
-        return lag_of(self.lag) if self.lag is not None else (None if self.source.ingest_time else 0)
+        if self.lag is not None:
+            return lag_of(self.lag, f"view {self.name!r}: lag")
+        return None if self.source.ingest_time else 0
 
     @property
     def longest(self) -> int:

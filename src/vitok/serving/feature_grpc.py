@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vitok.errors import InvalidInput, MissingExtra, ServiceError, StoreError, VitokError
+from vitok.serving.feature_readiness import Readiness
 from vitok.serving.feature_service import Asked, FeatureEndpoint, summary
 
 SERVICE = "vitok.features.v1.FeatureService"
@@ -85,7 +86,12 @@ def messages() -> dict[str, Any]:
 
 
 def grpc_server(
-    endpoints: Sequence[FeatureEndpoint], *, host: str = "127.0.0.1", port: int = 0, threads: int = 4
+    endpoints: Sequence[FeatureEndpoint],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    threads: int = 4,
+    readiness: Readiness | None = None,
 ) -> tuple[Any, int]:
     """Makes a gRPC server for some feature sets; the caller starts and stops it.
 
@@ -94,6 +100,8 @@ def grpc_server(
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         threads: How many requests are answered side by side.
+        readiness: Says what a health check answers, with the reason in the trailing metadata `vitok-reason`; by
+            default the stores of the endpoints alone count. Those who watch hear of a change when it next reports.
 
     Returns:
         The `grpc.Server` and its port.
@@ -158,9 +166,25 @@ def grpc_server(
         options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.so_reuseport", 0)],
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    checks = health.HealthServicer()
-    for name in ("", SERVICE):
-        checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    ready = readiness or Readiness(endpoints)
+
+    class Checks(health.HealthServicer):  # type: ignore[misc]
+        def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - how gRPC spells it
+            found = ready.report()
+            if not found.ready:
+                text = str(found).encode("ascii", "backslashreplace").decode().replace("\n", " ")
+                context.set_trailing_metadata((("vitok-reason", text),))
+            return super().Check(request, context)
+
+    checks = Checks()
+
+    def tell(is_ready: bool) -> None:  # noqa: FBT001 - as a listener is called
+        states = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            checks.set(name, states.SERVING if is_ready else states.NOT_SERVING)
+
+    ready.listen(tell)
+    ready.report()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:

@@ -14,6 +14,7 @@ from vitok import __version__
 from vitok.errors import InvalidInput, NotFound, VitokError
 from vitok.features import FeatureSet
 from vitok.features.vectors import SOURCE_WORDS, STATUS_WORDS, Vectors
+from vitok.serving.feature_readiness import Readiness
 from vitok.serving.messages import HotRequest, Reply
 from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, handlers, problem
 
@@ -43,6 +44,14 @@ class VectorReader(Protocol):
         request: Mapping[str, Sequence[float]] | None = None,
     ) -> Vectors:
         """Returns one vector for each key."""
+        ...
+
+
+class Served(Protocol):
+    """Notes what was served, as `vitok.features.served_writer.ServedSet` does; takes no time and never fails."""
+
+    def add(self, vectors: Vectors, times: Sequence[int] | None = None) -> None:
+        """Notes vectors that are served now."""
         ...
 
 
@@ -108,6 +117,7 @@ class FeatureEndpoint:
         name: Name of the set in the path.
         reader: Where the vectors come from.
         max_entities: Most entities that one request may ask for.
+        served: Notes every vector that is served, through whatever door.
 
     Example:
         >>> from vitok.engines import open_rows
@@ -121,11 +131,14 @@ class FeatureEndpoint:
         b'"values":[[null]],"status":["missing"]}'
     """
 
-    def __init__(self, name: str, reader: VectorReader, *, max_entities: int = MAX_ENTITIES) -> None:
+    def __init__(
+        self, name: str, reader: VectorReader, *, max_entities: int = MAX_ENTITIES, served: Served | None = None
+    ) -> None:
         self.name = name
         self.path = f"/v1/features/{name}/vectors"
         self.reader = reader
         self.max_entities = max_entities
+        self.served = served
         self.counts = {"requests": 0, "vectors": 0, "refused": 0}
         self._decoder = msgspec.json.Decoder(VectorsRequest)
         self._encoder = msgspec.json.Encoder()
@@ -177,14 +190,17 @@ class FeatureEndpoint:
         return Asked(n, keys, numbers, times)
 
     def vectors(self, asked: Asked) -> Vectors:
-        """Reads what one request asks for."""
-        return self.reader.read(asked.keys, time=asked.times, request=asked.request)
+        """Reads what a request of any door asks for, and notes what it gets."""
+        vectors = self.reader.read(asked.keys, time=asked.times, request=asked.request)
+        if self.served is not None:
+            self.served.add(vectors, asked.times)
+        return vectors
 
     def warm_up(self) -> None:
         """Asks for an entity that nobody has, so that the first client does not wait for what is made on first use."""
         features = self.reader.features
         keys: dict[str, list[Key]] = {name: ["-"] for name in features.entity_keys}
-        self.vectors(Asked(1, keys, {name: [0.0] for name in features.request}, None))
+        self.reader.read(keys, request={name: [0.0] for name in features.request})
 
     def _answered(
         self, asked: "Sequence[tuple[int, VectorsRequest, Asked]]"
@@ -222,17 +238,19 @@ class FeatureEndpoint:
         return Reply(200, self._encoder.encode(answer))
 
 
-def feature_application(endpoints: Sequence[FeatureEndpoint]) -> "Starlette":
+def feature_application(endpoints: Sequence[FeatureEndpoint], *, readiness: Readiness | None = None) -> "Starlette":
     """Makes the ASGI application beside the hot endpoints: what sets there are, health, and the OpenAPI document.
 
     Args:
         endpoints: One a feature set; hand them to `vitok.serving.serve` too.
+        readiness: Says what `/readyz` answers; by default the stores of the endpoints alone count.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     by_name = {endpoint.name: endpoint for endpoint in endpoints}
+    readiness = readiness or Readiness(endpoints)
 
     async def listed(_: "Request") -> "Response":
         return JSONResponse({"feature_sets": [summary(endpoint) for endpoint in by_name.values()]})
@@ -247,10 +265,8 @@ def feature_application(endpoints: Sequence[FeatureEndpoint]) -> "Starlette":
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def ready(_: "Request") -> "Response":
-        parts = {name: getattr(endpoint.reader, "counters", None) for name, endpoint in by_name.items()}
-        circuits = {name: getattr(counters, "circuit", "closed") for name, counters in parts.items()}
-        good = all(circuit == "closed" for circuit in circuits.values())
-        return JSONResponse({"status": "ok" if good else "degraded", "store": circuits}, 200 if good else 503)
+        found = readiness.report()
+        return JSONResponse(found.to_dict(), 200 if found.ready else 503)
 
     async def document(_: "Request") -> "Response":
         return JSONResponse(feature_openapi(endpoints))
@@ -307,6 +323,8 @@ def feature_openapi(endpoints: Sequence[FeatureEndpoint]) -> dict[str, Any]:
     }
     for path, text in (("/v1/features", "The feature sets"), ("/healthz", "Alive"), ("/readyz", "Able to answer")):
         paths[path] = {"get": {"summary": text, "responses": {"200": {"description": text}}}}
+    late = {"description": "The store is down, or a stream too far behind; the body says which and why"}
+    paths["/readyz"]["get"]["responses"]["503"] = late
     return {
         "openapi": "3.1.0",
         "info": {"title": "vitok features", "version": __version__},

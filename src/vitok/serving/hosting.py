@@ -227,6 +227,11 @@ class ModelHost:
             for key in keys:
                 self._drop(key)
 
+    def close(self) -> None:
+        """Finishes what waits in the queues of all models."""
+        for hosted in self.loaded():
+            hosted.close()
+
     def follow(self) -> list[str]:
         """Swaps every loaded model whose version in force has changed; call it a few times a second.
 
@@ -309,7 +314,7 @@ class ModelHost:
         return sorted(self._hosted, key=lambda key: self._used[key][1])
 
     def _drop(self, key: tuple[str, str | None]) -> None:
-        self._hosted.pop(key)
+        self._hosted.pop(key).close()
         self._used.pop(key, None)
         name, version = key
         middle = "" if version is None else f"/versions/{version}"

@@ -5,6 +5,10 @@ extension. What is asked of a model that takes one matrix of rows, as trees do, 
 from batch to batch.
 """
 
+import asyncio
+import contextlib
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -23,12 +27,16 @@ from vitok.serving.inference_messages import (
     read_job,
 )
 from vitok.serving.messages import HotRequest, Later, Reply
-from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, problem
+from vitok.serving.problems import FAULT, UNDECODABLE, from_decode_error, from_error, problem
+from vitok.serving.queues import BatchQueue, Refusal, ServiceCurve, Task
 from vitok.serving.runtime import Runtime
 from vitok.stats import LatencyHistogram
 
+logger = logging.getLogger("vitok.serving")
+
 _JSON_LENGTH = b"inference-header-content-length"
 _FIRST_ROWS = 256
+INLINE_SECONDS = 200e-6
 
 Breach = tuple[int, str, str]
 """A row that breaks a rule: its place, the feature, and what is wrong."""
@@ -76,13 +84,17 @@ class Answered:
 class Hosted:
     """A model under its name: the version that answers, and what goes with each answer.
 
-    The version is replaced as a whole, between two batches: `hosted.runtime = other`.
+    The version is replaced as a whole, between two batches: `hosted.runtime = other`. A model that takes longer than
+    `INLINE_SECONDS` for one row has a queue and a thread of its own, so that the event loop goes on meanwhile.
 
     Args:
         name: Name of the model, as in the path.
         runtime: The version that answers.
         rules: Says which rows of a matrix break the contract of the features; None where nothing is checked.
         recorder: Where answers are logged before they leave; None where they are not.
+        deadline: Seconds within which an answer is of use, where a request does not say.
+        queue: How the queue is made, where there is one: the arguments of `BatchQueue` such as `max_rows`; or False
+            for none, True for one in any case.
 
     Attributes:
         counts: Requests, rows, and refusals so far.
@@ -97,14 +109,35 @@ class Hosted:
         *,
         rules: Callable[[np.ndarray], Sequence[Breach]] | None = None,
         recorder: Recorder | None = None,
+        deadline: float = 1.0,
+        queue: Mapping[str, Any] | bool | None = None,
     ) -> None:
+        if not deadline > 0:
+            raise InvalidInput("deadline", deadline, "be a number of seconds above 0")
         self.name = name
         self.runtime = runtime
         self.rules = rules
         self.recorder = recorder
+        self.deadline = deadline
+        self.queue: BatchQueue | None = None
+        self.queueing = runtime.seconds_per_run > INLINE_SECONDS if queue is None else queue is not False
+        self._queue_options = queue if isinstance(queue, Mapping) else {}
         self.counts = {"requests": 0, "rows": 0, "refused": 0, "failed": 0, "batches": 0}
         self.waited = LatencyHistogram()
         self.latency = LatencyHistogram()
+
+    def open_queue(self, run: Callable[[Sequence[Task]], None], expire: Callable[[Task], None]) -> BatchQueue:
+        """Returns the queue; starts it where it does not run yet."""
+        if self.queue is None:
+            first = 1e9 * max(self.runtime.seconds_per_run, 1e-6)
+            curve = ServiceCurve(fixed_ns=first, row_ns=0.1 * first)
+            self.queue = BatchQueue(run, expire, curve, name=self.name, **self._queue_options)
+        return self.queue
+
+    def close(self) -> None:
+        """Finishes what waits."""
+        if self.queue is not None:
+            self.queue.close()
 
 
 class InferEndpoint:
@@ -166,8 +199,13 @@ class InferEndpoint:
                 jobs.append(job)
                 n += job.n
         counts["refused"] += len(requests) - len(jobs)
+        X = self._rows[:n]
+        if jobs and n and hosted.rules is not None and runtime.takes_rows:
+            jobs, X = self._check(hosted.rules, jobs, X, replies)
+        if hosted.queueing:
+            return self._enqueue(runtime, jobs, X, replies)
         if jobs and runtime.takes_rows:
-            self._answer_rows(runtime, jobs, n, replies, started, cpu)
+            self._answer_rows(runtime, jobs, X, replies, started, cpu)
         elif jobs:
             self._answer_tensors(runtime, jobs, replies)
         arrived = [request.arrived for request in requests]
@@ -218,6 +256,66 @@ class InferEndpoint:
             job.inputs = {}
         return job
 
+    def _enqueue(
+        self, runtime: Runtime, jobs: Sequence[Job], X: np.ndarray, replies: list[Reply | None]
+    ) -> list[Reply | Later]:
+        # Each request is owed its reply, unless the queue says that it would come too late.
+        queue = self.hosted.open_queue(self._run_tasks, self._expire)
+        loop = asyncio.get_running_loop()
+        out: list[Reply | Later] = list(replies)  # type: ignore[arg-type]
+        at = 0
+        for job in jobs:
+            if runtime.takes_rows:
+                # The batch's array is used again by the next turn, and this one's run is later.
+                job.inputs = {runtime.inputs[0].name: X[at : at + job.n].copy()}
+                at += job.n
+            job.later, job.loop = Later(), loop
+            deadline = job.arrived + (1000 * job.timeout_us if job.timeout_us else int(1e9 * self.hosted.deadline))
+            task = Task(
+                job,
+                rows=max(job.n, 1),
+                arrived=job.arrived,
+                deadline=deadline,
+                priority=job.priority,
+                tenant=job.tenant,
+            )
+            refusal = queue.submit(task)
+            if refusal is None:
+                out[job.place] = job.later
+            else:
+                self.hosted.counts["refused"] += 1
+                out[job.place] = _refused(refusal)
+        return out
+
+    def _run_tasks(self, tasks: Sequence[Task]) -> None:
+        # In the queue's thread: a batch is answered as a turn of the event loop would answer it.
+        started, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        runtime = self.hosted.runtime
+        jobs: list[Job] = [task.job for task in tasks]
+        replies: list[Reply | None] = [None] * len(jobs)
+        for place, job in enumerate(jobs):
+            job.place = place
+        try:
+            if runtime.takes_rows:
+                name = runtime.inputs[0].name
+                X = np.concatenate([job.inputs[name] for job in jobs])
+                self._answer_rows(runtime, jobs, X, replies, started, cpu)
+            else:
+                self._answer_tensors(runtime, jobs, replies)
+        except Exception:
+            # Whatever it was, whoever waits gets an answer.
+            logger.exception("%s failed on %d requests", self.path, len(jobs))
+            replies = [error_reply(FAULT)] * len(jobs)
+        hosted = self.hosted
+        now = time.perf_counter_ns()
+        _record(hosted.waited, [task.arrived for task in tasks], started)
+        _record(hosted.latency, [task.arrived for task in tasks], now)
+        _hand_over(jobs, replies)
+
+    def _expire(self, task: Task) -> None:
+        self.hosted.counts["refused"] += 1
+        _hand_over([task.job], [_refused(Refusal("late", 0.0))])
+
     def _room(self, width: int, n: int) -> None:
         if self._rows.shape[1] != width:
             self._rows = np.empty((_FIRST_ROWS, width))
@@ -227,15 +325,10 @@ class InferEndpoint:
             self._rows = grown
 
     def _answer_rows(
-        self, runtime: Runtime, jobs: list[Job], n: int, replies: list[Reply | None], started: int, cpu: int
+        self, runtime: Runtime, jobs: list[Job], X: np.ndarray, replies: list[Reply | None], started: int, cpu: int
     ) -> None:
         hosted = self.hosted
-        X = self._rows[:n]
-        if hosted.rules is not None and n:
-            jobs, X = self._check(hosted.rules, jobs, X, replies)
-            n = len(X)
-        if not jobs:
-            return
+        n = len(X)
         try:
             outputs = runtime.infer({runtime.inputs[0].name: X.astype(runtime.dtype, copy=False)})
             identifiers = self._record(runtime, hosted.recorder, jobs, X, outputs, cpu)
@@ -347,6 +440,34 @@ class InferEndpoint:
             written = [error_reply(from_error(error))] * len(jobs)
         for job, reply in zip(jobs, written, strict=True):
             replies[job.place] = reply
+
+
+def _refused(refusal: Refusal) -> Reply:
+    after = max(1, math.ceil(refusal.retry_after))
+    header = b"retry-after: %d\r\n" % after
+    if refusal.reason == "full":
+        detail = f"The queue is full; try again in {after} s"
+        return error_reply(problem(429, "Too Many Requests", detail, headers=header))
+    if refusal.reason == "closed":
+        return error_reply(problem(503, "Service Unavailable", "The service is shutting down", headers=header))
+    detail = f"The answer would come after its deadline; try again in {after} s"
+    return error_reply(problem(503, "Service Unavailable", detail, headers=header))
+
+
+def _hand_over(jobs: Sequence[Job], replies: Sequence[Reply | None]) -> None:
+    # Requests of one loop go back to it in one call.
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Later, Reply]]] = {}
+    for job, reply in zip(jobs, replies, strict=True):
+        if job.later is not None and job.loop is not None:
+            by_loop.setdefault(job.loop, []).append((job.later, reply or error_reply(FAULT)))
+    for loop, pairs in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody waits any more
+            loop.call_soon_threadsafe(_give, pairs)
+
+
+def _give(pairs: Sequence[tuple[Later, Reply]]) -> None:
+    for later, reply in pairs:
+        later.give(reply)
 
 
 def _record(histogram: LatencyHistogram, arrived: Sequence[int], until: int) -> None:

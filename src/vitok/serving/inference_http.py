@@ -134,7 +134,7 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         try:
             if name in host.pinned:
                 raise InvalidInput("name", name, "not be pinned")
-            host.unload(name)
+            await asyncio.to_thread(host.unload, name)
         except NotFound:
             pass  # what is not loaded is as it should be
         except VitokError as error:

@@ -1,5 +1,6 @@
 """The messages of the Open Inference Protocol, version 2, over HTTP: read from a body and written as a reply."""
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from vitok import ids as identifiers
 from vitok.errors import InvalidInput
-from vitok.serving.messages import Reply
+from vitok.serving.messages import Later, Reply
 from vitok.serving.runtime import Runtime
 from vitok.serving.tensors import TensorSpec, from_bytes, from_values, to_bytes, to_json
 
@@ -83,9 +84,29 @@ class Job:
         told: What it says.
         place: Place of the request in its list.
         arrived: When it came, in nanoseconds of `time.perf_counter_ns`.
+        timeout_us: Microseconds within which the answer is of use; 0 where the request does not say.
+        priority: 0 goes before 1, and so on.
+        tenant: Whose it is.
+        later: Its reply, where that is owed.
+        loop: The event loop that the reply goes to.
     """
 
-    __slots__ = ("arrived", "binary", "explain", "id", "inputs", "n", "place", "told", "wanted")
+    __slots__ = (
+        "arrived",
+        "binary",
+        "explain",
+        "id",
+        "inputs",
+        "later",
+        "loop",
+        "n",
+        "place",
+        "priority",
+        "tenant",
+        "timeout_us",
+        "told",
+        "wanted",
+    )
 
     def __init__(self, identifier: str, n: int, inputs: dict[str, np.ndarray] | None = None) -> None:
         self.id = identifier
@@ -97,6 +118,11 @@ class Job:
         self.told: dict[str, Any] = {}
         self.place = 0
         self.arrived = 0
+        self.timeout_us = 0
+        self.priority = 1
+        self.tenant = ""
+        self.later: Later | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
 
 def json_part(body: bytes, length: bytes | None) -> tuple[bytes, memoryview]:
@@ -196,12 +222,21 @@ def _read_wishes(job: Job, asked: InferRequest, runtime: Runtime) -> None:
     job.wanted = tuple(item.name for item in asked.outputs)
     job.binary = frozenset(binary)
     job.explain = _flag("parameters", asked.parameters, "explain", default=False)
+    job.timeout_us = _whole("timeout", asked.parameters, 0, 3_600_000_000)
+    job.priority = _whole("priority", asked.parameters, 1, 255)
 
 
 def _flag(where: str, parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise InvalidInput(f"{where}.{name}", value, "be true or false")
+    return value
+
+
+def _whole(name: str, parameters: Mapping[str, Any], default: int, most: int) -> int:
+    value = parameters.get(name, default)
+    if type(value) is not int or not 0 <= value <= most:
+        raise InvalidInput(f"parameters.{name}", value, f"be a whole number from 0 to {most}")
     return value
 
 

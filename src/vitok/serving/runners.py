@@ -13,7 +13,7 @@ from vitok.errors import MissingExtra, NotFound, ServiceError
 from vitok.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from vitok.models.forest import Forest
+    from vitok.models.forest import Forest  # type: ignore[import-not-found]
 
 FOREST = "model.forest"
 ONNX = "model.onnx"
@@ -122,7 +122,7 @@ class ForestRunner:
     """
 
     def __init__(self, forest: "Forest") -> None:
-        datatype = "FP32" if forest.dtype == np.float32 else "FP64"
+        datatype = "FP32" if forest.input_dtype == np.float32 else "FP64"
         self._forest = forest
         self.inputs: tuple[TensorSpec, ...] = (TensorSpec("input", datatype, (-1, forest.n_features)),)
         shape = (-1,) if forest.n_outputs == 1 else (-1, forest.n_outputs)

@@ -16,6 +16,7 @@ from vitok.serving.runners import FILES, Runner, Tensors, open_runner, zeros
 from vitok.serving.tensors import TensorSpec, from_values
 
 EXAMPLES = "examples.json"
+_TIMED_RUNS = 5
 WARM_UP_ROWS = (1, 2, 64, 256)
 
 
@@ -70,6 +71,7 @@ class Runtime:
         batched: Whether rows of several requests may go through it together.
         n_features: How many columns a row has, where the model takes one matrix of rows; else 0.
         dtype: Type of that matrix.
+        seconds_per_run: How long a run of one row took when the model was warm; 0 before it was loaded.
     """
 
     def __init__(self, runner: Runner, *, version: str, size: int = 0) -> None:
@@ -90,6 +92,7 @@ class Runtime:
             self.dtype = only.dtype
         self._score = scores[-1].name if scores else ""
         self.batched = all(spec.batched for spec in (*self.inputs, *self.outputs))
+        self.seconds_per_run = 0.0
 
     @classmethod
     def load(cls, package: Path | str | PackageFiles, *, version: str = "", tolerance: float = 1e-5) -> "Runtime":
@@ -132,6 +135,10 @@ class Runtime:
         for n_rows in WARM_UP_ROWS if batched else (1,):
             outputs = self._run(zeros(self.inputs, n_rows))
             batched = batched and all(tensor.shape[:1] == (n_rows,) for tensor in outputs.values())
+        started = time.perf_counter()
+        for _ in range(_TIMED_RUNS):
+            self._run(zeros(self.inputs, 1))
+        self.seconds_per_run = (time.perf_counter() - started) / _TIMED_RUNS
         # What the model says of its outputs may be nothing; what it gives is certain.
         self.batched = batched
         if batched:

@@ -220,8 +220,7 @@ def test_a_model_that_fails_degrades_the_answer(service: FraudService, monkeypat
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(service.champion.runtime._session, "run", broken, raising=False)
-    monkeypatch.setattr(type(service.champion.runtime), "_run", broken)
+    monkeypatch.setattr(type(service.champion.runtime._runner), "run", broken)
     [reply] = ask(service, body())
     answer = json.loads(reply.body)
     assert (reply.status, answer["route"]) == (200, "fallback")
