@@ -65,7 +65,9 @@ def test_shadow_nan_is_null_and_score_nan_is_not(schema, make_block):
 
 def test_log_without_features(make_block):
     schema = LogSchema("s", (), (), ())
-    table = readable(pa.Table.from_batches([decision_batch(make_block(0, 3, schema), schema, BatchMaker(open_schema(schema)))]))
+    table = readable(
+        pa.Table.from_batches([decision_batch(make_block(0, 3, schema), schema, BatchMaker(open_schema(schema)))])
+    )
     assert table.num_rows == 3
     assert table.schema.names == list(schema.columns)
 
