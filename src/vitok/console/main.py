@@ -12,6 +12,7 @@ from vitok import __version__, settings
 from vitok.clock import Clock, EventClock, SystemClock, duration
 from vitok.console import feature_commands, feature_work
 from vitok.console.contract_commands import contract_app
+from vitok.console.key_commands import key_app
 from vitok.errors import InvalidInput, VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -22,6 +23,7 @@ app.add_typer(demo_app, name="demo")
 feature_commands.app.add_typer(feature_work.app)
 app.add_typer(feature_commands.app, name="features")
 app.add_typer(contract_app, name="contract")
+app.add_typer(key_app, name="keys")
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 

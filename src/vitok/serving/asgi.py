@@ -54,7 +54,8 @@ class AsgiRoad:
             scope[DOOR] = self._door
             await self._app(scope, _replayed(body, receive), send)
         else:
-            request = HotRequest(body, time.perf_counter_ns(), list(scope["headers"]))
+            peer = scope["client"][0] if scope.get("client") else ""
+            request = HotRequest(body, time.perf_counter_ns(), list(scope["headers"]), peer)
             reply = self._door.answer(endpoint, [request])[0]
             await send_reply(await _known(reply) if isinstance(reply, Later) else reply, send)
 

@@ -173,6 +173,17 @@ class InferEndpoint:
 
     def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
         """Answers requests in the order of their arrival."""
+        return self.answer(requests, self._take)
+
+    def answer(
+        self, requests: Sequence[HotRequest], take: Callable[[Runtime, HotRequest, int], Job]
+    ) -> Sequence[Reply | Later]:
+        """Answers requests of whatever door, on the thread of its event loop: the one place where jobs are run.
+
+        Args:
+            requests: The requests, in the order of their arrival.
+            take: Reads a request for a runtime; the number is that of the rows before it, for `place`.
+        """
         started = time.perf_counter_ns()
         cpu = time.thread_time_ns()
         hosted = self.hosted
@@ -188,7 +199,7 @@ class InferEndpoint:
         n = 0
         for i, request in enumerate(requests):
             try:
-                job = self._take(runtime, request, n)
+                job = take(runtime, request, n)
             except UNDECODABLE as error:
                 replies[i] = error_reply(from_decode_error(error, request.body))
             except InvalidInput as error:
@@ -196,6 +207,7 @@ class InferEndpoint:
             else:
                 job.place = i
                 job.arrived = request.arrived
+                job.tenant = request.tenant
                 jobs.append(job)
                 n += job.n
         counts["refused"] += len(requests) - len(jobs)
@@ -247,10 +259,13 @@ class InferEndpoint:
         head, tail = json_part(request.body, length)
         only_bytes = length is not None and not head
         general = InferRequest.raw(runtime.inputs) if only_bytes else self._general.decode(head)
-        job = read_job(general, tail, runtime)
-        if width:
+        return self.place(read_job(general, tail, runtime), runtime, at)
+
+    def place(self, job: Job, runtime: Runtime, at: int) -> Job:
+        """Moves the tensor of a job to its rows in the batch, where the model takes one matrix of rows."""
+        if runtime.takes_rows:
             rows = len(job.inputs[runtime.inputs[0].name])
-            self._room(width, at + rows)
+            self._room(runtime.n_features, at + rows)
             self._rows[at : at + rows] = job.inputs[runtime.inputs[0].name]
             job.n = rows
             job.inputs = {}
@@ -330,7 +345,10 @@ class InferEndpoint:
         hosted = self.hosted
         n = len(X)
         try:
-            outputs = runtime.infer({runtime.inputs[0].name: X.astype(runtime.dtype, copy=False)})
+            # A number beyond float32 is an infinite one; numpy would warn of it.
+            with np.errstate(over="ignore"):
+                fed = X.astype(runtime.dtype, copy=False)
+            outputs = runtime.infer({runtime.inputs[0].name: fed})
             identifiers = self._record(runtime, hosted.recorder, jobs, X, outputs, cpu)
         except VitokError as error:
             hosted.counts["failed"] += len(jobs)

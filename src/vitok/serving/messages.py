@@ -13,6 +13,8 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
         body: The whole body, unread.
         arrived: When its last byte was read, in nanoseconds of `time.perf_counter_ns`.
         headers: Names in lower case with their values, in the order of arrival; trailers are left out.
+        peer: Address of whoever opened the connection; empty for a Unix socket.
+        tenant: Whose request it is, where a guard has found that out.
 
     Example:
         >>> HotRequest(b"{}", 0, [(b"content-type", b"application/json")]).header(b"content-type")
@@ -22,6 +24,8 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     arrived: int
     headers: list[tuple[bytes, bytes]]
+    peer: str = ""
+    tenant: str = ""
 
     def header(self, name: bytes) -> bytes | None:
         """Returns the first value of a header, or None; `name` is in lower case."""
@@ -55,6 +59,7 @@ class Later:
 
     Attributes:
         reply: The reply; None until it is given.
+        headers: Header lines that it gets besides its own, as in `Reply`.
 
     Example:
         >>> later = Later()
@@ -63,15 +68,18 @@ class Later:
         given
     """
 
-    __slots__ = ("_then", "reply")
+    __slots__ = ("_then", "headers", "reply")
 
     def __init__(self) -> None:
         self.reply: Reply | None = None
+        self.headers = b""
         self._then: Callable[[], object] | None = None
 
     def give(self, reply: Reply) -> None:
         """Gives the reply; a second one does not count."""
         if self.reply is None:
+            if self.headers:
+                reply = Reply(reply.status, reply.body, reply.headers + self.headers, reply.media_type)
             self.reply = reply
             if self._then is not None:
                 self._then()

@@ -86,6 +86,7 @@ class HotProtocol(HttpToolsProtocol):
         self._arrived = 0
         self._now = self._began = self.loop.time()
         self._settled: asyncio.Future[None] | None = None
+        self._peer = ""
 
     # The connection
 
@@ -93,6 +94,7 @@ class HotProtocol(HttpToolsProtocol):
         """Starts the clock of the connection: also one that never sends anything is closed."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._peer = self.client[0] if self.client else ""
         self._watch(float(self.timeout_keep_alive))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -283,7 +285,7 @@ class HotProtocol(HttpToolsProtocol):
             return
         self._endpoint = None
         self.owed += 1
-        request = HotRequest(bytes(self._body), self._arrived, self.headers)
+        request = HotRequest(bytes(self._body), self._arrived, self.headers, self._peer)
         self.door.add(Pending(self, endpoint, request, _NONE, self._keep), self.loop)
         if not self._keep:
             self.deaf = True

@@ -13,7 +13,7 @@ from vitok.errors import MissingExtra, NotFound, ServiceError
 from vitok.serving.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
-    from vitok.models.forest import Forest  # type: ignore[import-not-found]
+    from vitok.models.forest import Forest
 
 FOREST = "model.forest"
 ONNX = "model.onnx"

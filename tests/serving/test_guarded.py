@@ -1,0 +1,144 @@
+"""The guard before an endpoint: who is let in, what is told, and that nothing else changes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vitok.clock import DAY, EventClock
+from vitok.errors import InvalidInput
+from vitok.guard import AddressList, KeyRing, KeyStore, Limit, Limiter
+from vitok.serving import Door, HotRequest, Later, Reply
+from vitok.serving.guarded import Guarded
+
+
+class Echo:
+    path = "/echo"
+
+    def __init__(self) -> None:
+        self.seen: list[HotRequest] = []
+        self.later: list[Later] = []
+        self.owing = False
+
+    def handle(self, requests: Sequence[HotRequest]) -> list[Reply | Later]:
+        self.seen.extend(requests)
+        if self.owing:
+            self.later = [Later() for _ in requests]
+            return list(self.later)
+        return [Reply(200, request.body) for request in requests]
+
+
+def request(*headers: tuple[str, str], peer: str = "10.0.0.1", body: bytes = b"{}") -> HotRequest:
+    return HotRequest(body, 0, [(name.encode(), value.encode()) for name, value in headers], peer)
+
+
+def bearer(token: str) -> tuple[str, str]:
+    return ("authorization", f"Bearer {token}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "keys.sqlite")
+
+
+def ask(guarded: Guarded, *requests: HotRequest) -> list[Reply]:
+    return [reply for reply in guarded.handle(requests) if isinstance(reply, Reply)]
+
+
+def header(reply: Reply, name: str) -> str:
+    lines = [line.partition(b": ") for line in reply.headers.split(b"\r\n")]
+    return next((value.decode() for found, _, value in lines if found == name.encode()), "")
+
+
+def test_keys(store: KeyStore) -> None:
+    clock = EventClock(DAY)
+    good = store.create("shop", tenant="shop", scopes=["echo:a"], actor="ann", now=0)
+    other = store.create("other", tenant="other", scopes=["echo:b"], actor="ann", now=0)
+    short = store.create("short", tenant="short", scopes=["echo:*"], actor="ann", now=0, expires=DAY // 2)
+    echo = Echo()
+    guarded = Guarded(echo, scope="echo:a", keys=KeyRing(store), clock=clock)
+    replies = ask(
+        guarded,
+        request(bearer(good.token), body=b"1"),
+        request(),
+        request(("x-api-key", good.token), body=b"2"),
+        request(bearer(other.token)),
+        request(bearer(short.token)),
+        request(bearer(good.token[:-2])),
+        request(("authorization", "Basic abc")),
+    )
+    assert [reply.status for reply in replies] == [200, 401, 200, 403, 401, 401, 401]
+    assert [reply.body for reply in replies if reply.status == 200] == [b"1", b"2"]
+    assert [seen.tenant for seen in echo.seen] == ["shop", "shop"]
+    assert header(replies[1], "www-authenticate") == "Bearer"
+    assert 'error="insufficient_scope"' in header(replies[3], "www-authenticate")
+    assert "expired" in json.loads(replies[4].body)["detail"]
+    assert good.token.encode() not in b"".join(reply.body for reply in replies)
+    assert sum(guarded.refused.values()) == 5
+
+
+def test_rates_by_key_and_by_user(store: KeyStore) -> None:
+    one = store.create("one", tenant="t", scopes=["echo"], actor="ann", now=0)
+    two = store.create("two", tenant="t", scopes=["echo"], actor="ann", now=0)
+    guarded = Guarded(
+        Echo(),
+        scope="echo",
+        keys=KeyRing(store),
+        key_limit=Limiter(Limit(3, "1h")),
+        user_limit=Limiter(Limit(1, "1h")),
+        clock=EventClock(DAY),
+    )
+    ann, bob = ("x-user-id", "ann"), ("x-user-id", "bob")
+    replies = ask(
+        guarded,
+        request(bearer(one.token), ann),
+        request(bearer(one.token), ann),
+        request(bearer(one.token), bob),
+        request(bearer(one.token)),
+        request(bearer(two.token), ann),
+    )
+    assert [reply.status for reply in replies] == [200, 429, 200, 429, 200]
+    assert header(replies[0], "ratelimit") == '"default";r=2;t=1200'
+    assert int(header(replies[3], "retry-after")) > 1000
+    assert guarded.refused == {"user rate": 1, "rate": 1}
+
+
+def test_addresses_and_sizes() -> None:
+    guarded = Guarded(
+        Echo(), scope="echo", addresses=AddressList(allow=["10.0.0.0/8"], trusted=["10.9.9.9/32"]), max_body=4
+    )
+    replies = ask(
+        guarded,
+        request(),
+        request(peer="192.0.2.1"),
+        request(("x-forwarded-for", "10.1.1.1"), peer="192.0.2.1"),
+        request(("x-forwarded-for", "192.0.2.7"), peer="10.9.9.9"),
+        request(body=b"12345"),
+        request(peer=""),
+    )
+    assert [reply.status for reply in replies] == [200, 403, 403, 403, 413, 403]
+
+
+def test_an_answer_that_is_owed_tells_the_rate_too() -> None:
+    echo = Echo()
+    echo.owing = True
+    guarded = Guarded(echo, scope="echo", key_limit=Limiter(Limit(2, "1h")))
+    (later,) = guarded.handle([request()])
+    assert isinstance(later, Later)
+    echo.later[0].give(Reply(200, b"{}", b"x: y\r\n"))
+    assert later.reply is not None
+    assert later.reply.headers.startswith(b"x: y\r\nratelimit-policy: ")
+
+
+def test_the_door_takes_it_for_an_endpoint_like_any_other() -> None:
+    guarded = Guarded(Echo(), scope="echo", key_limit=Limiter(Limit(2, "1h")))
+    door = Door([guarded])
+    replies = door.answer(guarded, [request(), request(), request()])
+    assert [reply.status for reply in replies if isinstance(reply, Reply)] == [200, 200, 429]
+    assert door.faults == 0
+
+
+def test_a_guard_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="guard: got 'nothing', must check something"):
+        Guarded(Echo(), scope="echo")
