@@ -4,6 +4,7 @@ Oracle of the walk: the same trees walked node by node in Python, added with `ma
 """
 
 import dataclasses
+import pickle
 import threading
 
 import numpy as np
@@ -215,6 +216,7 @@ def test_a_file_holds_the_same_trees(tmp_path, n_outputs) -> None:
         assert read.nodes.base is not None
     Forest.load(tmp_path / "a.forest").save(tmp_path / "b.forest")
     assert (tmp_path / "a.forest").read_bytes() == (tmp_path / "b.forest").read_bytes()
+    assert equal(pickle.loads(pickle.dumps(forest)).predict(X), forest.predict(X))
     kept = Forest.load(tmp_path / "a.forest")
     small(1).save(tmp_path / "a.forest")  # in place of a file that is mapped
     assert equal(kept.predict(X), forest.predict(X))
@@ -269,7 +271,7 @@ def test_a_file_of_another_kind(tmp_path) -> None:
 
 def packed(forest, **changed):
     """The file of a forest with other arrays, checksum and all."""
-    return dataclasses.replace(forest, **changed)._pack()
+    return dataclasses.replace(forest, **changed).to_bytes()
 
 
 def test_a_file_of_arrays_that_do_not_fit_together_is_refused(tmp_path) -> None:
@@ -307,7 +309,7 @@ def test_a_file_of_arrays_that_do_not_fit_together_is_refused(tmp_path) -> None:
 
 
 def test_a_later_version_is_refused(tmp_path) -> None:
-    content = small()._pack()
+    content = small().to_bytes()
     path = tmp_path / "a.forest"
     path.write_bytes(content[:8] + (9).to_bytes(4, "little") + content[12:])
     with pytest.raises(StoreError, match="version 9"):

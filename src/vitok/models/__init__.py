@@ -1,4 +1,4 @@
-"""What learns and how it is fitted: boosted trees, the calibrators of their scores, and their export to ONNX.
+"""What learns and how it is fitted: boosted trees, the calibrators of their scores, their kernel and their export.
 
 Arrays go in, fitted objects that can be written to JSON or bytes come out. Where rows come from (`features`), which
 version is in force (`registry`) and how it answers (`serving`) is decided elsewhere.
@@ -6,5 +6,6 @@ version is in force (`registry`) and how it answers (`serving`) is decided elsew
 
 from vitok.models.boosting import BoostedTrees, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, fit_best
+from vitok.models.forest import Forest
 
-__all__ = ["BoostedTrees", "Calibrator", "fit_best", "fit_boosted_trees"]
+__all__ = ["BoostedTrees", "Calibrator", "Forest", "fit_best", "fit_boosted_trees"]

@@ -195,7 +195,7 @@ class Forest:
             StoreError: If it cannot be written.
         """
         path = Path(path)
-        content = self._pack()
+        content = self.to_bytes()
         try:
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             try:
@@ -259,7 +259,8 @@ class Forest:
             raise InvalidInput("feature_names", len(named), f"be the names of {n} features")
         return cls(library=library, feature_names=named, **arrays)
 
-    def _pack(self) -> bytes:
+    def to_bytes(self) -> bytes:
+        """Returns what `save` writes."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         about: dict[str, Any] = {"library": self.library, "feature_names": self.feature_names, "arrays": {}}
         place = 0

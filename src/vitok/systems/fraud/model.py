@@ -45,5 +45,7 @@ class LoadedModel:
 
     def answer(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns score and calibrated probability, each of shape (n,)."""
-        score = self.runtime.score(np.ascontiguousarray(values[:, self.columns], dtype=np.float32))
+        # The trees were fitted on float32, so that is what they are asked with, whatever runs them.
+        rows = values[:, self.columns].astype(np.float32)
+        score = self.runtime.score(rows.astype(self.runtime.dtype, copy=False))
         return score, self.calibrator(score)

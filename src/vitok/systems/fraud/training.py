@@ -10,7 +10,7 @@ from vitok import __version__, stats
 from vitok.clock import DAY, isoformat
 from vitok.errors import InvalidInput
 from vitok.features import FeatureSet
-from vitok.models import BoostedTrees, fit_best, fit_boosted_trees
+from vitok.models import BoostedTrees, Forest, fit_best, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, IsotonicCalibrator, PlattCalibrator
 from vitok.monitoring import ReferenceProfile
 from vitok.policies import Costs, TierPolicy
@@ -169,6 +169,7 @@ class Candidate:
         """Returns the files of the model package."""
         X = self.examples.astype(np.float32)
         return {
+            "model.forest": Forest.of(self.trees).to_bytes(),
             "model.onnx": self.trees.to_onnx(),
             "model.txt": self.trees.text,
             "signature.json": {"inputs": list(features.names), "dtype": "float32", "output": "probability of fraud"},
