@@ -16,6 +16,7 @@ _ROOMS = frozenset(
         "contracts",
         "decisions",
         "features",
+        "guard",
         "loop",
         "models",
         "monitoring",

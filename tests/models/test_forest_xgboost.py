@@ -92,6 +92,14 @@ def test_categories(one_hot) -> None:
     assert len(forest.bits) > 0
 
 
+def test_infinite_values_and_odd_categories_as_in_inplace_predict() -> None:
+    X, y = training(9)
+    booster = fit({"tree_method": "hist"}, X, y, types=["q"] * 4 + ["c", "c", "q"])
+    T = held_out(9, {})  # a DMatrix would refuse some of it
+    with np.errstate(over="ignore"):
+        assert equal(Forest.of(booster).raw(T), booster.inplace_predict(T, predict_type="margin"))
+
+
 def test_no_trees() -> None:
     X, y = training(3)
     check(fit({}, X, y, 0))
