@@ -4,6 +4,7 @@
 #   make demo DEMO_ARGS="--help"   what else the demo can do
 #   make setup PYTHON=python3.12   another interpreter (3.11 or newer)
 #   make test-jvm                  the tests on a local Spark and Flink, which need Java
+#   make test-libraries            the tests with XGBoost, CatBoost, torch, Triton's client and the like
 #   make bench ROOM=features       one room's benchmarks
 #   make torch TORCH_ARGS="..."    the tested torch; nothing else here installs it
 
@@ -21,11 +22,14 @@ override RUN := .venv/.fraud-stamp
 override DEV := .venv/.dev-stamp
 override SPARK := .venv/spark/.stamp
 override FLINK := .venv/flink/.stamp
+override LIBRARIES := .venv/libraries/.stamp
 
 override PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider
+override WITH_LIBRARIES := tests/models $(wildcard tests/serving/test_triton_client.py tests/serving/test_kubernetes.py \
+	tests/serving/test_tracing.py)
 override SUMMARY := $(BIN)/python .ci/summary.py
 
-.PHONY: help demo setup setup-run test test-quick test-slow test-jvm lint bench docs torch clean
+.PHONY: help demo setup setup-run test test-quick test-slow test-jvm test-libraries lint bench docs torch clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -80,6 +84,14 @@ test-jvm: $(DEV)
 	@if command -v java >/dev/null || [ -n "$$JAVA_HOME" ]; then \
 		$(MAKE) --no-print-directory $(SPARK) $(FLINK) && $(PYTEST) -m jvm $(TEST_ARGS); \
 	else echo "vitok: no Java here (17 or newer), so the tests on Spark and Flink are left out"; fi
+
+$(LIBRARIES): constraints-libraries.txt $(DEV)
+	@$(ENVIRONMENT) libraries
+	@touch $(LIBRARIES)
+
+# The same tests as ever, which without these libraries leave out what needs them.
+test-libraries: $(DEV) $(LIBRARIES)
+	@PYTHONPATH=.venv/libraries $(PYTEST) $(WITH_LIBRARIES) $(TEST_ARGS)
 
 # All checks run, so that one look shows everything there is to mend; a check that passes says so in one line.
 lint: $(DEV)

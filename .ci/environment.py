@@ -3,6 +3,7 @@
     python3 .ci/environment.py fraud dev     # vitok with these extras, as pinned in constraints.txt
     python3 .ci/environment.py torch ...     # the tested torch alone; what follows is passed on to pip
     python3 .ci/environment.py spark         # .venv/spark, for the tests on Spark; likewise flink
+    python3 .ci/environment.py libraries     # .venv/libraries, what models come from and vitok is asked by
 
 It runs before anything is installed, so it needs the standard library only; its syntax stays readable for old
 Pythons, so that they can be told what is missing instead of failing on a line they do not understand.
@@ -205,6 +206,27 @@ def install_engine(name):
     say(f"vitok: installed in {seconds:.0f} s")
 
 
+def install_libraries():
+    """Fills .venv/libraries with what constraints-libraries.txt pins, and torch where that is its small build."""
+    folder = os.path.join(VENV, "libraries")
+    pins = os.path.join(ROOT, "constraints-libraries.txt")
+    with open(pins, encoding="utf-8") as lines:
+        total = sum("==" in line for line in lines)
+    say("vitok: installing libraries into .venv/libraries (some minutes the first time, 1.5 GB on disk)")
+    shutil.rmtree(folder, ignore_errors=True)
+    into = ["--target", folder, "--no-deps"]
+    _, seconds = pip([*into, "-r", pins], total)
+    with open(CONSTRAINTS, encoding="utf-8") as lines:
+        torch = next(line.strip() for line in lines if line.startswith("torch=="))
+    plan, _ = pip(["--dry-run", "--ignore-installed", "-c", CONSTRAINTS, torch], 12)
+    if CUDA.search(plan):
+        say("vitok: torch is left out: the default package index gives it with several gigabytes of CUDA")
+    else:
+        _, more = pip([*into, torch], 1)
+        seconds += more
+    say(f"vitok: installed in {seconds:.0f} s")
+
+
 def main():
     """Reads the command line."""
     if sys.version_info < NEEDED:
@@ -214,7 +236,9 @@ def main():
         install_engine(sys.argv[1])
         return
     make_venv()
-    if sys.argv[1:2] == ["torch"]:
+    if sys.argv[1:2] == ["libraries"]:
+        install_libraries()
+    elif sys.argv[1:2] == ["torch"]:
         install_torch(sys.argv[2:])
     else:
         install(sys.argv[1:] or ["fraud", "dev"])

@@ -67,3 +67,8 @@ def equal(ours: np.ndarray, theirs: np.ndarray) -> bool:
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     """How many units in the last place two arrays differ at most."""
     return float(np.max(np.abs(ours - theirs) / np.spacing(np.maximum(np.abs(theirs), 1e-300))))
+
+
+def named(value: object) -> str:
+    """Names a case of a test: a function prints its address, which each process has another one of."""
+    return "target" if callable(value) else str(value)

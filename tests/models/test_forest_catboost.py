@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.models.forest_rows import apart, equal, held_out, single, training
+from tests.models.forest_rows import apart, equal, held_out, named, single, training
 
 from vitok.errors import InvalidInput
 from vitok.models.forest import Forest
@@ -50,7 +50,7 @@ def check(model, seed=0, prediction=None):
         ({"loss_function": "MultiClassOneVsAll", "depth": 4}, lambda y: np.digitize(y, FOUR)),
         ({"nan_mode": "Max"}, lambda y: y > 0),
     ],
-    ids=str,
+    ids=named,
 )
 def test_classifiers(settings, target) -> None:
     X, y = training(1)
@@ -66,7 +66,7 @@ def test_classifiers(settings, target) -> None:
         {"loss_function": "MAE"},
         {"loss_function": "MultiQuantile:alpha=0.1,0.9"},
     ],
-    ids=str,
+    ids=named,
 )
 def test_regressors(settings) -> None:
     X, y = training(2)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from tests.models.forest_rows import equal, held_out, single, training
+from tests.models.forest_rows import equal, held_out, named, single, training
 
 from vitok.errors import InvalidInput
 from vitok.models import fit_boosted_trees
@@ -64,7 +64,7 @@ def targets(objective, y):
     return np.abs(y) + 0.1
 
 
-@pytest.mark.parametrize("missing", [{}, {"zero_as_missing": True}, {"use_missing": False}], ids=str)
+@pytest.mark.parametrize("missing", [{}, {"zero_as_missing": True}, {"use_missing": False}], ids=named)
 @pytest.mark.parametrize("categories", [(), (4, 5)], ids=["numbers", "categories"])
 @pytest.mark.parametrize("share", [0.0, 0.1], ids=["complete", "missing"])
 def test_missing_values_and_categories(missing, categories, share) -> None:
@@ -105,7 +105,7 @@ def test_objectives_and_their_links(objective) -> None:
         {"objective": "regression", "max_depth": 1, "num_leaves": 2},
         {"objective": "binary", "boost_from_average": False},
     ],
-    ids=str,
+    ids=named,
 )
 def test_ways_of_boosting(params) -> None:
     X, y = training(4)
@@ -124,7 +124,7 @@ def test_an_objective_of_ones_own() -> None:
     check(lightgbm.train(params, lightgbm.Dataset(X, y), 10))
 
 
-@pytest.mark.parametrize("missing", [{}, {"zero_as_missing": True}, {"use_missing": False}], ids=str)
+@pytest.mark.parametrize("missing", [{}, {"zero_as_missing": True}, {"use_missing": False}], ids=named)
 def test_thresholds_next_to_zero_and_at_the_ends(missing) -> None:
     X, y = training(7)
     rng = np.random.default_rng(7)

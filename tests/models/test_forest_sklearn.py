@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import ensemble, tree
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from tests.models.forest_rows import ORDINARY, apart, equal, held_out, training
+from tests.models.forest_rows import ORDINARY, apart, equal, held_out, named, training
 
 from vitok.errors import InvalidInput
 from vitok.models.forest import Forest
@@ -75,7 +75,7 @@ def check(model, T):
         ({"init": "zero"}, lambda y: y > 0),
         ({}, lambda y: np.digitize(y, FOUR)),
     ],
-    ids=str,
+    ids=named,
 )
 def test_gradient_boosting_classifiers(settings, target) -> None:
     X, y = training(2, missing=0.0)
