@@ -1,0 +1,137 @@
+"""`vitok export`: what other systems read, such as the manifests with which a cluster runs a service."""
+
+import json as jsonlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitok.console.exits import plain_errors
+from vitok.errors import InvalidInput, NotFound
+
+export_app = typer.Typer(no_args_is_help=True, help="Writes what other systems read.")
+
+
+@dataclass(frozen=True)
+class _Known:
+    # How a system is started in a container, and whether it keeps its state in its folder.
+    command: tuple[str, ...]
+    port: int
+    volume: str = ""
+
+
+_SYSTEMS = {
+    "fraud": _Known(
+        ("vitok", "serve", "fraud", "--home", "/var/lib/vitok/fraud", "--host", "0.0.0.0", "--port", "8200"),  # noqa: S104
+        8200,
+        "10Gi",
+    ),
+    "features": _Known(
+        (
+            *("vitok", "features", "serve", "--store", "$(VITOK_ONLINE)", "--no-sketches"),
+            *("--host", "0.0.0.0", "--port", "8300"),  # noqa: S104
+        ),
+        8300,
+    ),
+}
+
+
+@export_app.callback()
+def _export() -> None:
+    # With a callback typer keeps the name of a lone command.
+    pass
+
+
+@export_app.command("k8s")
+def k8s(
+    system: Annotated[str, typer.Argument(help="fraud, features, or any name with --command and --port.")],
+    image: Annotated[str, typer.Option(help="The image that runs, best by digest.")],
+    *,
+    name: Annotated[str, typer.Option(help="Name of the objects; the system's by default.")] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace; that of kubectl by default.")] = "",
+    command: Annotated[str, typer.Option(help="What runs in the image, as in a shell, without its features.")] = "",
+    port: Annotated[int | None, typer.Option(help="Where it listens.")] = None,
+    live: Annotated[str, typer.Option(help="Path that answers while it lives.")] = "/healthz",
+    ready: Annotated[str, typer.Option(help="Path that answers 200 once it can work.")] = "/readyz",
+    replicas: Annotated[int | None, typer.Option(help="Fewest replicas; 2, or 1 where state lies in a folder.")] = None,
+    most_replicas: Annotated[int, typer.Option(help="Most replicas.")] = 20,
+    rate: Annotated[float | None, typer.Option(help="Requests a second that it must bear.")] = None,
+    cpu_us: Annotated[float | None, typer.Option(help="Processor microseconds a request, as measured.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Folder of logs, <home>/log, out of whose decisions that is read.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory of a replica.")] = "1Gi",
+    queue_delay: Annotated[float, typer.Option(help="Mean wait, in ms, above which replicas are added.")] = 5.0,
+    setting: Annotated[list[str] | None, typer.Option(help="Environment variable, NAME=value; repeatable.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="Variable out of a Secret, NAME=secret/key.")] = None,
+    canary_image: Annotated[str, typer.Option(help="Image of a canary.")] = "",
+    canary_share: Annotated[float, typer.Option(help="Share of the requests that it gets.")] = 0.05,
+    gateway: Annotated[str, typer.Option(help="Gateway that splits the requests: name or namespace/name.")] = "",
+    hostname: Annotated[list[str] | None, typer.Option(help="Host name of the gateway's route; repeatable.")] = None,
+    volume: Annotated[str | None, typer.Option(help="Size of the volume of its state; '' for none.")] = None,
+    rule: Annotated[
+        bool, typer.Option("--adapter-rule", help="Writes the rule of prometheus-adapter instead.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Writes a JSON list instead of YAML.")] = False,
+) -> None:
+    """Writes Kubernetes manifests of a service to standard output; applies nothing."""
+    with plain_errors():
+        from vitok.serving.kubernetes import Canary, Deployed, SecretKey, adapter_rule, manifests, to_yaml
+
+        known = _SYSTEMS.get(system)
+        if known is None and not (command and port is not None):
+            raise NotFound("system", system, [*_SYSTEMS, "any other with --command and --port"])
+        known = known or _Known((), 0)
+        size = known.volume if volume is None else volume
+        secrets = {}
+        for text, (variable, place) in _pairs("--secret", secret, "NAME=secret/key"):
+            where, mark, key = place.partition("/")
+            if not mark:
+                raise InvalidInput("--secret", text, "look like NAME=secret/key")
+            secrets[variable] = SecretKey(where, key)
+        service = Deployed(
+            name=name or system,
+            namespace=namespace,
+            image=image,
+            command=tuple(shlex.split(command)) or known.command,
+            port=known.port if port is None else port,
+            live=live,
+            ready=ready,
+            replicas=replicas if replicas is not None else (1 if size else 2),
+            most_replicas=most_replicas,
+            rate=rate,
+            cpu_seconds=_measured(log) if log is not None else (None if cpu_us is None else cpu_us / 1e6),
+            memory=memory,
+            queue_delay=queue_delay / 1e3,
+            settings=dict(pair for _, pair in _pairs("--setting", setting, "NAME=value")),
+            secrets=secrets,
+            canary=Canary(image=canary_image, share=canary_share) if canary_image else None,
+            gateway=gateway,
+            hostnames=tuple(hostname or ()),
+            volume=size,
+        )
+        objects = [adapter_rule(service)] if rule else manifests(service)
+        typer.echo(jsonlib.dumps(objects, indent=2) if json else to_yaml(objects), nl=json)
+
+
+def _pairs(option: str, texts: list[str] | None, form: str) -> list[tuple[str, tuple[str, str]]]:
+    pairs = []
+    for text in texts or []:
+        variable, mark, value = text.partition("=")
+        if not mark:
+            raise InvalidInput(option, text, f"look like {form}")
+        pairs.append((text, (variable, value)))
+    return pairs
+
+
+def _measured(log: Path) -> float:
+    """Returns the mean processor seconds of the decisions in a log."""
+    from vitok import decisions
+
+    found = decisions.query(log, "SELECT avg(cost) AS cost, count(*) AS n FROM decisions")
+    cost, n = found.row(0)
+    if not n or cost is None or not cost > 0:
+        raise InvalidInput("--log", str(log), "hold decisions with a cost")
+    return float(cost)
