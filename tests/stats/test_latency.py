@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vitok.errors import InvalidInput
 from vitok.stats import LatencyHistogram
@@ -85,3 +87,14 @@ def test_bad_quantile_and_bad_json() -> None:
     for broken in ({**data, "count": 3}, {**data, "buckets": [[99_999, 2]]}, {}):
         with pytest.raises(InvalidInput):
             LatencyHistogram.from_dict(broken)
+
+
+@given(st.lists(st.integers(-10_000, 2 * 10**11), max_size=60), st.lists(st.integers(0, 10**9), max_size=5))
+def test_since_moments_is_many_at_once(ages_ns: list[int], before_us: list[int]) -> None:
+    now = 10**12
+    since, many = LatencyHistogram(), LatencyHistogram()
+    for histogram in (since, many):
+        histogram.record_many(before_us)
+    since.record_since([now - age for age in ages_ns], now)
+    many.record_many([max(age // 1000, 0) for age in ages_ns])
+    assert since.to_dict() == many.to_dict()

@@ -1,7 +1,7 @@
 """A histogram of latencies in microseconds with at most 1 % relative error, cheap enough for every request."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,42 @@ class LatencyHistogram:
         self._max = max(self._max, high)
         self._count += len(values)
         self._total += int(values.sum())
+
+    def record_since(self, moments_ns: Iterable[int], now_ns: int) -> None:
+        """Adds how long ago each of some moments was; cheaper than `record_many` for up to some hundred of them.
+
+        Args:
+            moments_ns: Nanoseconds of a monotonic clock; one that lies after `now_ns` counts as 0.
+            now_ns: The present on the same clock.
+
+        Example:
+            >>> latencies = LatencyHistogram()
+            >>> latencies.record_since([1_000, 5_000], 9_000)
+            >>> latencies.total
+            12
+        """
+        counts = self._counts
+        low, high, total, n = 1 << 62, 0, 0, 0
+        for moment in moments_ns:
+            value = (now_ns - moment) // 1000
+            if value < 0:
+                value = 0
+            shift = value.bit_length() - 7
+            if shift <= 0:
+                counts[value] += 1
+            elif value <= _LARGEST:
+                counts[(shift << _SUB_BITS) + (value >> shift)] += 1
+            else:
+                counts[_OVERFLOW] += 1
+            low = value if value < low else low
+            high = value if value > high else high
+            total += value
+            n += 1
+        if n:
+            self._min = min(self._min, low) if self._count else low
+            self._max = max(self._max, high)
+            self._count += n
+            self._total += total
 
     def merge(self, other: "LatencyHistogram") -> None:
         """Adds all that another histogram holds; the other stays as it is."""
