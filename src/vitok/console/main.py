@@ -11,6 +11,7 @@ import typer
 from vitok import __version__, settings
 from vitok.clock import Clock, EventClock, SystemClock, duration
 from vitok.console import feature_commands, feature_work
+from vitok.console.batch_commands import batch
 from vitok.console.contract_commands import contract_app
 from vitok.console.export_commands import export_app
 from vitok.console.key_commands import key_app
@@ -26,6 +27,7 @@ app.add_typer(feature_commands.app, name="features")
 app.add_typer(contract_app, name="contract")
 app.add_typer(key_app, name="keys")
 app.add_typer(export_app, name="export")
+app.command("batch")(batch)
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 

@@ -6,6 +6,21 @@ version is in force (`registry`) and how it answers (`serving`) is decided elsew
 
 from vitok.models.boosting import BoostedTrees, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, fit_best
+from vitok.models.convert import Converted, convert
+from vitok.models.distil import distil
 from vitok.models.forest import Forest
+from vitok.models.quantise import quantise
+from vitok.models.tradeoffs import Bounds
 
-__all__ = ["BoostedTrees", "Calibrator", "Forest", "fit_best", "fit_boosted_trees"]
+__all__ = [
+    "BoostedTrees",
+    "Bounds",
+    "Calibrator",
+    "Converted",
+    "Forest",
+    "convert",
+    "distil",
+    "fit_best",
+    "fit_boosted_trees",
+    "quantise",
+]

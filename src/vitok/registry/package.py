@@ -17,6 +17,7 @@ from vitok.registry.files import sync_folder, write_durable
 
 MANIFEST = "manifest.json"
 MODEL_ONNX = "model.onnx"
+MODEL_FOREST = "model.forest"
 MODEL_NATIVE = "model.txt"
 SIGNATURE = "signature.json"
 FEATURES = "features.json"
