@@ -2,7 +2,7 @@
 
     python3 .ci/environment.py fraud dev     # vitok with these extras, as pinned in constraints.txt
     python3 .ci/environment.py torch ...     # the tested torch alone; what follows is passed on to pip
-    python3 .ci/environment.py spark         # .venv/spark, for the tests on Spark; likewise flink
+    python3 .ci/environment.py spark         # .venv/spark, for the tests on Spark; likewise flink, triton
     python3 .ci/environment.py libraries     # .venv/libraries, what models come from and vitok is asked by
 
 It runs before anything is installed, so it needs the standard library only; its syntax stays readable for old
@@ -24,7 +24,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 LOG = os.path.join(VENV, "install.log")
 CONSTRAINTS = os.path.join(ROOT, "constraints.txt")
 # Engines for tests that cannot live among vitok's own packages: where Python may be at most so new, and disk space.
-ENGINES = {"spark": ((3, 13), "1.3 GB"), "flink": ((3, 12), "0.9 GB")}
+ENGINES = {"spark": ((3, 13), "1.3 GB"), "flink": ((3, 12), "0.9 GB"), "triton": ((3, 13), "0.3 GB")}
 NEEDED = (3, 11)
 CANDIDATES = ("python3.11", "python3.12", "python3.13", "python3.14")
 CUDA = re.compile(r"^Would install .*\b(nvidia-|cuda-|triton)", re.MULTILINE)

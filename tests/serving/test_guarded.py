@@ -142,3 +142,28 @@ def test_the_door_takes_it_for_an_endpoint_like_any_other() -> None:
 def test_a_guard_of_nothing_is_refused() -> None:
     with pytest.raises(InvalidInput, match="guard: got 'nothing', must check something"):
         Guarded(Echo(), scope="echo")
+
+
+def test_what_is_told_of_the_rate_is_what_the_allowance_says() -> None:
+    limits = [Limit(3, "1m", name="key"), Limit(2, "1s", burst=9, name="other")]
+    for limit in limits:
+        guarded = Guarded(Echo(), scope="echo", key_limit=Limiter(limit))
+        for left in range(limit.size - 1, -1, -1):
+            reply = ask(guarded, request())[0]
+            seconds = header(reply, "ratelimit").rpartition("=")[2]
+            assert header(reply, "ratelimit") == f'"{limit.name}";r={left};t={seconds}'
+            assert header(reply, "ratelimit-policy") == limit.policy()
+            assert 0 < int(seconds) <= 60
+
+
+def test_a_turn_takes_its_tokens_together_or_as_far_as_they_reach(store: KeyStore) -> None:
+    one = store.create("one", tenant="one", scopes=["echo"], actor="ann", now=0)
+    ring = KeyRing(store)
+    guarded = Guarded(Echo(), scope="echo", keys=ring, key_limit=Limiter(Limit(5, "1h")), clock=EventClock(DAY))
+    both = [request(bearer(one.token)), request(("x-api-key", one.token)), request(bearer(one.token))]
+    first = ask(guarded, *both)
+    assert [header(reply, "ratelimit").partition(";t=")[0] for reply in first] == ['"default";r=2'] * 3
+    second = ask(guarded, *both)
+    assert [reply.status for reply in second] == [200, 200, 429]
+    assert [header(reply, "ratelimit").partition(";t=")[0][-1] for reply in second] == ["1", "0", "0"]
+    assert guarded.refused == {"rate": 1}

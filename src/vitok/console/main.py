@@ -15,6 +15,8 @@ from vitok.console.batch_commands import batch
 from vitok.console.contract_commands import contract_app
 from vitok.console.export_commands import export_app
 from vitok.console.key_commands import key_app
+from vitok.console.load_commands import load
+from vitok.console.model_serving import serve_models
 from vitok.errors import InvalidInput, VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -28,6 +30,8 @@ app.add_typer(contract_app, name="contract")
 app.add_typer(key_app, name="keys")
 app.add_typer(export_app, name="export")
 app.command("batch")(batch)
+app.command("load")(load)
+app.command("serve-models")(serve_models)
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 

@@ -7,7 +7,7 @@ it is not as it should be: an answer that comes too late must never be taken for
 import asyncio
 import ssl
 import urllib.parse
-from typing import Any
+from typing import Any, cast
 
 from vitok.errors import InvalidInput, MissingExtra, ServiceError
 
@@ -64,8 +64,8 @@ class _Connection(asyncio.Protocol):
         return self._waiting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         self._owner.remember(self)
 
     def data_received(self, data: bytes) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from vitok.clock import Clock, SystemClock
 from vitok.errors import InvalidInput
-from vitok.guard import AddressList, Allowance, KeyRing, Limiter, Refusal, SharedLimiter
+from vitok.guard import AddressList, Allowance, Key, KeyRing, Limit, Limiter, Refusal, SharedLimiter
 from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.problems import problem
 
@@ -25,7 +25,8 @@ class Guarded:
     """An endpoint behind a guard. What is not given is not looked at and costs nothing.
 
     A request passes, in this order, the list of addresses, the key, the key's rate, and the rate of the user that
-    the caller names; then it is handed on, marked with the key's tenant. Every answer tells the rate that is left.
+    the caller names; then it is handed on, marked with the key's tenant. Every answer tells the rate that is left
+    after all requests of its turn.
 
     Args:
         endpoint: What is guarded.
@@ -82,20 +83,52 @@ class Guarded:
         self.refused: dict[str, int] = {}
         self._user_header = user_header.lower().encode()
         self._clock = clock or SystemClock()
+        self._limit: Limit | None = None
+        self._policy = b""
 
     def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
         """Hands on what may pass, and refuses the rest."""
         out: list[Reply | Later | None] = [None] * len(requests)
+        known: list[tuple[int, HotRequest, str, str]] = []
+        # A key that a turn shows several times is checked once.
+        seen: dict[bytes | None, Key] = {}
+        now_us, now_ns = self._clock.now(), time.monotonic_ns()
+        for place, request in enumerate(requests):
+            refusal = self._outside(request)
+            caller, tenant = request.peer, ""
+            if refusal is None and self.keys is not None:
+                shown = _shown(request)
+                key = seen.get(shown)
+                if key is None:
+                    found = self.keys.check(_token(shown), self.scope, now_us)
+                    if isinstance(found, Refusal):
+                        refusal = self._unknown(found)
+                    else:
+                        key = seen[shown] = found
+                if key is not None:
+                    caller, tenant = key.key_id, key.tenant
+            if refusal is None:
+                known.append((place, request, caller, tenant))
+            else:
+                out[place] = refusal
         passed: list[HotRequest] = []
         places: list[int] = []
         told: list[bytes] = []
-        now_us, now_ns = self._clock.now(), time.monotonic_ns()
-        for place, request in enumerate(requests):
-            found = self._admit(request, now_us, now_ns)
-            if isinstance(found, Reply):
-                out[place] = found
+        together = self._together(known, now_ns) if self.key_limit is not None else {}
+        for place, request, caller, tenant in known:
+            headers = together.get(caller, b"")
+            refusal = None
+            if self.key_limit is not None and not headers:
+                allowance = self.key_limit.check(caller, now_ns)
+                if allowance.admitted:
+                    headers = self._left(allowance)
+                else:
+                    refusal = self._refuse("rate", _too_many(allowance, _lines(allowance)))
+            if refusal is None and self.user_limit is not None:
+                refusal = self._user(request, caller, now_ns)
+            if refusal is not None:
+                out[place] = refusal
                 continue
-            tenant, headers = found
             passed.append(
                 HotRequest(request.body, request.arrived, request.headers, request.peer, tenant) if tenant else request
             )
@@ -106,8 +139,8 @@ class Guarded:
                 out[place] = _with(reply, headers) if headers else reply
         return out  # type: ignore[return-value]
 
-    def _admit(self, request: HotRequest, now_us: int, now_ns: int) -> Reply | tuple[str, bytes]:
-        # The refusal, or the tenant and what the answer tells of the rate.
+    def _outside(self, request: HotRequest) -> Reply | None:
+        # What can be said before it is known whose request it is.
         if self.max_body is not None and len(request.body) > self.max_body:
             detail = f"body: must be at most {self.max_body} bytes long"
             return self._refuse("size", problem(413, "Content Too Large", detail, field="body"))
@@ -116,39 +149,63 @@ class Guarded:
             verdict = self.addresses.check(request.peer, "" if forwarded is None else forwarded.decode("latin-1"))
             if not verdict.admitted:
                 return self._refuse("address", problem(403, "Forbidden", str(verdict)))
-        caller, tenant, headers = request.peer, "", b""
-        if self.keys is not None:
-            key = self.keys.check(_token(request), self.scope, now_us)
-            if isinstance(key, Refusal):
-                lines = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in key.headers().items())
-                title = "Forbidden" if key.status == 403 else "Unauthorized"
-                if key.status not in (401, 403):
-                    title = "Service Unavailable"
-                return self._refuse(key.reason, problem(key.status, title, key.message, headers=lines))
-            caller, tenant = key.key_id, key.tenant
-        if self.key_limit is not None:
-            allowance = self.key_limit.check(caller, now_ns)
-            headers = _lines(allowance)
-            if not allowance.admitted:
-                return self._refuse("rate", _too_many(allowance, headers))
-        if self.user_limit is not None and (user := request.header(self._user_header)) is not None:
-            allowance = self.user_limit.check(f"{caller} {user.decode('latin-1')}", now_ns)
-            if not allowance.admitted:
-                return self._refuse("user rate", _too_many(allowance, _lines(allowance)))
-        return tenant, headers
+        return None
+
+    def _unknown(self, refusal: Refusal) -> Reply:
+        lines = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in refusal.headers().items())
+        title = "Forbidden" if refusal.status == 403 else "Unauthorized"
+        if refusal.status not in (401, 403):
+            title = "Service Unavailable"
+        return self._refuse(refusal.reason, problem(refusal.status, title, refusal.message, headers=lines))
+
+    def _together(self, known: Sequence[tuple[int, HotRequest, str, str]], now_ns: int) -> dict[str, bytes]:
+        # Takes the tokens of all requests of a caller at once; whoever has not that many is asked for one by one.
+        assert self.key_limit is not None  # noqa: S101
+        counts: dict[str, int] = {}
+        for _, _, caller, _ in known:
+            counts[caller] = counts.get(caller, 0) + 1
+        told = {}
+        for caller, n in counts.items():
+            allowance = self.key_limit.check(caller, now_ns, n) if n > 1 else None
+            if allowance is not None and allowance.admitted:
+                told[caller] = self._left(allowance)
+        return told
+
+    def _user(self, request: HotRequest, caller: str, now_ns: int) -> Reply | None:
+        user = request.header(self._user_header)
+        if user is None or self.user_limit is None:
+            return None
+        allowance = self.user_limit.check(f"{caller} {user.decode('latin-1')}", now_ns)
+        return None if allowance.admitted else self._refuse("user rate", _too_many(allowance, _lines(allowance)))
+
+    def _left(self, allowance: Allowance) -> bytes:
+        # What `allowance.headers` says of a request that may pass, where most of it is the same each time.
+        limit = allowance.limit
+        if limit is not self._limit:
+            self._limit = limit
+            name = limit.name.encode()
+            self._policy = b'ratelimit-policy: %b\r\nratelimit: "%b";r=' % (limit.policy().encode(), name)
+        return b"%b%d;t=%d\r\n" % (self._policy, allowance.remaining, -(-allowance.reset // 1_000_000_000))
 
     def _refuse(self, reason: str, reply: Reply) -> Reply:
         self.refused[reason] = self.refused.get(reason, 0) + 1
         return reply
 
 
-def _token(request: HotRequest) -> bytes | None:
+def _shown(request: HotRequest) -> bytes | None:
+    # The header that has a key, with a mark of its kind in front.
     for name, value in request.headers:
         if name == b"authorization" and value[:7].lower() == _BEARER:
-            return value[7:].strip()
+            return value
         if name == b"x-api-key":
-            return value.strip()
+            return b" " + value
     return None
+
+
+def _token(shown: bytes | None) -> bytes | None:
+    if shown is None:
+        return None
+    return shown.strip() if shown[:1] == b" " else shown[7:].strip()
 
 
 def _lines(allowance: Allowance) -> bytes:

@@ -125,8 +125,19 @@ class FolderCatalogue:
         return self._folder / name / version
 
     def revision(self) -> object:
-        """Returns the names of all versions."""
-        return tuple((name, tuple(self.versions(name))) for name in self.names())
+        """Returns the names of all versions, and when a file came or went: one may be looked at half written."""
+        return tuple(
+            (name, version, _changed(self._folder / name / version))
+            for name in self.names()
+            for version in self.versions(name)
+        )
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:  # it went between two looks
+        return 0
 
 
 class ModelHost:
@@ -142,6 +153,7 @@ class ModelHost:
             one needs room, the model that was used the longest time ago goes, and is loaded anew when asked for.
         dress: Gives each model what goes with its answers, when it is first loaded.
         pinned: Names that are loaded at once by `start` and never let go.
+        admit: Looks at each version before it answers; one for which it raises `VitokError` does not.
 
     Attributes:
         endpoints: Path to endpoint of all that is loaded.
@@ -163,6 +175,7 @@ class ModelHost:
         max_bytes: int = 4 << 30,
         dress: Dress | None = None,
         pinned: Sequence[str] = (),
+        admit: Callable[[Runtime], None] | None = None,
     ) -> None:
         if max_bytes < 1:
             raise InvalidInput("max_bytes", max_bytes, "be at least 1")
@@ -174,6 +187,7 @@ class ModelHost:
         self.swaps = 0
         self.evictions = 0
         self._dress = dress
+        self._admit = admit
         self._hosted: dict[tuple[str, str | None], Hosted] = {}
         self._used: dict[tuple[str, str | None], tuple[int, int]] = {}
         self._tick = 0
@@ -290,6 +304,8 @@ class ModelHost:
             if hosted.runtime.version == f"{name}/{number}":
                 return hosted.runtime
         runtime = Runtime.load(self.catalogue.package(name, number), version=f"{name}/{number}")
+        if self._admit is not None:
+            self._admit(runtime)
         self._make_room(_GROWN * runtime.size, runtime.version)
         return runtime
 

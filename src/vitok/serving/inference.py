@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -37,6 +37,8 @@ logger = logging.getLogger("vitok.serving")
 _JSON_LENGTH = b"inference-header-content-length"
 _FIRST_ROWS = 256
 INLINE_SECONDS = 200e-6
+ROUTE = "vitok_route"
+"""The platform that metadata tell of a name behind which a route answers."""
 
 Breach = tuple[int, str, str]
 """A row that breaks a rule: its place, the feature, and what is wrong."""
@@ -50,6 +52,22 @@ class Recorder(Protocol):
         ...
 
 
+class Chosen(NamedTuple):
+    """What a route chose for each row of a batch, n each.
+
+    Attributes:
+        versions: Model version that answered.
+        routes: `"champion"`, `"canary"`, `"shadow"` or `"fallback"`.
+        reasons: Why it was chosen.
+        propensities: Probability with which a random draw chose it; 1 where nothing was drawn.
+    """
+
+    versions: Sequence[str]
+    routes: Sequence[str]
+    reasons: Sequence[str]
+    propensities: Sequence[float]
+
+
 class Answered:
     """A batch of rows that a model has answered, by columns, as a recorder takes it.
 
@@ -59,10 +77,11 @@ class Answered:
         score: Its scores, shape (n,).
         request_ids: The callers' ids, n texts; empty where a caller gave none.
         latency_us: Microseconds since the arrival of each row's request, shape (n,).
-        cost: Processor seconds a row.
+        cost: Processor seconds a row; for a route in the unit of its targets.
+        chosen: What a route chose; None where one version answered all.
     """
 
-    __slots__ = ("X", "cost", "latency_us", "request_ids", "score", "version")
+    __slots__ = ("X", "chosen", "cost", "latency_us", "request_ids", "score", "version")
 
     def __init__(
         self,
@@ -72,6 +91,7 @@ class Answered:
         request_ids: Sequence[str],
         latency_us: np.ndarray,
         cost: float,
+        chosen: Chosen | None = None,
     ) -> None:
         self.version = version
         self.X = X
@@ -79,6 +99,7 @@ class Answered:
         self.request_ids = request_ids
         self.latency_us = latency_us
         self.cost = cost
+        self.chosen = chosen
 
 
 class Hosted:
@@ -98,6 +119,9 @@ class Hosted:
 
     Attributes:
         counts: Requests, rows, and refusals so far.
+        disclose: What leaves of the outputs, by the rows and what the model gave, for a model of one matrix of rows;
+            the log keeps what it gave. None where all leaves as it is.
+        describe: Says of the rows of a request, which lie in a matrix, what its answer tells where it is explained.
         waited: Time from the arrival of a request to the start of its batch.
         latency: Time from the arrival of a request until its answer was written.
     """
@@ -122,6 +146,8 @@ class Hosted:
         self.queue: BatchQueue | None = None
         self.queueing = runtime.seconds_per_run > INLINE_SECONDS if queue is None else queue is not False
         self._queue_options = queue if isinstance(queue, Mapping) else {}
+        self.disclose: Callable[[np.ndarray, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
+        self.describe: Callable[[np.ndarray], Mapping[str, Any]] | None = None
         self.counts = {"requests": 0, "rows": 0, "refused": 0, "failed": 0, "batches": 0}
         self.waited = LatencyHistogram()
         self.latency = LatencyHistogram()
@@ -221,8 +247,8 @@ class InferEndpoint:
         elif jobs:
             self._answer_tensors(runtime, jobs, replies)
         arrived = [request.arrived for request in requests]
-        _record(hosted.waited, arrived, started)
-        _record(hosted.latency, arrived, time.perf_counter_ns())
+        record_all(hosted.waited, arrived, started)
+        record_all(hosted.latency, arrived, time.perf_counter_ns())
         return replies  # type: ignore[return-value]
 
     def _take(self, runtime: Runtime, request: HotRequest, at: int) -> Job:
@@ -323,8 +349,8 @@ class InferEndpoint:
             replies = [error_reply(FAULT)] * len(jobs)
         hosted = self.hosted
         now = time.perf_counter_ns()
-        _record(hosted.waited, [task.arrived for task in tasks], started)
-        _record(hosted.latency, [task.arrived for task in tasks], now)
+        record_all(hosted.waited, [task.arrived for task in tasks], started)
+        record_all(hosted.latency, [task.arrived for task in tasks], now)
         _hand_over(jobs, replies)
 
     def _expire(self, task: Task) -> None:
@@ -348,8 +374,10 @@ class InferEndpoint:
             # A number beyond float32 is an infinite one; numpy would warn of it.
             with np.errstate(over="ignore"):
                 fed = X.astype(runtime.dtype, copy=False)
-            outputs = runtime.infer({runtime.inputs[0].name: fed})
+            outputs: Mapping[str, np.ndarray] = runtime.infer({runtime.inputs[0].name: fed})
             identifiers = self._record(runtime, hosted.recorder, jobs, X, outputs, cpu)
+            if hosted.disclose is not None:
+                outputs = hosted.disclose(X, outputs)
         except VitokError as error:
             hosted.counts["failed"] += len(jobs)
             failure = error_reply(from_error(error))
@@ -357,9 +385,13 @@ class InferEndpoint:
                 replies[job.place] = failure
             return
         hosted.counts["rows"] += n
+        at = 0
         for job in jobs:
             if job.explain:
                 job.told = {"batch_rows": n, "batch_requests": len(jobs), "waited_us": (started - job.arrived) // 1000}
+                if hosted.describe is not None:
+                    job.told.update(hosted.describe(X[at : at + job.n]))
+            at += job.n
         self._write(runtime, jobs, outputs, identifiers, replies)
 
     def _check(
@@ -401,14 +433,7 @@ class InferEndpoint:
     ) -> Sequence[bytes]:
         if recorder is None or not len(X):
             return ()
-        now = time.perf_counter_ns()
-        many = len(jobs) != len(X)
-        arrived = np.array([job.arrived for job in jobs], np.int64)
-        request_ids = [job.id for job in jobs]
-        if many:
-            arrived = np.repeat(arrived, [job.n for job in jobs])
-            request_ids = [f"{job.id}/{k}" if job.id and job.n > 1 else job.id for job in jobs for k in range(job.n)]
-        latency = np.maximum(now - arrived, 0) // 1000
+        request_ids, latency = ids_and_latency(jobs, len(X))
         cost = (time.thread_time_ns() - cpu) / len(X) / 1e9
         answered = Answered(runtime.version, X, runtime.scores_of(outputs), request_ids, latency, cost)
         return recorder.record(answered)
@@ -460,6 +485,17 @@ class InferEndpoint:
             replies[job.place] = reply
 
 
+def ids_and_latency(jobs: Sequence[Job], n: int) -> tuple[list[str], np.ndarray]:
+    """Returns the caller's id of each of n rows, and the microseconds since it arrived, as a recorder takes them."""
+    now = time.perf_counter_ns()
+    arrived = np.array([job.arrived for job in jobs], np.int64)
+    request_ids = [job.id for job in jobs]
+    if len(jobs) != n or any(job.n != 1 for job in jobs):
+        arrived = np.repeat(arrived, [job.n for job in jobs])
+        request_ids = [f"{job.id}/{k}" if job.id and job.n > 1 else job.id for job in jobs for k in range(job.n)]
+    return request_ids, np.maximum(now - arrived, 0) // 1000
+
+
 def _refused(refusal: Refusal) -> Reply:
     after = max(1, math.ceil(refusal.retry_after))
     header = b"retry-after: %d\r\n" % after
@@ -488,12 +524,9 @@ def _give(pairs: Sequence[tuple[Later, Reply]]) -> None:
         later.give(reply)
 
 
-def _record(histogram: LatencyHistogram, arrived: Sequence[int], until: int) -> None:
-    if len(arrived) < 16:
-        for moment in arrived:
-            histogram.record(max(until - moment, 0) / 1e3)
-    else:
-        histogram.record_many(np.maximum(until - np.array(arrived), 0) / 1e3)
+def record_all(histogram: LatencyHistogram, arrived: Sequence[int], until: int) -> None:
+    """Records how long ago requests arrived, in nanoseconds of `time.perf_counter_ns` all."""
+    histogram.record_since(arrived, until)
 
 
 def endpoints(hosted: Hosted) -> list[InferEndpoint]:

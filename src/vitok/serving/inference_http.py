@@ -1,20 +1,24 @@
 """The rest of the Open Inference Protocol over HTTP: health, metadata, the repository, and models not loaded yet."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vitok import __version__
 from vitok.errors import InvalidInput, NotFound, ServiceError, VitokError
 from vitok.serving.asgi import DOOR
+from vitok.serving.door import Door
 from vitok.serving.hosting import ModelHost
 from vitok.serving.inference import Hosted, described
 from vitok.serving.inference_messages import error_reply
 from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.metrics import CONTENT_TYPE, Metrics
-from vitok.serving.problems import MEDIA_TYPE, from_error, problem
+from vitok.serving.problems import MEDIA_TYPE, from_error, handlers, problem
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
@@ -35,12 +39,8 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
 
     def enter(request: "Request") -> None:
         door = request.scope.get(DOOR)
-        if door is None:
-            return
-        known = {path.encode(): endpoint for path, endpoint in host.endpoints.items()}
-        for path in [path for path in door.table if path.startswith(b"/v2/models/") and path not in known]:
-            del door.table[path]
-        door.table.update(known)
+        if door is not None:
+            refresh(door, host)
 
     async def loaded(request: "Request") -> Hosted:
         name, version = request.path_params["name"], request.path_params.get("version")
@@ -103,40 +103,24 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         return JSONResponse({"live": True})
 
     async def ready(_: "Request") -> "Response":
-        missing = [name for name in host.pinned if not any(item.name == name for item in host.loaded())]
+        missing = absent(host)
         status = {"ready": not missing} | ({"missing": missing} if missing else {})
         return JSONResponse(status | ({"failures": host.failures} if host.failures else {}), 503 if missing else 200)
 
     async def index(_: "Request") -> "Response":
-        here = {item.name: item for item in host.loaded()}
-        listed = []
-        for name in await asyncio.to_thread(host.catalogue.names):
-            for version in host.catalogue.versions(name):
-                is_here = any(item.runtime.version == f"{name}/{version}" for item in host.loaded())
-                listed.append({"name": name, "version": version, "state": "READY" if is_here else "UNAVAILABLE"})
-            if name in host.failures and name in here:
-                listed[-1]["reason"] = host.failures[name]
-        return JSONResponse(listed)
+        return JSONResponse(await asyncio.to_thread(listed, host))
 
     async def load(request: "Request") -> "Response":
         try:
-            await loaded(request)
-            await asyncio.to_thread(host.follow)
-            failure = host.failures.get(request.path_params["name"])
-            if failure is not None:
-                raise ServiceError(failure)
+            await asyncio.to_thread(loaded_anew, host, request.path_params["name"])
         except VitokError as error:
             return refusal(error)
+        enter(request)
         return JSONResponse({})
 
     async def unload(request: "Request") -> "Response":
-        name = request.path_params["name"]
         try:
-            if name in host.pinned:
-                raise InvalidInput("name", name, "not be pinned")
-            await asyncio.to_thread(host.unload, name)
-        except NotFound:
-            pass  # what is not loaded is as it should be
+            await asyncio.to_thread(unloaded, host, request.path_params["name"])
         except VitokError as error:
             return refusal(error)
         enter(request)
@@ -156,6 +140,100 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         *(Route(path + "/stats", statistics) for path in both),
         *(Route(path + "/infer", infer, methods=["POST"]) for path in both),
     ]
+
+
+def refresh(door: Door, host: ModelHost) -> None:
+    """Enters the loaded models at the hot door, and takes out those that were let go."""
+    known = {path.encode(): endpoint for path, endpoint in list(host.endpoints.items())}
+    for path in [path for path in list(door.table) if path.startswith(b"/v2/models/") and path not in known]:
+        door.table.pop(path, None)
+    door.table.update(known)
+
+
+def absent(host: ModelHost) -> list[str]:
+    """Returns the pinned models that are not loaded: until there is none, the service is not ready."""
+    here = {item.name for item in host.loaded()}
+    return [name for name in host.pinned if name not in here]
+
+
+def listed(host: ModelHost) -> list[dict[str, str]]:
+    """Returns every version of every model with its state, as the repository extension has them."""
+    here = {item.runtime.version for item in host.loaded()}
+    names = {item.name for item in host.loaded()}
+    rows = []
+    for name in host.catalogue.names():
+        versions = host.catalogue.versions(name)
+        for version in versions:
+            state = "READY" if f"{name}/{version}" in here else "UNAVAILABLE"
+            rows.append({"name": name, "version": version, "state": state})
+        if versions and name in host.failures and name in names:
+            rows[-1]["reason"] = host.failures[name]
+    return rows
+
+
+def loaded_anew(host: ModelHost, name: str) -> None:
+    """Loads a model, or the version of it that is in force by now.
+
+    Raises:
+        VitokError: If it cannot be loaded; the version before goes on answering.
+    """
+    host.get(name)
+    host.follow()
+    failure = host.failures.get(name)
+    if failure is not None:
+        raise ServiceError(failure)
+
+
+def unloaded(host: ModelHost, name: str) -> None:
+    """Lets a model go; what is not loaded is as it should be.
+
+    Raises:
+        InvalidInput: If it is pinned.
+    """
+    if name in host.pinned:
+        raise InvalidInput("name", name, "not be pinned")
+    with contextlib.suppress(NotFound):
+        host.unload(name)
+
+
+def inference_application(
+    host: ModelHost, *, metrics: Metrics | None = None, lifespan: Callable[[Any], Any] | None = None
+) -> "Starlette":
+    """Makes the application beside the hot door: the protocol, its OpenAPI document, and metrics.
+
+    Args:
+        host: The models.
+        metrics: What Prometheus reads at `/metrics`; None for nothing.
+        lifespan: What is done before the first request and after the last, as Starlette has it.
+    """
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    from vitok.serving.inference_openapi import inference_openapi
+
+    async def openapi(_: "Request") -> "Response":
+        return JSONResponse(inference_openapi(host))
+
+    def with_error(handle: Callable[..., Any]) -> Callable[..., Any]:
+        # The protocol's clients look for what is wrong in `error`, whatever went wrong.
+        async def answered(request: "Request", error: Exception) -> "Response":
+            response = await handle(request, error)
+            if response.media_type == MEDIA_TYPE:
+                known = ("content-length", "content-type")
+                headers = {name: value for name, value in response.headers.items() if name not in known}
+                body = error_reply(Reply(response.status_code, response.body)).body
+                return Response(body, response.status_code, headers, media_type=MEDIA_TYPE)
+            return response
+
+        return answered
+
+    routes = [*inference_routes(host), Route("/openapi.json", openapi)]
+    if metrics is not None:
+        watch(metrics, host)
+        routes.append(metrics_route(metrics))
+    found = {kind: with_error(handle) for kind, handle in handlers().items()}
+    return Starlette(routes=routes, exception_handlers=found, lifespan=lifespan)
 
 
 def statistics_of(hosted: Hosted) -> dict[str, Any]:

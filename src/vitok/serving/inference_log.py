@@ -20,9 +20,9 @@ _NO_VERSION, _NO_NUMBER, _SURE = decisions.Constant(None), decisions.Constant(No
 class InferenceLog:
     """Writes the rows that a model answers into a decision log, where monitoring, labels and replay find them.
 
-    A row is a decision without an action: `action` and `policy_version` say `"none"`, the propensity is 1, and the
-    probability is the score, through the calibrator where there is one. A caller's id is the `request_id`, under
-    which outcomes are joined; a row without one takes its decision id.
+    A row is a decision without an action: `action` and `policy_version` say `"none"`, the propensity is 1, or that of
+    the route where one drew the model, and the probability is the score, through the calibrator where there is one.
+    A caller's id is the `request_id`, under which outcomes are joined; a row without one takes its decision id.
 
     Args:
         folder: Folder of the log, of which this is the only writer.
@@ -69,7 +69,8 @@ class InferenceLog:
         n = len(batch.score)
         own = ids.uuid7s(n)
         now = np.full(n, self._clock.now(), np.int64)
-        if self._version.value != batch.version:
+        chosen = batch.chosen
+        if chosen is None and self._version.value != batch.version:
             self._version = decisions.Constant(batch.version)
         self._log.append(
             decisions.DecisionBlock(
@@ -81,17 +82,17 @@ class InferenceLog:
                 request=(),
                 features=batch.X,
                 feature_status=_FRESH,
-                model_version=self._version,
+                model_version=self._version if chosen is None else chosen.versions,
                 stage=self._stage,
-                route=_CHAMPION,
-                route_reason=_NONE,
+                route=_CHAMPION if chosen is None else chosen.routes,
+                route_reason=_NONE if chosen is None else chosen.reasons,
                 score=batch.score,
                 probability=batch.score if self.calibrator is None else self.calibrator(batch.score),
                 shadow_version=_NO_VERSION,
                 shadow_probability=_NO_NUMBER,
                 policy_version=_NONE,
                 action=_NONE,
-                propensity=_SURE,
+                propensity=_SURE if chosen is None else chosen.propensities,
                 latency_us=np.minimum(batch.latency_us, 2**31 - 1).astype(np.int32),
                 cost=np.full(n, batch.cost),
             )

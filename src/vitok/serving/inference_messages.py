@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -71,6 +71,20 @@ class InferRequest(msgspec.Struct):
         return cls([InferInput(specs[0].name, list(specs[0].shape), specs[0].datatype, None, {_BINARY_SIZE: -1})])
 
 
+class Given(NamedTuple):
+    """An answer that is not text yet.
+
+    Attributes:
+        version: Number of the version that answered.
+        outputs: The outputs that were wanted, in the order of the model's.
+        parameters: What is told besides.
+    """
+
+    version: str
+    outputs: dict[str, np.ndarray]
+    parameters: dict[str, Any]
+
+
 class Job:
     """One request on its way through the model.
 
@@ -79,9 +93,10 @@ class Job:
         n: How many rows it has.
         inputs: Its tensors by name; empty for the rows of a matrix, which lie in the batch.
         wanted: Names of the outputs to be returned; empty for all.
-        binary: Which of them leave as bytes; None for all.
+        binary: Which of them leave as bytes; None where the answer is not written but left in `given`.
         explain: Whether the answer says in what batch it was.
         told: What it says.
+        given: The answer, where it is not written.
         place: Place of the request in its list.
         arrived: When it came, in nanoseconds of `time.perf_counter_ns`.
         timeout_us: Microseconds within which the answer is of use; 0 where the request does not say.
@@ -95,6 +110,7 @@ class Job:
         "arrived",
         "binary",
         "explain",
+        "given",
         "id",
         "inputs",
         "later",
@@ -116,6 +132,7 @@ class Job:
         self.binary: frozenset[str] | None = frozenset()
         self.explain = False
         self.told: dict[str, Any] = {}
+        self.given: Given | None = None
         self.place = 0
         self.arrived = 0
         self.timeout_us = 0
@@ -142,16 +159,30 @@ def json_part(body: bytes, length: bytes | None) -> tuple[bytes, memoryview]:
     return body[:n], memoryview(body)[n:]
 
 
-def read_job(asked: InferRequest, tail: memoryview, runtime: Runtime) -> Job:
-    """Reads the tensors of a request and checks them against what the model takes.
+class _Named(Protocol):
+    name: str
+    datatype: str
+
+
+_Item = TypeVar("_Item", bound=_Named)
+
+
+def read_inputs(
+    items: Sequence[_Item], runtime: Runtime, read: Callable[[str, int, _Item, TensorSpec], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Reads the tensors of a request of whatever door and checks them against what the model takes.
+
+    Args:
+        items: The inputs as they were sent.
+        runtime: The version that shall answer.
+        read: Makes a tensor of what an error calls it, its place, what was sent, and what the model takes.
 
     Raises:
         InvalidInput: If a tensor lacks, is one too many, or does not fit.
     """
     specs = {spec.name: spec for spec in runtime.inputs}
     inputs: dict[str, np.ndarray] = {}
-    at = 0
-    for i, item in enumerate(asked.inputs):
+    for i, item in enumerate(items):
         where = f"inputs[{i}]"
         spec = specs.get(item.name)
         if spec is None:
@@ -160,22 +191,46 @@ def read_job(asked: InferRequest, tail: memoryview, runtime: Runtime) -> Job:
             raise InvalidInput(f"{where}.name", item.name, "be given once")
         if item.datatype != spec.datatype:
             raise InvalidInput(f"{where}.datatype", item.datatype, f"be {spec.datatype}, which {item.name} has")
-        size = item.parameters.get(_BINARY_SIZE)
-        if size is None:
-            tensor = from_values(where, item.datatype, item.shape, item.data)
-        else:
-            shape, size = _sized(where, item, size, spec, len(tail) - at)
-            tensor = from_bytes(where, item.datatype, shape, tail[at : at + size])
-            at += size
+        tensor = read(where, i, item, spec)
         if not spec.fits(tensor.shape):
             wanted = f"be {list(spec.shape)}, where -1 is any length"
             raise InvalidInput(f"{where}.shape", list(tensor.shape), wanted)
         inputs[item.name] = tensor
     missing = [name for name in specs if name not in inputs]
     if missing:
-        raise InvalidInput("inputs", [item.name for item in asked.inputs], f"hold {', '.join(missing)}")
+        raise InvalidInput("inputs", [item.name for item in items], f"hold {', '.join(missing)}")
+    return inputs
+
+
+def read_job(asked: InferRequest, tail: memoryview, runtime: Runtime) -> Job:
+    """Reads a request that came as JSON with tensors in bytes behind it, or without.
+
+    Raises:
+        InvalidInput: If a tensor lacks, is one too many, or does not fit, or a wish cannot be met.
+    """
+    at = 0
+
+    def read(where: str, _: int, item: InferInput, spec: TensorSpec) -> np.ndarray:
+        nonlocal at
+        size = item.parameters.get(_BINARY_SIZE)
+        if size is None:
+            return from_values(where, item.datatype, item.shape, item.data)
+        shape, size = _sized(where, item, size, spec, len(tail) - at)
+        at += size
+        return from_bytes(where, item.datatype, shape, tail[at - size : at])
+
+    inputs = read_inputs(asked.inputs, runtime, read)
     if at != len(tail):
         raise InvalidInput("body", f"{len(tail)} bytes of tensors", f"be {at}, as the inputs say")
+    return make_job(asked, inputs, runtime)
+
+
+def make_job(asked: InferRequest, inputs: dict[str, np.ndarray], runtime: Runtime) -> Job:
+    """Makes a job of tensors that fit the model and of what the request says besides.
+
+    Raises:
+        InvalidInput: If tensors have different numbers of rows, or a wish cannot be met.
+    """
     lengths = {len(inputs[spec.name]) for spec in runtime.inputs if spec.batched}
     if runtime.batched and len(lengths) > 1:
         raise InvalidInput("inputs", f"{sorted(lengths)} rows", "have the same number of rows")
@@ -308,6 +363,11 @@ class Writer:
 
     def _special(self, job: Job, outputs: Mapping[str, np.ndarray], decision_ids: Sequence[bytes]) -> Reply:
         # An answer of which only some outputs are wanted, or in bytes, or with an account of its batch.
+        if job.binary is None:
+            wanted = {spec.name: outputs[spec.name] for spec in self.runtime.outputs if spec.name in job.wanted}
+            version = self.runtime.version.rpartition("/")[2]
+            job.given = Given(version, wanted, _account(job, decision_ids))
+            return _GIVEN
         parts: list[bytes] = []
         tails: list[bytes] = []
         for spec in self.runtime.outputs:
@@ -344,13 +404,21 @@ def _by_rows(tensor: np.ndarray) -> tuple[list[bytes], int, bytes]:
     return text.split(b",") if text else [], width, rest
 
 
+_GIVEN = Reply(200, b"")
+
+
 def _told(job: Job, decision_ids: Sequence[bytes]) -> bytes:
+    told = _account(job, decision_ids)
+    return b'"parameters":%b,' % msgspec.json.encode(told) if told else b""
+
+
+def _account(job: Job, decision_ids: Sequence[bytes]) -> dict[str, Any]:
     told = dict(job.told)
     if len(decision_ids) == 1:
         told["decision_id"] = identifiers.text(decision_ids[0])
     elif len(decision_ids):
         told["decision_ids"] = [identifiers.text(item) for item in decision_ids]
-    return b'"parameters":%b,' % msgspec.json.encode(told) if told else b""
+    return told
 
 
 def error_reply(reply: Reply) -> Reply:

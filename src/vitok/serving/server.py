@@ -6,20 +6,55 @@ import gc
 import queue
 import signal
 import socket
+import ssl
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitok.errors import InvalidInput, MissingExtra, ServiceError
-from vitok.serving.asgi import AsgiRoad
+from vitok.serving.asgi import MAX_ASGI_BODY, AsgiRoad
 from vitok.serving.door import MAX_BATCH, MAX_BODY, Door
 from vitok.serving.messages import Endpoint
 
 DRAIN_SECONDS = 10
 BACKLOG = 1024
+
+Way = Literal["hot", "asgi"]
+"""Whether POSTs to the endpoints are handed over by the turn of the event loop, or go through ASGI as all else."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """What a service shows to prove that it is who it says; connections are encrypted then.
+
+    Args:
+        certificate: File of the certificate, and of those between it and the root, in PEM.
+        key: File of its key in PEM, without a pass phrase.
+
+    Raises:
+        InvalidInput: If a file is not there, or the key is not that of the certificate.
+    """
+
+    certificate: Path
+    key: Path
+
+    def __post_init__(self) -> None:
+        for name, path in (("certificate", self.certificate), ("key", self.key)):
+            if not path.is_file():
+                raise InvalidInput(name, str(path), "be a file in PEM")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=_no_password)
+        except (OSError, InvalidInput) as error:
+            rule = f"be a certificate in PEM with its key, without a pass phrase: {error}"
+            raise InvalidInput("certificate", str(self.certificate), rule) from None
+
+
+def _no_password() -> str:
+    # Without it the process would ask at the terminal.
+    raise InvalidInput("key", "encrypted", "have no pass phrase")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +67,7 @@ class Running:
         uds: Path of its Unix socket, or None.
         door: Its hot door, with the counters.
         stop: Asks it to finish what it owes and to end; may be called from any thread.
+        tls: Whether its connections are encrypted.
     """
 
     host: str
@@ -39,13 +75,15 @@ class Running:
     uds: str | None
     door: Door
     stop: Callable[[], None]
+    tls: bool = False
 
     @property
     def url(self) -> str:
         """Where a client finds it."""
         if self.uds is not None:
             return f"unix:{self.uds}"
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{scheme}://{self.host}:{self.port}"
 
 
 def serve(
@@ -59,6 +97,9 @@ def serve(
     max_body: int = MAX_BODY,
     max_batch: int = MAX_BATCH,
     idle_seconds: int = 75,
+    tls: Tls | None = None,
+    door: Way = "hot",
+    reuse_port: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT (or `Running.stop`); then finishes what it owes and returns.
 
@@ -74,13 +115,19 @@ def serve(
         max_body: Longest body of a hot request, in bytes.
         max_batch: Most requests that an endpoint gets at once.
         idle_seconds: How long a connection without requests stays open.
+        tls: Encrypts connections.
+        door: `"asgi"` answers the endpoints' requests one by one through ASGI, for comparison and as a way out.
+        reuse_port: Whether several processes listen on the port, among which the kernel deals out connections.
 
     Raises:
         ServiceError: If the address cannot be used, or the application fails to start.
         MissingExtra: If the extra `serve` is not installed.
     """
-    door = Door(endpoints, max_body=max_body, max_batch=max_batch)
-    _run(app, door, host=host, port=port, uds=uds, ready=ready, idle_seconds=idle_seconds, freeze=True)
+    made = Door(endpoints, max_body=max_body, max_batch=max_batch)
+    listening = functools.partial(listen, host, port, reuse_port=reuse_port)
+    if uds is not None:
+        listening = functools.partial(_listen_unix, uds)
+    _run(app, made, listening, uds=uds, ready=ready, idle_seconds=idle_seconds, tls=tls, way=door, freeze=True)
 
 
 @contextlib.contextmanager
@@ -94,18 +141,23 @@ def running(
     max_body: int = MAX_BODY,
     max_batch: int = MAX_BATCH,
     idle_seconds: int = 75,
+    tls: Tls | None = None,
+    door: Way = "hot",
 ) -> Iterator[Running]:
     """Serves from a thread of this process while the block runs: for tests and notebooks.
 
     Raises:
         ServiceError: As `serve`.
     """
-    door = Door(endpoints, max_body=max_body, max_batch=max_batch)
+    made = Door(endpoints, max_body=max_body, max_batch=max_batch)
+    listening = functools.partial(listen, host, port)
+    if uds is not None:
+        listening = functools.partial(_listen_unix, uds)
     news: queue.Queue[Running | BaseException] = queue.Queue()
 
     def work() -> None:
         try:
-            _run(app, door, host=host, port=port, uds=uds, ready=news.put, idle_seconds=idle_seconds, freeze=False)
+            _run(app, made, listening, uds=uds, ready=news.put, idle_seconds=idle_seconds, tls=tls, way=door)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the thread was started
             news.put(error)
 
@@ -128,13 +180,14 @@ def running(
 def _run(
     app: Any,
     door: Door,
+    listening: Callable[[], socket.socket],
     *,
-    host: str,
-    port: int,
     uds: str | None,
     ready: Callable[[Running], None] | None,
     idle_seconds: int,
-    freeze: bool,
+    tls: Tls | None,
+    way: Way,
+    freeze: bool = False,
 ) -> None:
     try:
         import uvicorn
@@ -142,11 +195,10 @@ def _run(
         from vitok.serving.protocol import bound_to
     except ImportError:
         raise MissingExtra("serve", "the service") from None
-    listener = _listen_unix(uds) if uds is not None else _listen(host, port)
-    with listener:
+    with listening() as listener:
         config = uvicorn.Config(
-            AsgiRoad(app, door),
-            http=bound_to(door),
+            AsgiRoad(app, door, max_body=max(MAX_ASGI_BODY, door.max_body)),
+            http=bound_to(door if way == "hot" else Door()),
             loop="auto",
             ws="none",
             interface="asgi3",
@@ -157,6 +209,8 @@ def _run(
             server_header=False,
             timeout_keep_alive=idle_seconds,
             timeout_graceful_shutdown=DRAIN_SECONDS,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
         )
         server = _server_class()(config)
         bound_host, bound_port = ("", 0) if uds is not None else listener.getsockname()[:2]
@@ -169,7 +223,7 @@ def _run(
                 gc.collect()
                 gc.freeze()
             if ready is not None:
-                ready(Running(host=bound_host, port=bound_port, uds=uds, door=door, stop=stop))
+                ready(Running(host=bound_host, port=bound_port, uds=uds, door=door, stop=stop, tls=tls is not None))
 
         server.on_started = started
         try:
@@ -210,12 +264,24 @@ def _server_class() -> type[Any]:
     return Server
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, reuse_port: bool = False, backlog: int = BACKLOG) -> socket.socket:
+    """Opens a socket that accepts connections.
+
+    Args:
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        reuse_port: Whether other processes of this user may listen on the port too.
+        backlog: Most connections that wait to be accepted.
+
+    Raises:
+        InvalidInput: If the port is out of range.
+        ServiceError: If the address cannot be used.
+    """
     if not 0 <= port <= 65_535:
         raise InvalidInput("port", port, "be in 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=backlog, reuse_port=reuse_port)
     except OSError as error:
         raise ServiceError(
             f"cannot listen on {host} port {port}: {error}. Choose another, or 0 for a free one"

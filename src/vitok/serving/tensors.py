@@ -35,6 +35,8 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 
 _NAMES = {kind: name for name, kind in DATATYPES.items()}
 _LENGTH = struct.Struct("<I")
+_MOST_AXES = 32
+_LONGEST = 1 << 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +128,15 @@ def from_values(where: str, datatype: str, shape: Sequence[int], values: Any) ->
     kind = _known(where, datatype)
     n = _size(where, shape)
     if not isinstance(values, list):
-        values = [values]
+        values = [] if values is None else [values]
+    field = f"{where}.data"
+    if datatype != "BYTES" and not {str, dict}.isdisjoint(_kinds(values)):
+        # Also since numpy would give every element the room of the longest text.
+        raise InvalidInput(field, _short(values), "be numbers" if kind.kind != "b" else "be truth values")
     try:
         found = np.array(values) if datatype != "BYTES" else _texts(values)
     except (ValueError, OverflowError):
-        raise InvalidInput(f"{where}.data", _short(values), "be rows of one length") from None
-    field = f"{where}.data"
+        raise InvalidInput(field, _short(values), "be rows of one length") from None
     if not found.size:
         found = np.empty(0, kind)
     elif kind.kind == "f":
@@ -139,6 +144,9 @@ def from_values(where: str, datatype: str, shape: Sequence[int], values: Any) ->
     elif kind.kind == "b" and found.dtype != np.bool_:
         raise InvalidInput(field, _short(values), "be truth values")
     elif kind.kind in "iu":
+        if found.dtype.kind == "f":
+            # numpy makes floats of whole numbers on both sides of 2**63, and loses digits.
+            found = np.array(values, object)
         found = _whole(field, found, datatype)
     elif datatype == "BYTES" and not all(isinstance(item, str) for item in found.flat):
         raise InvalidInput(field, _short(values), "be texts")
@@ -148,11 +156,21 @@ def from_values(where: str, datatype: str, shape: Sequence[int], values: Any) ->
         encoded = np.empty(n, object)
         encoded[:] = [str(item).encode("utf-8", "surrogatepass") for item in found.flat]
         found = encoded
-    return found.astype(kind, copy=False).reshape(tuple(shape))
+    with np.errstate(over="ignore"):
+        return found.astype(kind, copy=False).reshape(tuple(shape))
 
 
-def from_bytes(where: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> np.ndarray:
+def from_bytes(
+    where: str, datatype: str, shape: Sequence[int], data: bytes | memoryview, *, field: str = ""
+) -> np.ndarray:
     """Makes a tensor of its bytes; it may share them, so it must not be written to.
+
+    Args:
+        where: What an error calls it, such as `"inputs[0]"`.
+        datatype: As the request has it.
+        shape: As the request has it.
+        data: The bytes.
+        field: What an error calls its bytes; by default the parameter of HTTP that tells their number.
 
     Raises:
         InvalidInput: If type, shape and bytes do not fit together.
@@ -163,11 +181,12 @@ def from_bytes(where: str, datatype: str, shape: Sequence[int], data: bytes | me
     """
     kind = _known(where, datatype)
     n = _size(where, shape)
+    field = field or f"{where}.parameters.binary_data_size"
     if datatype == "BYTES":
-        return _split(where, n, bytes(data)).reshape(tuple(shape))
+        return _split(field, n, bytes(data)).reshape(tuple(shape))
     if len(data) != n * kind.itemsize:
         wanted = f"be {n * kind.itemsize} for {n} of {datatype}"
-        raise InvalidInput(f"{where}.parameters.binary_data_size", len(data), wanted)
+        raise InvalidInput(field, len(data), wanted)
     if datatype == "BOOL":
         return (np.frombuffer(data, np.uint8) != 0).reshape(tuple(shape))
     return np.frombuffer(data, kind).reshape(tuple(shape))
@@ -225,14 +244,24 @@ def _known(where: str, datatype: str) -> np.dtype[Any]:
 
 
 def _size(where: str, shape: Sequence[int]) -> int:
+    if len(shape) > _MOST_AXES:
+        raise InvalidInput(f"{where}.shape", f"{len(shape)} axes", f"have at most {_MOST_AXES}")
     if any(length < 0 for length in shape):
         raise InvalidInput(f"{where}.shape", list(shape), "have lengths of 0 or more")
+    # An array is laid out as if its empty axes were not there.
+    if math.prod(length or 1 for length in shape) > _LONGEST:
+        raise InvalidInput(f"{where}.shape", list(shape), f"hold at most {_LONGEST} elements")
     return math.prod(shape)
 
 
 def _short(values: Any) -> Any:
     text = repr(values)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _kinds(values: list[Any]) -> set[type]:
+    kinds = set(map(type, values))
+    return kinds if list not in kinds else set(map(type, _texts(values).tolist()))
 
 
 def _texts(values: list[Any]) -> np.ndarray:
@@ -274,15 +303,17 @@ def _whole(field: str, found: np.ndarray, datatype: str) -> np.ndarray:
     return found if found.dtype.kind in "iu" else np.array([int(item) for item in flat], DATATYPES[datatype])
 
 
-def _split(where: str, n: int, data: bytes) -> np.ndarray:
+def _split(field: str, n: int, data: bytes) -> np.ndarray:
+    if 4 * n > len(data):
+        raise InvalidInput(field, len(data), f"hold {n} elements of BYTES")
     out = np.empty(n, object)
     at = 0
     for i in range(n):
         if at + 4 > len(data) or at + 4 + _LENGTH.unpack_from(data, at)[0] > len(data):
-            raise InvalidInput(f"{where}.parameters.binary_data_size", len(data), f"hold {n} elements of BYTES")
+            raise InvalidInput(field, len(data), f"hold {n} elements of BYTES")
         length = _LENGTH.unpack_from(data, at)[0]
         out[i] = data[at + 4 : at + 4 + length]
         at += 4 + length
     if at != len(data):
-        raise InvalidInput(f"{where}.parameters.binary_data_size", len(data), f"be {at}, which {n} elements take")
+        raise InvalidInput(field, len(data), f"be {at}, which {n} elements take")
     return out
