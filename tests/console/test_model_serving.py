@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def process(folder: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any]]]:
-    command = [sys.executable, "-W", "error", "-m", "vitok.console.model_serving", "--models", str(folder / "models")]
+    command = [sys.executable, "-W", "error", "-m", "vitok", "serve-models", "--models", str(folder / "models")]
     command += ["--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
@@ -230,7 +230,7 @@ def alive(pid: int) -> bool:
 
 
 def test_workers_that_cannot_start_end_all(folder: Path) -> None:
-    command = [sys.executable, "-m", "vitok.console.model_serving", "--models", str(folder / "models"), "--port", "0"]
+    command = [sys.executable, "-m", "vitok", "serve-models", "--models", str(folder / "models"), "--port", "0"]
     done = subprocess.run([*command, "--workers", "2", "--pin", "none"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "model 'none' does not exist" in done.stderr

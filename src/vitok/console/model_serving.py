@@ -117,7 +117,7 @@ class ServingPlan:
         }
         given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
         pins = [text for name in self.pinned for text in ("--pin", name)]
-        return [sys.executable, "-m", "vitok.console.model_serving", *given, *pins, "--json"]
+        return [sys.executable, "-m", "vitok", "serve-models", *given, *pins, "--json"]
 
 
 class ModelLog:
@@ -501,7 +501,3 @@ def serve_models(
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-if __name__ == "__main__":
-    typer.run(serve_models)
