@@ -1,23 +1,29 @@
 """A small LightGBM model first, a large one where it is unsure: what that costs at nearly the large one's quality."""
 
 import os
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
-import lightgbm
-import numpy as np
-from bench.features._claim import tell
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-from vitok.models.calibrators import PlattCalibrator
-from vitok.serving.cascade import Cascade
-from vitok.serving.targets import Batch, LocalModel
-from vitok.serving.thresholds import frontier
-from vitok.stats import Estimate, mean_interval
+import lightgbm  # noqa: E402
+import numpy as np  # noqa: E402
+from bench.features._claim import tell  # noqa: E402
+
+from vitok.models.calibrators import PlattCalibrator  # noqa: E402
+from vitok.serving.cascade import Cascade  # noqa: E402
+from vitok.serving.targets import Batch, LocalModel  # noqa: E402
+from vitok.serving.thresholds import frontier  # noqa: E402
+from vitok.stats import Estimate, mean_interval  # noqa: E402
 
 SCALE = float(os.environ.get("VITOK_BENCH_SCALE", "1"))
 N_TRAIN, N_FIT, N_TEST = (max(4000, round(n * SCALE)) for n in (200_000, 50_000, 100_000))
 FEATURES = 30
 SMALL_TREES, LARGE_TREES = 20, 500
+CHEAPER = 1.5
 # Of what the large model saves in losses against the small one, what the cascade is chosen to keep, and must keep.
 WANTED, LEAST = 0.98, 0.95
 
@@ -108,6 +114,10 @@ def study(case: Case) -> Found:
     )
 
 
+def passes(found: Found) -> bool:
+    return found.cost_large / found.cost >= CHEAPER and found.kept >= LEAST
+
+
 def main() -> None:
     rare, even = study(RARE), study(EVEN)
     generator = np.random.default_rng(2)
@@ -116,30 +126,30 @@ def main() -> None:
     before = time.process_time()
     frontier(sure, wrong, 0 * wrong, cost_small=1.0, cost_large=9.0)
     passed = time.process_time() - before
-    ratio = rare.cost_large / rare.cost
     told = []
     for case, found in ((RARE, rare), (EVEN, even)):
         small, large, both = found.losses
         told.append(
-            f"{case.name} ({100 * found.positives:.1f} % positive): mean loss {small:.4f} small, {large:.4f} large, "
-            f"{both:.4f} cascade, {100 * found.kept:.1f} % of the gain, {100 * found.escalated:.1f} % escalated, "
-            f"{found.cost_large / found.cost:.2f} x cheaper ({found.held})"
+            f"{case.name} ({100 * found.positives:.1f} % positive): {found.cost_large / found.cost:.2f} x cheaper, "
+            f"{'met' if passes(found) else 'missed'}; mean loss {small:.4f} small, {large:.4f} large, {both:.4f} "
+            f"cascade, {100 * found.kept:.1f} % of the gain, {100 * found.escalated:.1f} % escalated ({found.held})"
         )
+    worse = min((rare, even), key=lambda found: found.cost_large / found.cost)
     tell(
-        "confidence cascade: CPU of a row at nearly the quality of the large model",
-        value=rare.cost,
+        "confidence cascade: CPU of a row at nearly the quality of the large model, the worse of two kinds of traffic",
+        value=worse.cost,
         unit="us",
         peer=f"the large model alone, {LARGE_TREES} trees",
-        peer_value=rare.cost_large,
-        ratio=ratio,
-        bar=f">= 1.5, with >= {100 * LEAST:g} % of the gain kept",
-        met=ratio >= 1.5 and rare.kept >= LEAST,
-        n=N_TEST,
+        peer_value=worse.cost_large,
+        ratio=worse.cost_large / worse.cost,
+        bar=f">= {CHEAPER:g} on each, with >= {100 * LEAST:g} % of the gain kept",
+        met=passes(rare) and passes(even),
+        n=2 * N_TEST,
         protocol=(
             f"LightGBM, {FEATURES} features, {SMALL_TREES} trees first and {LARGE_TREES} where they are unsure; CPU of "
             f"each in batches, one thread, median of five. Platt calibration on {N_FIT // 2} rows, threshold for "
-            f"{100 * WANTED:g} % of the gain on as many others, judged on {N_TEST} that chose nothing. {told[0]}. For "
-            f"comparison, where it pays little, {told[1]}. The frontier of {n_pass} thresholds took {passed:.2f} s."
+            f"{100 * WANTED:g} % of the gain on as many others, judged on {N_TEST} that chose nothing. "
+            f"{'. '.join(told)}. The frontier of {n_pass} thresholds took {passed:.2f} s."
         ),
     )
 

@@ -1,8 +1,12 @@
-"""What keys, a limit, the contract and the anomaly score take from the throughput of the infer endpoint together."""
+"""What keys, a limit, the contract and the anomaly score take from the throughput of the infer endpoint together.
 
+With four keys, with a thousand, and with a key of its own for each request: what a turn of the event loop can share
+between requests of one key is nothing in the last.
+"""
+
+import http.client
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -10,28 +14,36 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import lightgbm
-import numpy as np
-from bench.features._claim import tell
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-from vitok import contracts, guard
-from vitok.models.forest import Forest
-from vitok.serving import Guarded, Hosted, HotRequest, InferenceLog, InferEndpoint, Runtime
-from vitok.serving.disclosure import Disclosure
-from vitok.serving.inference import Breach
-from vitok.serving.messages import Endpoint
-from vitok.serving.runners import ForestRunner
-from vitok.serving.screening import Screen
-from vitok.stats import FrozenEdges
+import lightgbm  # noqa: E402
+import numpy as np  # noqa: E402
+from bench.features._claim import tell  # noqa: E402
+from bench.serving._drive import Driven, median_interval, saturate, wire  # noqa: E402
 
-SCALE = float(os.environ.get("VITOK_BENCH_SCALE", "1"))
-REQUESTS = max(2_048, round(40_000 * SCALE))
+from vitok import contracts, guard  # noqa: E402
+from vitok.models.forest import Forest  # noqa: E402
+from vitok.serving import Guarded, Hosted, HotRequest, InferenceLog, InferEndpoint, Runtime  # noqa: E402
+from vitok.serving.disclosure import Disclosure  # noqa: E402
+from vitok.serving.inference import Breach  # noqa: E402
+from vitok.serving.messages import Endpoint  # noqa: E402
+from vitok.serving.runners import ForestRunner  # noqa: E402
+from vitok.serving.screening import Screen  # noqa: E402
+from vitok.stats import FrozenEdges  # noqa: E402
+
+SCALE = min(float(os.environ.get("VITOK_BENCH_SCALE", "1")), 1.0)
+REQUESTS = max(2_048, round(30_720 * SCALE))
 CALLS = max(50, round(1_000 * SCALE))
+PAIRS = 15 if SCALE >= 1 else 5
 ROUNDS = 9 if SCALE >= 1 else 3
-FEATURES, TREES, TICK, KEYS = 30, 200, 16, 4
+FEATURES, TREES, TICK, CONNECTIONS = 30, 200, 16, 64
+OWN = max(256, round(8_192 * SCALE))
+KEYS = {"4 keys": 4, "1,000 keys": 1_000, "a key of its own each request": OWN}
 PATH = "/v2/models/fraud/infer"
+SCOPE = "infer:fraud"
 BAR = 15.0
 NAMES = [f"f{place}" for place in range(FEATURES)]
 ALL = ("keys", "limit", "contract", "anomaly")
@@ -75,35 +87,38 @@ def contract_rules() -> Callable[[np.ndarray], list[Breach]]:
     return lambda X: [(row, found.field, found.message) for row, found in check(X)]
 
 
-class Built:
-    """An endpoint with the parts that are on, and the tokens of its keys."""
+def issue(folder: Path, n: int) -> list[str]:
+    """Makes n keys in a folder; returns their tokens."""
+    folder.mkdir()
+    store = guard.KeyStore(folder / "keys.sqlite")
+    make: dict[str, Any] = {"tenant": "t", "scopes": [SCOPE], "actor": "bench", "now": time.time_ns() // 1000}
+    return [store.create(f"key {place}", **make).token for place in range(n)]
 
-    def __init__(self, folder: Path, model: Path, parts: Sequence[str]) -> None:
-        forest = Forest.of(lightgbm.Booster(model_file=model))
-        hosted = Hosted("fraud", Runtime(ForestRunner(forest), version="fraud/1"), queue=False)
-        hosted.recorder = InferenceLog(folder / "log", system="fraud", features=NAMES)
-        store = guard.KeyStore(folder / "keys.sqlite")
-        now = time.time_ns() // 1000
-        make: dict[str, Any] = {"tenant": "t", "scopes": ["infer:fraud"], "actor": "bench", "now": now}
-        self.tokens = [store.create(f"key {place}", **make).token for place in range(KEYS)]
-        if "contract" in parts:
-            hosted.rules = contract_rules()
-        if "anomaly" in parts:
-            Screen(scorer()).dress(hosted)
-        if "rounding" in parts:
-            Disclosure(decimals=3).dress(hosted)
-        if "floor" in parts:
-            generator = np.random.default_rng(2)
-            right = generator.random(5_000) < 0.99
-            floor = guard.fit_floor(generator.uniform(0.5, 1, 5_000), right, max_error=0.05)
-            Disclosure(floor=floor).dress(hosted)
-        if "noise" in parts:
-            Disclosure(noise=guard.KeyedNoise(b"0123456789abcdef", scale=0.1, thresholds=[0.5])).dress(hosted)
-        self.endpoint: Endpoint = InferEndpoint(hosted)
-        keys = guard.KeyRing(store) if "keys" in parts else None
-        limit = guard.Limiter(guard.Limit(10_000_000, "1s")) if "limit" in parts else None
-        if keys is not None or limit is not None:
-            self.endpoint = Guarded(self.endpoint, scope="infer:fraud", keys=keys, key_limit=limit)
+
+def build(folder: Path, model: Path, parts: Sequence[str]) -> Endpoint:
+    """Returns an endpoint with the parts that are on, for the keys of the folder, and a log."""
+    forest = Forest.of(lightgbm.Booster(model_file=model))
+    hosted = Hosted("fraud", Runtime(ForestRunner(forest), version="fraud/1"), queue=False)
+    hosted.recorder = InferenceLog(folder / f"log {'-'.join(parts)}", system="fraud", features=NAMES)
+    if "contract" in parts:
+        hosted.rules = contract_rules()
+    if "anomaly" in parts:
+        Screen(scorer()).dress(hosted)
+    if "rounding" in parts:
+        Disclosure(decimals=3).dress(hosted)
+    if "floor" in parts:
+        generator = np.random.default_rng(2)
+        right = generator.random(5_000) < 0.99
+        floor = guard.fit_floor(generator.uniform(0.5, 1, 5_000), right, max_error=0.05)
+        Disclosure(floor=floor).dress(hosted)
+    if "noise" in parts:
+        Disclosure(noise=guard.KeyedNoise(b"0123456789abcdef", scale=0.1, thresholds=[0.5])).dress(hosted)
+    endpoint = InferEndpoint(hosted)
+    keys = guard.KeyRing(guard.KeyStore(folder / "keys.sqlite")) if "keys" in parts else None
+    limit = guard.Limiter(guard.Limit(10_000_000, "1s")) if "limit" in parts else None
+    if keys is None and limit is None:
+        return endpoint
+    return Guarded(endpoint, scope=SCOPE, keys=keys, key_limit=limit)
 
 
 def bodies() -> list[bytes]:
@@ -115,35 +130,36 @@ def bodies() -> list[bytes]:
 
 
 def in_process(folder: Path, model: Path) -> dict[str, float]:
-    """Returns microseconds a request in turns of `TICK`, by what is on; all measured in turn, the median of runs."""
+    """Returns CPU-us a request in turns of `TICK`, by what is on; all measured in turn, the median of runs.
+
+    Each request of a turn has a key of its own.
+    """
     ways: dict[str, tuple[str, ...]] = {"nothing": (), **{part: (part,) for part in (*ALL, *OPTIONS)}, "guard": ALL}
-    built = {}
-    for name, parts in ways.items():
-        (folder / name).mkdir()
-        built[name] = Built(folder / name, model, parts)
-    ticks = []
     sent = bodies()
+    tokens = issue(folder, len(sent))
+    built = {name: build(folder, model, parts) for name, parts in ways.items()}
+    header = [[(b"host", b"a"), (b"authorization", f"Bearer {token}".encode())] for token in tokens]
+
+    def ticks() -> list[list[HotRequest]]:
+        now = time.perf_counter_ns()
+        every = [HotRequest(body, now, lines, "10.0.0.1") for body, lines in zip(sent, header, strict=True)]
+        return [every[at : at + TICK] for at in range(0, len(every), TICK)]
+
+    for endpoint in built.values():
+        assert all(reply.status == 200 for tick in ticks() for reply in endpoint.handle(tick))  # type: ignore[union-attr]
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for item in built.values():
-        header = [(b"host", b"a"), (b"authorization", f"Bearer {item.tokens[0]}".encode())]
-        ticks = [[HotRequest(one, 0, header, "10.0.0.1") for one in sent[at : at + TICK]] for at in range(0, 256, TICK)]
-        assert all(reply.status == 200 for tick in ticks for reply in item.endpoint.handle(tick))  # type: ignore[union-attr]
     for _ in range(ROUNDS):
-        for name, item in built.items():
-            header = [(b"host", b"a"), (b"authorization", f"Bearer {item.tokens[0]}".encode())]
-            now = time.perf_counter_ns()
-            ticks = [
-                [HotRequest(one, now, header, "10.0.0.1") for one in sent[at : at + TICK]] for at in range(0, 256, TICK)
-            ]
+        for name, endpoint in built.items():
+            given = ticks()
             begun = time.thread_time_ns()
             for call in range(CALLS):
-                item.endpoint.handle(ticks[call % len(ticks)])
+                endpoint.handle(given[call % len(given)])
             found[name].append((time.thread_time_ns() - begun) / CALLS / TICK / 1e3)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def serve_it(folder: Path, model: Path, parts: Sequence[str]) -> None:
-    """Serves over the real door; prints port and keys."""
+    """Serves over the real door; prints its port, and its processor seconds when asked."""
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
@@ -153,113 +169,97 @@ def serve_it(folder: Path, model: Path, parts: Sequence[str]) -> None:
     async def spent(_: Any) -> PlainTextResponse:
         return PlainTextResponse(str(time.process_time()))
 
-    built = Built(folder, model, parts)
+    endpoint = build(folder, model, parts)
     app = Starlette(routes=[Route("/spent", spent)])
-    serve(
-        app,
-        [built.endpoint],
-        ready=lambda service: print(json.dumps({"port": service.port, "keys": built.tokens}), flush=True),
-    )
+    serve(app, [endpoint], ready=lambda service: print(service.port, flush=True))
 
 
 class Service:
-    """A service in a process of its own, asked over four connections that always have sixteen requests in flight."""
+    """A service in a process of its own."""
 
     def __init__(self, folder: Path, model: Path, parts: Sequence[str]) -> None:
-        folder.mkdir()
         command = [sys.executable, __file__, str(folder), str(model), ",".join(parts)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        told = json.loads(self.process.stdout.readline())
-        self.port = told["port"]
-        sent = bodies()
-        self.windows = []
-        for place, key in enumerate(told["keys"]):
-            head = (
-                f"POST {PATH} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
-            )
-            chosen = sent[place * TICK : (place + 1) * TICK]
-            self.windows.append(
-                b"".join(b"%bcontent-length: %d\r\n\r\n%b" % (head.encode(), len(b), b) for b in chosen)
-            )
+        self.port = int(self.process.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def spent(self) -> float:
         """Returns the processor seconds that it has taken."""
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.sendall(b"GET /spent HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-            answer = b""
-            while more := connection.recv(65_536):
-                answer += more
-        return float(answer.rpartition(b"\r\n\r\n")[2])
-
-    def load(self, n: int) -> tuple[float, float]:
-        """Returns seconds and processor seconds that n requests took."""
-        sockets = [socket.create_connection(("127.0.0.1", self.port)) for _ in self.windows]
-        for one in sockets:
-            one.settimeout(30)
-        before, begun = self.spent(), time.perf_counter()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            for window, one in zip(self.windows, sockets, strict=True):
-                one.sendall(window)
-            rounds = n // (TICK * len(sockets))
-            for turn in range(rounds):
-                for window, one in zip(self.windows, sockets, strict=True):
-                    # Status lines and nothing else: the client must not be what is measured.
-                    left, rest = TICK, b""
-                    while left:
-                        data = one.recv(1 << 20)
-                        if not data:
-                            raise ConnectionError("the service has closed the connection")
-                        left -= (rest + data).count(b"HTTP/1.1 200")
-                        rest = (rest + data)[-11:]
-                    if turn + 1 < rounds:
-                        one.sendall(window)
-            took = time.perf_counter() - begun
+            connection.request("GET", "/spent")
+            return float(connection.getresponse().read())
         finally:
-            for one in sockets:
-                one.close()
-        return took, self.spent() - before
+            connection.close()
+
+    def load(self, requests: Sequence[bytes], n: int, start: int) -> tuple[float, Driven]:
+        """Returns CPU-us a request of n requests, and what the client did."""
+        before = self.spent()
+        driven = saturate(self.port, requests, connections=CONNECTIONS, count=n, start=start)
+        return 1e6 * (self.spent() - before) / driven.answered, driven
 
 
-def judge() -> None:
-    """Measures in the process, then end to end, both ways in turn."""
+def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "model.txt"
         booster().save_model(model)
-        each = in_process(folder, model)
-        services = {way: Service(folder / f"service {way}", model, parts) for way, parts in (("off", ()), ("on", ALL))}
-        n = REQUESTS // (TICK * KEYS) * TICK * KEYS
-        try:
-            for service in services.values():
-                service.load(2_048)
-            rates: dict[str, list[float]] = {way: [] for way in services}
-            costs: dict[str, list[float]] = {way: [] for way in services}
-            for _ in range(ROUNDS):
-                for way, service in services.items():
-                    took, spent = service.load(n)
-                    rates[way].append(n / took)
-                    costs[way].append(1e6 * spent / n)
-        finally:
-            for service in services.values():
-                service.process.kill()
-                service.process.wait()
-    off, on = (statistics.median(rates[way]) for way in ("off", "on"))
-    lost = 100 * (1 - on / off)
-    cpu = {way: statistics.median(found) for way, found in costs.items()}
+        each = in_process(folder / "parts", model)
+        sent = bodies()
+        lost: dict[str, list[float]] = {}
+        told = []
+        for case, n_keys in KEYS.items():
+            place = folder / case
+            tokens = issue(place, n_keys)
+            # As many requests as keys, each with the next one; with few keys they come in an order without pattern.
+            order = np.random.default_rng(4).integers(n_keys, size=OWN) if n_keys < OWN else np.arange(OWN)
+            lines = [f"authorization: Bearer {tokens[k]}" for k in order.tolist()]
+            requests = wire(PATH, [sent[k % len(sent)] for k in range(len(lines))], lines)
+            costs: dict[str, list[float]] = {"off": [], "on": []}
+            rates: dict[str, list[float]] = {"off": [], "on": []}
+            busy = []
+            with Service(place, model, ()) as off, Service(place, model, ALL) as on:
+                services = {"off": off, "on": on}
+                for service in services.values():
+                    service.load(requests, 2 * len(requests), 0)
+                for turn in range(PAIRS):
+                    for way in ("off", "on") if turn % 2 == 0 else ("on", "off"):
+                        cost, driven = services[way].load(requests, REQUESTS, turn * REQUESTS)
+                        costs[way].append(cost)
+                        rates[way].append(driven.rate)
+                        busy.append(driven.busy)
+            lost[case] = [100 * (1 - one / other) for one, other in zip(costs["off"], costs["on"], strict=True)]
+            low, high = median_interval(lost[case])
+            slower = statistics.median(1 - other / one for one, other in zip(rates["off"], rates["on"], strict=True))
+            told.append(
+                f"{case}: {statistics.median(lost[case]):.1f} % [{low:.1f}, {high:.1f}], "
+                f"{statistics.median(costs['off']):.2f} and {statistics.median(costs['on']):.2f} CPU-us a request, "
+                f"{100 * slower:.1f} % fewer requests/s ({statistics.median(rates['off']):,.0f} and "
+                f"{statistics.median(rates['on']):,.0f}; client {100 * statistics.median(busy):.0f} % busy)"
+            )
+    worst = max(lost, key=lambda case: statistics.median(lost[case]))
+    value = statistics.median(lost[worst])
     added = ", ".join(f"{part} {each[part] - each['nothing']:+.2f}" for part in (*ALL, *OPTIONS))
     tell(
-        "throughput that the guard takes: keys, limit, contract and anomaly on, against all off",
-        value=lost,
+        f"throughput that the guard takes: keys, limit, contract and anomaly on, against all off; {worst}",
+        value=value,
         unit="%",
-        bar=f"< {BAR:g}",
-        met=lost < BAR,
-        n=ROUNDS * n,
-        protocol=f"{TREES} trees, one row of {FEATURES} features a request in JSON, decision log on; the hot door in "
-        f"a process, closed loop of {KEYS} connections with {TICK} requests in flight each, in turn, median of "
-        f"{ROUNDS}: {off:,.0f} and {on:,.0f} requests/s, {cpu['off']:.2f} and {cpu['on']:.2f} CPU-us a request. "
-        f"Endpoint alone in turns of {TICK}, CPU-us a request: {each['nothing']:.2f} without, {each['guard']:.2f} "
-        f"with; of each part by itself: {added}.",
+        bar=f"< {BAR:g} in each of {len(KEYS)} mixes of keys",
+        met=value < BAR,
+        n=PAIRS * REQUESTS * len(KEYS),
+        protocol=f"{TREES} trees, one row of {FEATURES} features a request in JSON, the same requests both ways, "
+        f"decision log on; the hot door in a process each, closed loop of {CONNECTIONS} connections without "
+        f"pipelining, {PAIRS} pairs of {REQUESTS:,} requests in the order off on, on off; throughput lost is one less "
+        f"the ratio of processor time off to on, median of the pairs with its 95 % interval by order statistics. "
+        f"{'; '.join(told)}. Endpoint alone in turns of {TICK}, each request with a key of its own, CPU-us a request: "
+        f"{each['nothing']:.2f} without, {each['guard']:.2f} with; of each part by itself: {added}.",
     )
 
 
@@ -267,4 +267,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4:
         serve_it(Path(sys.argv[1]), Path(sys.argv[2]), [part for part in sys.argv[3].split(",") if part])
     else:
-        judge()
+        main()

@@ -32,6 +32,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         propensity: Probability of that action under the policy, in (0, 1].
         latency_us: Microseconds from the request's arrival to the write of this record.
         cost: Processor seconds that the decision took.
+        tenant: Who asked, as the key of the request says; empty where that is not known.
+        team: Who is charged for it; empty where that is not known.
+        trace_id: The trace that the request belongs to, 32 hex digits; empty where there is none.
     """
 
     decision_id: str
@@ -56,6 +59,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     propensity: float
     latency_us: int
     cost: float
+    tenant: str = ""
+    team: str = ""
+    trace_id: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,9 +47,55 @@ def test_a_model_of_the_registry_and_of_a_folder(rows: np.ndarray, tmp_path: Pat
         assert np.array_equal(found, tree.predict(rows))
 
 
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """A folder with a model that adds two columns, beside a file of rows."""
+    pq.write_table(pa.table({"amount": [1.0, 2.0], "age": [3.0, 4.0]}), tmp_path / "in.parquet")
+    folder = tmp_path / "sum"
+    folder.mkdir()
+    (folder / "model.py").write_text("def load(folder):\n    return lambda t: {'y': t['x'].sum(axis=1)}\n")
+    specs = {
+        "inputs": [{"name": "x", "datatype": "FP64", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP64", "shape": [-1]}],
+    }
+    (folder / "callable.json").write_text(json.dumps({"factory": "model.py:load", **specs}))
+    (folder / "signature.json").write_text(json.dumps({"inputs": ["amount", "age"]}))
+    return folder
+
+
 def test_what_cannot_be_done_is_said(rows: np.ndarray, tmp_path: Path) -> None:
     command = [str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]
     for model in ("nothing", "none/1"):
         done = CliRunner().invoke(app, [*command, "--model", model])
         assert done.exit_code == 2
         assert "vitok:" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--batch-rows", "0"), "--batch-rows: got 0, must be at least 1"),
+        (("--checkpoint-every", "0"), "--checkpoint-every: got 0, must be at least 1"),
+        (("--lifetime", "nan"), "--lifetime: got nan, must be a finite number of hours above 0"),
+        (("--model", "nothing"), "--model: got 'nothing', must be a folder"),
+        (("--columns", "amount"), "--columns: got 1, must be the 2 features"),
+        (("--cloud", "moon"), "--cloud: got ['moon']"),
+    ],
+)
+def test_what_is_wrong_is_named(options: tuple[str, ...], told: str, sums: Path) -> None:
+    done = CliRunner().invoke(
+        app, [str(sums.parent / "in.parquet"), "--out", str(sums.parent / "out"), "--model", str(sums), *options]
+    )
+    assert done.exit_code == 2, done.exception
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("signature", ["{oops", '{"x": 1}', "[]", '{"inputs": 5}', '{"inputs": [1, 2]}'])
+def test_a_signature_that_cannot_be_read(signature: str, sums: Path) -> None:
+    (sums / "signature.json").write_text(signature)
+    command = [str(sums.parent / "in.parquet"), "--out", str(sums.parent / "out"), "--model", str(sums)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2, done.exception
+    assert "signature.json" in done.stderr
+    named = CliRunner().invoke(app, [*command, "--columns", "amount,age"])
+    assert named.exit_code == 0, named.output

@@ -81,6 +81,26 @@ def test_what_cannot_be_done(store: Path) -> None:
         assert "vitok: " in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("create", "x", "--tenant", "t", "--scope", "a b", "--by", "ann"), "--scope: got 'a b'"),
+        (("create", "x", "--tenant", "", "--scope", "a", "--by", "ann"), "--tenant: got ''"),
+        (("create", "x", "--tenant", "t", "--scope", "a", "--by", ""), "--by: got ''"),
+        (("create", "x", "--tenant", "t", "--scope", "a", "--by", "ann", "--valid", "5"), "--valid: got '5'"),
+        (("create", "x", "--tenant", "t", "--scope", "a", "--by", "ann", "--since", "soon"), "--since: got 'soon'"),
+        (("create", "x", "--tenant", "t", "--scope", "a", "--by", "ann", "--now", "soon"), "--now: got 'soon'"),
+        (("rotate", "nobody", "--by", "ann", "--overlap", "-1d"), "--overlap: got '-1d'"),
+        (("history", "nobody"), "key 'nobody' does not exist; there is: "),
+    ],
+)
+def test_what_is_wrong_is_named(store: Path, arguments: tuple[str, ...], told: str) -> None:
+    create(store)
+    result = run(*arguments, "--store", store)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
 def test_the_store_of_the_home(tmp_home: Path) -> None:
     made = run("create", "x", "--tenant", "t", "--scope", "admin", "--by", "ann")
     assert made.exit_code == 0

@@ -82,3 +82,35 @@ def test_what_cannot_be_done_ends_with_2() -> None:
         ["http://127.0.0.1:1/", "--bodies", "none.jsonl"],
     ):
         assert runner.invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rates", "-5"], "--rates: got '-5', must be numbers above 0"),
+        (["--rates", "nan"], "--rates: got 'nan', must be numbers above 0"),
+        (["--seconds", "0"], "--seconds: got 0.0, must be a finite number of seconds above 0"),
+        (["--connections", "0"], "--connections: got 0, must be at least 1"),
+        (["--connections", "100000000"], "Raise it with ulimit -n"),
+        (["--deadline-ms", "0"], "--deadline-ms: got 0.0, must be a finite number of milliseconds above 0"),
+        (["--slo-ms", "nan"], "--slo-ms: got nan, must be a finite number of milliseconds above 0"),
+        (["--slo-ms", "5", "--rates", "1,2"], "--rates: got '1,2', must be one rate beside --slo-ms"),
+        (["--slo-ms", "5", "--deadline-ms", "2"], "--deadline-ms: got 2.0, must not be given beside --slo-ms"),
+        (["--bodies", "none"], "--bodies: got 'none', must be a file that exists"),
+        (["--template", "image.bin"], "--template: got 'image.bin', must be a text in UTF-8"),
+        (["--template", "body.txt"], "--template: got 'no numbers', must hold $ROW"),
+        (["--template", "body.txt", "--bodies", "body.txt"], "must not be given beside --bodies"),
+        (["--header", "a: \u00fc"], "--header: got 'a', must be ASCII on one line"),
+    ],
+)
+def test_what_is_wrong_is_named(options: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.bin").write_bytes(b"\xff\xfe$ROW")
+    (tmp_path / "body.txt").write_text("no numbers")
+    done = runner.invoke(app, ["http://127.0.0.1:1/", *options])
+    assert done.exit_code == 2, done.exception
+    assert told in done.stderr
+
+
+def test_tls_is_told_of() -> None:
+    assert "TLS is not spoken" in runner.invoke(app, ["https://127.0.0.1:1/"]).stderr

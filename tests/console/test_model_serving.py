@@ -21,7 +21,8 @@ from tests.serving.conftest import Wire, post
 from tests.serving.model_folders import ROWS, SUM, put_model
 
 from vitok import decisions
-from vitok.console.model_serving import ServingPlan, feature_names, n_bytes, serve_plan
+from vitok.console.model_dressing import feature_names
+from vitok.console.model_serving import ServingPlan, n_bytes, serve_plan
 from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.hosting import FolderCatalogue
 from vitok.serving.runtime import Runtime

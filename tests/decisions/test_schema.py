@@ -7,9 +7,15 @@ import pyarrow as pa
 import pytest
 
 from vitok.decision import Decision
-from vitok.decisions import LogSchema
-from vitok.decisions.schema import BatchMaker, decision_batch, open_schema, readable, readable_schema, schema_of
+from vitok.decisions import DecisionBlock, LogSchema
+from vitok.decisions.messages import MessageMaker
+from vitok.decisions.schema import decision_message, open_schema, readable, readable_schema, schema_of
 from vitok.errors import InvalidInput
+
+
+def batch_of(block: DecisionBlock, schema: LogSchema) -> pa.RecordBatch:
+    arrow = open_schema(schema)
+    return pa.ipc.read_record_batch(pa.py_buffer(decision_message(block, schema, MessageMaker(arrow))), arrow)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_columns_are_the_fields_of_a_decision(schema):
 
 def test_readable_keeps_values_to_the_last_bit(schema, make_block):
     values = np.array([[0.1, math.nan], [math.inf, -0.0], [5e-324, 1 / 3]])
-    batch = decision_batch(make_block(0, 3, features=values), schema, BatchMaker(open_schema(schema)))
+    batch = batch_of(make_block(0, 3, features=values), schema)
     table = readable(pa.Table.from_batches([batch.slice(1), batch.slice(0, 1)]))
     assert table.schema.equals(readable_schema(schema), check_metadata=True)
     assert schema_of(table.schema) == schema
@@ -58,16 +64,14 @@ def test_readable_keeps_values_to_the_last_bit(schema, make_block):
 
 
 def test_shadow_nan_is_null_and_score_nan_is_not(schema, make_block):
-    batch = decision_batch(make_block(0, 2, score=np.full(2, np.nan)), schema, BatchMaker(open_schema(schema)))
+    batch = batch_of(make_block(0, 2, score=np.full(2, np.nan)), schema)
     assert batch.column("shadow_probability").to_pylist() == [0.25, None]
     assert batch.column("score").null_count == 0
 
 
 def test_log_without_features(make_block):
     schema = LogSchema("s", (), (), ())
-    table = readable(
-        pa.Table.from_batches([decision_batch(make_block(0, 3, schema), schema, BatchMaker(open_schema(schema)))])
-    )
+    table = readable(pa.Table.from_batches([batch_of(make_block(0, 3, schema), schema)]))
     assert table.num_rows == 3
     assert table.schema.names == list(schema.columns)
 
@@ -91,5 +95,5 @@ def test_log_without_features(make_block):
 )
 def test_block_refused(schema, make_block, changes, field):
     with pytest.raises(InvalidInput) as caught:
-        decision_batch(make_block(0, 2, **changes), schema, BatchMaker(open_schema(schema)))
+        batch_of(make_block(0, 2, **changes), schema)
     assert caught.value.field == field

@@ -9,7 +9,8 @@ import pytest
 
 import vitok.decisions.tail
 from vitok.decisions import DecisionLog, OutcomeLog, Position, Tail
-from vitok.decisions.schema import BatchMaker, decision_batch, open_schema
+from vitok.decisions.messages import MessageMaker
+from vitok.decisions.schema import decision_message, open_schema
 from vitok.errors import InvalidInput
 
 
@@ -109,8 +110,8 @@ def test_position_behind_the_end(tmp_path, schema, make_block):
 
 
 def test_bytes_that_arrive_one_by_one(tmp_path, schema, make_block):
-    maker = BatchMaker(open_schema(schema))
-    messages = [decision_batch(make_block(i, 1), schema, maker).serialize().to_pybytes() for i in range(3)]
+    maker = MessageMaker(open_schema(schema))
+    messages = [decision_message(make_block(i, 1), schema, maker) for i in range(3)]
     data = maker.arrow.serialize().to_pybytes() + b"".join(messages)
     ends = list(itertools.accumulate([len(maker.arrow.serialize()), *map(len, messages)]))[1:]
     tail = Tail(tmp_path)

@@ -133,7 +133,7 @@ def one_number(item: Aggregation, source: Source, rows: Sequence[Row], window: W
     if item.kind == "count":
         return float(sum(_holds(row, item.where) for row in rows))
     if isinstance(item, Rate):
-        unit = {"1h": HOUR, "1d": DAY}[item.per]
+        unit = {"1m": MINUTE, "1h": HOUR, "1d": DAY}[item.per]
         return sum(_holds(row, item.where) for row in rows) * (unit / window.span)
     if item.kind == "distinct":
         return float(

@@ -1,12 +1,12 @@
-"""Every aggregation kept on a stream, against an oracle in plain Python: any order, duplicates, restarts, refusals."""
+"""Every aggregation kept on a stream, against `table_oracle`: any order, duplicates, restarts, refusals."""
 
 import math
 import random
-from collections import Counter
 
 import numpy as np
 import polars as pl
 import pytest
+from tests.features.table_oracle import windowed
 
 from vitok.clock import DAY, HOUR, MINUTE, EventClock
 from vitok.engines import MemoryStore
@@ -31,8 +31,6 @@ from vitok.features import (
     TopK,
     View,
 )
-from vitok.features.fingerprints import fingerprint_texts
-from vitok.features.plan import COUNT, DISTINCT, FIRST, LAST, MAX, MEAN, MIN, NUMBER, RATE, RATIO, RECENT, STD, SUM, TOP
 
 LATENESS = 10 * MINUTE
 BASE = 17_000 * DAY
@@ -72,51 +70,6 @@ def view(*, exact: bool = False, lag: str | None = None) -> View:
             Rate(("1h",), per="1m"),
         ),
     )
-
-
-def expected(asked: View, rows: list[dict], key: str, time: int) -> np.ndarray:
-    plan = asked.plan
-    known = [row for row in rows if row["key"] == key and row["event_time"] < time]
-    known = [row for row in known if plan.lag <= 0 or row["event_time"] + plan.lag <= time]
-    known.sort(key=lambda row: (row["event_time"], int(fingerprint_texts([row["id"]])[0, 0])))
-    out = np.full(len(plan.rows), np.nan)
-    for place, (kind, window, index, rank, _) in enumerate(plan.rows.tolist()):
-        if kind in {RATIO, RATE}:
-            continue
-        span, hop = plan.bounds[window].tolist()
-        inside = [row for row in known if row["event_time"] >= (time - span) // hop * hop]
-        if kind == COUNT:
-            out[place] = len(inside)
-            continue
-        wanted = (plan.codes if kind in {DISTINCT, TOP} else plan.inputs)[index]
-        held = [row for row in inside if all(row[name] == value for name, _, value in wanted.where)]
-        values = [row[wanted.column] if wanted.column else 1.0 for row in held]
-        values = [value for value in values if value is not None]
-        if kind == DISTINCT:
-            out[place] = len(set(values))
-        elif kind == TOP:
-            ranked = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
-            out[place] = ranked[rank][0] if rank < len(ranked) else math.nan
-        elif kind in {SUM, NUMBER}:
-            out[place] = math.fsum(values)
-        elif kind == RECENT:
-            out[place] = values[-1 - rank] if rank < len(values) else math.nan
-        elif kind == STD:
-            out[place] = np.std(np.array(values, np.longdouble), ddof=1) if len(values) > 1 else math.nan
-        elif values:
-            out[place] = {
-                MEAN: math.fsum(values) / len(values),
-                MIN: min(values),
-                MAX: max(values),
-                FIRST: values[0],
-                LAST: values[-1],
-            }[kind]
-    for place, (kind, _, _, upper, lower) in enumerate(plan.rows.tolist()):
-        if kind == RATIO:
-            out[place] = out[upper] / out[lower] if out[lower] else math.nan
-        elif kind == RATE:
-            out[place] = out[upper] * plan.scale[place]
-    return out[: len(plan.names)]
 
 
 def frame(rows: list[dict]) -> pl.DataFrame:
@@ -169,7 +122,7 @@ def test_any_order_and_restarts_equal_the_oracle(seed: int, exact: bool, lag: st
         time = newest - rng.randrange(LATENESS) + rng.choice([0, LATENESS, DAY])
         out = np.zeros((1, len(features.computed)))
         online.read_many({"key": [key]}, np.array([time]), out)
-        wanted = expected(asked, seen, key, time)
+        wanted = np.array(windowed(asked, seen, {"event_time": time, "key": key}))
         np.testing.assert_array_equal(out[0, asked.plan.is_exact], wanted[asked.plan.is_exact])
         np.testing.assert_allclose(out[0, ~asked.plan.is_exact], wanted[~asked.plan.is_exact], rtol=1e-9, atol=1e-9)
 

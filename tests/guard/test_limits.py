@@ -106,6 +106,17 @@ def test_a_clock_that_goes_back() -> None:
     assert sum(limiter.admit("a", back + S // 10 + i) == 0 for i in range(100)) == 0
 
 
+def test_a_time_from_just_before_forgets_nobody() -> None:
+    limiter = Limiter(Limit(10, "1s", burst=5))
+    limiter.admit("first", 0)
+    assert [limiter.admit("a", 4 * S // 10) for _ in range(6)] == [0] * 5 + [S // 10]
+    # The generations turn at half a second; then comes a request that was timed before.
+    limiter.admit("b", S // 2)
+    limiter.admit("c", S // 2 - 1)
+    limiter.admit("b", S // 2)
+    assert [limiter.admit("a", S // 2) for _ in range(2)] == [0, S // 10]
+
+
 def test_memory_is_bounded_and_a_flood_of_names_gives_nobody_a_fresh_bucket() -> None:
     limiter = Limiter(Limit(1, "1s", burst=3), capacity=100)
     for _ in range(3):

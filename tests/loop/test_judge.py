@@ -188,6 +188,23 @@ def test_a_candidate_that_does_not_answer_is_refused() -> None:
     assert judging.verdict(0).n_failures == 300
 
 
+def test_an_incumbent_that_answers_in_the_place_of_the_candidate_is_its_failure() -> None:
+    frame = (
+        World(2, n=300)
+        .frame(share=0.0)
+        .with_columns(
+            shadow_version=pl.lit(None, dtype=pl.String),
+            shadow_probability=pl.lit(None, dtype=pl.Float64),
+            route=pl.lit("fallback"),
+        )
+    )
+    judging = judge()
+    judging.see(frame)
+    assert (judging.verdict(0).state, judging.verdict(0).n_failures) == ("refuse", 300)
+    others = judge()
+    assert others.see(frame.with_columns(route=pl.lit("champion"))) == 0
+
+
 def test_where_the_incumbent_did_not_answer_there_is_no_pair() -> None:
     frame = World(2, n=300).frame(share=1.0).with_columns(shadow_probability=pl.lit(None, dtype=pl.Float64))
     judging = judge()

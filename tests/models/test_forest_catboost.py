@@ -23,6 +23,10 @@ def check(model, seed=0, prediction=None):
     X = held_out(seed, thresholds(model))
     raw = model.predict(X, prediction_type="RawFormulaVal")
     assert equal(forest.raw(X), raw)
+    assert forest.symmetric == (model.get_all_params().get("grow_policy", "SymmetricTree") == "SymmetricTree")
+    # A few rows are compared one by one, more in blocks, of which the last is seldom full.
+    for n in (0, 1, 15, 16, 17, 255, 256, 257, 1023):
+        assert equal(forest.raw(X[:n]), raw[:n])
     assert all(
         equal(forest.raw(X[i : i + 1]), model.predict(X[i : i + 1], prediction_type="RawFormulaVal")) for i in range(30)
     )
@@ -42,7 +46,10 @@ def check(model, seed=0, prediction=None):
     [
         ({}, lambda y: y > 0),
         ({"depth": 1}, lambda y: y > 0),
-        ({"depth": 10, "iterations": 5}, lambda y: y > 0),
+        ({"depth": 8, "iterations": 5}, lambda y: y > 0),
+        ({"depth": 9, "iterations": 5}, lambda y: y > 0),
+        ({"depth": 12, "iterations": 3}, lambda y: y > 0),
+        ({"iterations": 300, "border_count": 2000, "depth": 8}, lambda y: y > 0),
         ({"boost_from_average": True}, lambda y: y > 0),
         ({"grow_policy": "Lossguide"}, lambda y: y > 0),
         ({"loss_function": "MultiClass", "depth": 4}, lambda y: np.digitize(y, FOUR)),

@@ -8,11 +8,12 @@ import pytest
 
 from vitok.errors import InvalidInput
 from vitok.models.onnx_scoring import OnnxScorer
-from vitok.models.quantise import FULL, VARIANTS, judge, make_variant, quantise
+from vitok.models.quantise import FULL, VARIANTS, make_variant, quantise
 from vitok.models.tradeoffs import (
     Bounds,
     Timing,
     check_batches,
+    judge,
     measure_loss,
     measure_quality,
     time_in_turns,
@@ -220,3 +221,35 @@ def test_variants_are_models_of_their_own(network: bytes, data: Any) -> None:
     for name in VARIANTS:
         made = OnnxScorer(make_variant(network, name, calibration=X))
         assert made.score(X).shape == full.shape
+
+
+def test_a_form_that_is_certain_where_the_full_model_doubts_is_refused() -> None:
+    y, full = np.array([0, 1, 1, 0] * 50), np.array([0.0001, 0.9999, 0.6, 0.4] * 50)
+    certain = measure_loss(y, full, np.array([0.0, 1.0, 0.6, 0.4] * 50))
+    # On these rows it is even better; what it does to a row that turns out otherwise is not among them.
+    assert certain.log_loss < 0
+    assert certain.saturated == 100
+    assert any("100 of 200 rows get 0 or 1" in reason for reason in Bounds().broken_by(certain))
+    # What 32 bits round to 1 is no certainty of the cheaper form's.
+    rounded = measure_loss(y, np.array([1e-8, 1 - 1e-8, 0.6, 0.4] * 50), np.array([1e-8, 1.0, 0.6, 0.4] * 50))
+    assert rounded.saturated == 0
+
+
+def test_a_rounding_over_one_is_one() -> None:
+    y = np.array([0, 1, 1, 0])
+    over = measure_quality(y, np.array([0.2, 1.0000001192, 0.8, 0.2]))
+    assert over.log_loss.value == pytest.approx(-3 * math.log(0.8) / 4)
+    with pytest.raises(InvalidInput, match="probabilities"):
+        measure_quality(y, np.array([0.2, 1.001, 0.8, 0.2]))
+
+
+def test_what_may_be_too_much_on_other_rows_is_refused() -> None:
+    # Worse by 0.6 % here, but by a few rows alone.
+    rng = np.random.default_rng(0)
+    y = (rng.uniform(size=400) < 0.5).astype(int)
+    full = np.where(y == 1, 0.6, 0.4)
+    cheap = full.copy()
+    cheap[:4] = np.where(y[:4] == 1, 0.45, 0.55)
+    loss = measure_loss(y, full, cheap)
+    assert 0 < loss.log_loss < 0.01 < loss.log_loss_upper
+    assert any("may be" in reason for reason in Bounds().broken_by(loss))

@@ -90,8 +90,8 @@ def served(host: ModelHost, *, tls: Tls | None = None, door: Any = "hot", max_bo
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        pair = {} if tls is None else {"certificate": tls.certificate, "key": tls.key}
-        async with grpc_door(host, GrpcAddress(**pair), changed=changed) as port:
+        address = GrpcAddress() if tls is None else GrpcAddress(certificate=tls.certificate, key=tls.key)
+        async with grpc_door(host, address, changed=changed) as port:
             ports.append(port)
             yield
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
-from vitok.serving.batch_inference import QUARANTINE, RESUME, BatchResult, Progress, checkpoint_seconds, score_files
+from vitok.serving.batch_inference import RESUME, BatchResult, Progress, checkpoint_seconds, score_files
 from vitok.serving.batch_manifest import MANIFEST
+from vitok.serving.batch_shards import QUARANTINE
 from vitok.serving.preemption import PreemptionWatch
 from vitok.serving.runtime import Runtime
 
@@ -400,3 +401,11 @@ def test_sigterm_is_a_notice_and_the_old_handler_comes_back() -> None:
         assert watch.wait(5)
         assert watch.notice == "signal SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_that_cannot_be_written_is_said(runtime: Runtime, tmp_path: Path) -> None:
+    write(tmp_path / "in.parquet", 10, a=np.full(10, 666.0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / QUARANTINE).write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        score_files(runtime, tmp_path / "in.parquet", tmp_path / "out", names=NAMES)

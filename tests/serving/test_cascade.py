@@ -134,8 +134,39 @@ def test_wrong_cascades() -> None:
         Cascade(SMALL, far, threshold=0.8, audit=0.1)
     with pytest.raises(InvalidInput, match="of this process"):
         Cascade(SMALL, far, threshold=0.8).score(Batch(ROWS))
+
+
+def test_a_confidence_that_nobody_can_read_escalates_all() -> None:
     crooked: Any = lambda values: np.ones(1)  # noqa: E731
-    with pytest.raises(TargetFailed, match=r"the confidence has the shape \(1,\) for 6 rows"):
-        Cascade(SMALL, LARGE, threshold=0.8, confidence=crooked).score(Batch(ROWS))
-    assert Cascade(SMALL, LARGE, threshold=0.8).quality is None
-    assert Cascade(SMALL, LARGE, threshold=0.8).version == "s/1 | l/1"
+    broken: Any = lambda values: values["score"]  # noqa: E731
+    for confidence, told in ((crooked, "the confidence has the shape (1,) for 6 rows"), (broken, "IndexError")):
+        scored = Cascade(SMALL, LARGE, threshold=0.8, confidence=confidence).score(Batch(ROWS))
+        assert scored.values.tolist() == ROWS[:, 1].tolist()
+        assert (scored.choice(0).route, scored.cost) == ("fallback", 60.0)
+        assert told in scored.choice(0).reason
+
+
+def test_who_keeps_the_pairs_must_not_fail_the_request() -> None:
+    def full(pairs: Pairs) -> None:
+        raise OSError("no space left")
+
+    route = Cascade(SMALL, LARGE, threshold=0.8, audit=1.0, on_pairs=full)
+    assert route.score(Batch(ROWS[:2])).values.tolist() == [0.95, 0.1]
+    route.drain()
+    route.close()
+    assert route.report.broken == 2
+
+
+def test_answers_that_are_texts() -> None:
+    def said(word: str) -> Any:
+        return lambda rows: np.array([word if row[0] < 0.7 else "yes" for row in rows], object)
+
+    route = Cascade(
+        LocalModel("small", said("no"), cost=1.0),
+        LocalModel("large", said("perhaps"), cost=9.0),
+        threshold=0.8,
+        confidence=lambda texts: np.array([0.9 if text == "yes" else 0.1 for text in texts]),
+        quality=0.9,
+    )
+    assert route.score(Batch(ROWS[:2])).values.tolist() == ["yes", "perhaps"]
+    assert (route.report.apart_below.value, route.quality) == (1.0, 0.9)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.serving.backends import MS, Scripted, Ticks, always, backends, in_virtual_time
 
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, MissingExtra, NotFound, StoreError
 from vitok.serving.balance import PowerOfTwo
 from vitok.serving.breaker import BreakerRules
 from vitok.serving.chains import Fallback
@@ -67,12 +67,57 @@ def test_a_chain_whose_time_is_over_still_answers() -> None:
 
 def test_the_champion_that_answers_is_no_fallback() -> None:
     chain = Fallback([local("a", 0.5, cost=1.0, quality=0.9), Constant(0.1)])
-    assert chain.score(ONE).choice(0).route == "champion"
+    assert chain.score(ONE).choice(0)[2:4] == ("champion", "the first of the chain")
+    assert chain.score(ONE).choice(0) is chain.score(ONE).choice(0)
     assert (chain.version, chain.cost, chain.quality) == ("a/1", 1.0, 0.9)
     with pytest.raises(InvalidInput, match="end in a Constant or Rules"):
         Fallback([local("a", 0.5)])
     with pytest.raises(InvalidInput, match="margin"):
         Fallback([Constant(0.5)], margin=-1)
+
+
+@pytest.mark.parametrize("way", ["score", "call"])
+def test_requests_without_a_number_go_on_alone(way: str) -> None:
+    first = LocalModel("a", lambda rows: np.log(rows[:, 0]), version="a/1", cost=1.0)
+    second = LocalModel("b", lambda rows: np.where(rows[:, 0] < 0, np.nan, 7.0), version="b/1", cost=10.0)
+    chain = Fallback([first, second, Constant(0.1)])
+    batch = Batch(np.array([[1.0], [0.0], [-1.0], [1.0]]), units=["p", "q", "r", "s"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scored = chain.score(batch) if way == "score" else asyncio.run(chain.call(batch))
+    assert scored.values.tolist() == [0.0, 7.0, 0.1, 0.0]
+    told = [(scored.choice(row).target, scored.choice(row).route, scored.choice(row).reason) for row in range(4)]
+    assert told == [
+        ("a", "champion", "the first of the chain"),
+        ("b", "fallback", "a: no finite number"),
+        ("constant", "fallback", "a: no finite number; b: no finite number; the answer is always 0.1"),
+        ("a", "champion", "the first of the chain"),
+    ]
+    # Four rows at the first and two at the second, each paid once.
+    assert scored.cost == 24.0
+    assert chain.answered == [1, 1, 1]
+
+
+def test_several_columns_go_on_together() -> None:
+    pairs = LocalModel("a", lambda rows: np.column_stack((rows[:, 0], np.sqrt(rows[:, 0]))))
+    with np.errstate(invalid="ignore"):
+        scored = Fallback([pairs, Constant(0.1)]).score(Batch(np.array([[-1.0], [4.0]])))
+    assert scored.values.tolist() == [0.1, 0.1]
+    assert Fallback([pairs, Constant(0.1)]).score(Batch(np.array([[4.0]]))).values.tolist() == [[4.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), NotFound("table", "amounts"), StoreError("it is down"), MissingExtra("serve", "scoring")]
+)
+def test_whatever_a_target_raises_there_is_an_answer(error: Exception) -> None:
+    class Odd(Constant):
+        def score(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
+            raise error
+
+    # A target of the caller's own, which keeps no promise.
+    chain = Fallback([Odd(1.0, name="odd"), Constant(0.1)])
+    assert chain.score(ONE).values.tolist() == [0.1]
+    assert asyncio.run(chain.call(ONE)).values.tolist() == [0.1]
+    assert "odd: " in chain.score(ONE).choice(0).reason
 
 
 def test_a_chain_outlives_a_pool_whose_timeouts_still_count() -> None:

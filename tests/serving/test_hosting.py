@@ -67,6 +67,10 @@ def test_by_name_and_by_version(tmp_path: Path) -> None:
     assert (host.loaded(), host.endpoints) == ([], {})
     with pytest.raises(NotFound):
         host.unload("a")
+    (tmp_path / "flat").mkdir()
+    assert host.catalogue.names() == ["a"]
+    with pytest.raises(NotFound, match="in a folder named by a number, such as 'flat/1'"):
+        host.get("flat")
     with pytest.raises(NotFound, match="folder of models"):
         FolderCatalogue(tmp_path / "none")
     with pytest.raises(InvalidInput):

@@ -2,18 +2,24 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
+from tests.serving.model_folders import ROWS, SUM, put_model
 from typer.testing import CliRunner, Result
 
 from vitok.console.export_commands import export_app
 from vitok.errors import InvalidInput
+from vitok.serving import Metrics, running
+from vitok.serving.hosting import FolderCatalogue, ModelHost
 from vitok.serving.inference import Answered
+from vitok.serving.inference_http import inference_application
 from vitok.serving.inference_log import InferenceLog
 from vitok.serving.kubernetes import Canary, Deployed, Manifest, SecretKey, adapter_rule, manifests, to_yaml
 from vitok.serving.server import DRAIN_SECONDS
@@ -290,6 +296,13 @@ def test_state_in_a_folder_runs_alone() -> None:
         ({"settings": {"API_TOKEN": "hunter2"}}, "settings[API_TOKEN]"),
         ({"settings": {"VITOK_ONLINE": "redis://host"}}, "secrets"),
         ({"secrets": {"VITOK_ONLINE": SecretKey("redis", "")}}, "secrets[VITOK_ONLINE]"),
+        ({"secrets": {"VITOK_ONLINE": SecretKey("Redis Main", "url")}}, "secrets[VITOK_ONLINE]"),
+        ({"secrets": {"VITOK_ONLINE": SecretKey("redis", "a key")}}, "secrets[VITOK_ONLINE]"),
+        ({"gateway": "/"}, "gateway"),
+        ({"gateway": "a/b/c"}, "gateway"),
+        ({"gateway": "public", "hostnames": ("a b",)}, "hostnames"),
+        ({"gateway": "public", "hostnames": ("API.example.com",)}, "hostnames"),
+        ({"hostnames": ("api.example.com",)}, "hostnames"),
         ({"canary": Canary(image="", share=0.1)}, "canary.image"),
         ({"canary": Canary(image="x", share=1.0)}, "canary.share"),
         ({"canary": Canary(image="x", share=0.01)}, "canary.share"),
@@ -334,12 +347,46 @@ def test_the_command_writes_what_the_library_says(tmp_path: Path) -> None:
     assert yaml.safe_load(run(*common, "--adapter-rule").stdout) == adapter_rule(wanted)
 
 
-@pytest.mark.parametrize("system", ["fraud", "features"])
+@pytest.mark.parametrize("system", ["fraud", "features", "models"])
 def test_the_systems_that_are_known(system: str) -> None:
     result = run("k8s", system, "--image", "b", "--secret", "VITOK_ONLINE=redis/url")
     assert result.exit_code == 0, result.output
     kinds = [item["kind"] for item in yaml.safe_load_all(result.stdout)]
     assert ("PersistentVolumeClaim" in kinds) == (system == "fraud") != ("HorizontalPodAutoscaler" in kinds)
+
+
+@pytest.mark.parametrize(("memory", "models"), [("1Gi", "512M"), ("3Gi", "1536M"), ("100Mi", "50M"), ("512Ki", "1M")])
+def test_models_stay_within_the_memory_of_the_pod(memory: str, models: str) -> None:
+    result = run("k8s", "models", "--image", "b", "--memory", memory)
+    pod = next(item for item in yaml.safe_load_all(result.stdout) if item["kind"] == "Deployment")
+    assert container(pod)["command"][-2:] == ["--max-memory", models]
+    assert "memory: got '5G'" in run("k8s", "models", "--image", "b", "--memory", "5G").stderr
+
+
+def test_the_autoscaler_looks_at_what_served_models_show(tmp_path: Path) -> None:
+    rule = yaml.safe_load(run("k8s", "models", "--image", "b", "--adapter-rule").stdout)
+    objects = {item["kind"]: item for item in yaml.safe_load_all(run("k8s", "models", "--image", "b").stdout)}
+    pod = objects["Deployment"]["spec"]["template"]
+    live, ready = (
+        container(objects["Deployment"])[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe")
+    )
+    put_model(tmp_path, "sum", 1, SUM.format(sleep=0), ROWS)
+    host = ModelHost(FolderCatalogue(tmp_path), pinned=["sum"])
+    host.start()
+    row = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1.0, 2.0]}
+    with running(inference_application(host, metrics=Metrics()), list(host.endpoints.values())) as service:
+        answers = [httpx.get(service.url + path).status_code for path in (live, ready)]
+        answers.append(httpx.post(f"{service.url}/v2/models/sum/infer", json={"inputs": [row]}).status_code)
+        shown = httpx.get(service.url + pod["metadata"]["annotations"]["prometheus.io/path"]).text
+    host.close()
+    assert answers == [200] * 3
+    count = rule["name"]["matches"].strip("^$")
+    values = {
+        line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in shown.splitlines() if line.startswith(count)
+    }
+    assert values == {count: 1.0}
+    assert all(name in shown for name in re.findall(r"vitok_\w+", rule["metricsQuery"]))
+    assert objects["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +398,15 @@ def test_the_systems_that_are_known(system: str) -> None:
         (("fraud", "--setting", "A"), "must look like NAME=value"),
         (("fraud", "--secret", "A=b"), "must look like NAME=secret/key"),
         (("fraud", "--log", "nowhere"), "folder of logs"),
+        (("x", "--command", "a 'b", "--port", "1"), '--command: got "a \'b", must be words as in a shell'),
+        (("fraud", "--rate", "5"), "--cpu-us: got None, must be given with --rate, or --log"),
+        (("fraud", "--cpu-us", "nan"), "--cpu-us: got nan, must be microseconds above 0"),
+        (("fraud", "--cpu-us", "5", "--log", "nowhere"), "must not be given beside --log"),
+        (("models", "--queue-delay", "0"), "--queue-delay: got 0.0, must be milliseconds"),
+        (("models", "--rate", "1e9", "--cpu-us", "100"), "--most-replicas: got 20, must be at least 166668"),
+        (("models", "--canary-image", "y", "--canary-share", "2"), "--canary-share: got 2.0"),
+        (("models", "--hostname", "example.com"), "--hostname: got ['example.com'], must go with a gateway"),
+        (("models", "--name", "Ü"), "--name: got 'Ü'"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: tuple[str, ...], told: str) -> None:

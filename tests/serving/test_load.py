@@ -96,6 +96,26 @@ def test_a_stall_is_seen_by_all_who_were_due_in_it() -> None:
     assert any("free connection" in warning for warning in report.warnings)
 
 
+def test_a_second_of_standing_still_is_the_last_thousandth() -> None:
+    with server(OK) as (process, url):
+        moments = [(0.2, signal.SIGSTOP), (1.2, signal.SIGCONT)]
+        timers = [threading.Timer(after, os.kill, (process.pid, what)) for after, what in moments]
+        for timer in timers:
+            timer.start()
+        report = run_load(Target(url=url), rate=1_000, seconds=2.4, connections=2, poisson=False)
+        for timer in timers:
+            timer.join()
+    found = report.quantile(0.999)
+    assert report.failed == 0
+    # All that were due in that second waited for its end; two of them, one a connection, had been sent before.
+    assert 0.9e6 < found.low <= found.us <= found.high
+    assert report.service.quantile(0.99) < 0.5e6
+    # A closed loop of two connections would have sent two requests in that second, and called it 0.1 %.
+    assert (report.latency.count, report.service.count) == (2_400, 2_400)
+    described = report.to_dict()["latency_us"]
+    assert described["p99.9"][0] == found.us
+
+
 def test_refusals_are_counted_by_status_and_do_not_count_as_good() -> None:
     with server(OK, BUSY, MANY, OK) as (_, url):
         report = run_load(Target(url=url), rate=400, seconds=0.5, connections=1, poisson=False)

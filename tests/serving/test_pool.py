@@ -1,6 +1,7 @@
 """A pool: who is asked, who is asked again, and for how long; in a time that passes at once."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.serving.backends import MS, Scripted, Ticks, always, in_virtual_time
 
 from vitok.errors import InvalidInput
-from vitok.serving.balance import LeastLatency, Loads
+from vitok.serving.balance import Balancer, LeastLatency, Loads, PeakEwma, PowerOfTwo
 from vitok.serving.breaker import BreakerRules
 from vitok.serving.outliers import OutlierRules
 from vitok.serving.pool import Pool
@@ -193,6 +194,142 @@ def test_the_first_still_counts_where_it_is_faster_than_the_hedge() -> None:
     assert scored.values.tolist() == [0.1]
     assert members[1].cancelled == 1
     assert pool.state.in_flight == (0, 0)
+
+
+class InTurn:
+    """One member after the other, whatever is known of them."""
+
+    def __init__(self) -> None:
+        self.turn = -1
+
+    def pick(self, candidates: Sequence[int], loads: Loads) -> int:
+        self.turn += 1
+        return candidates[self.turn % len(candidates)]
+
+    def reason(self, member: int, loads: Loads) -> str:
+        return "in turn"
+
+
+HALTED = 1e6
+
+
+def with_halted(
+    balancer: Balancer, *, outliers: OutlierRules | None, breaker: BreakerRules, halted: int = 1, n: int = 4
+) -> Callable[[Callable[[], int]], Coroutine[Any, Any, tuple[Pool, list[int], int]]]:
+    """Members that take 10 ms, of which the last `halted` do not answer from their 100th call on until healed."""
+
+    async def main(clock: Callable[[], int]) -> tuple[Pool, list[int], int]:
+        members = [Scripted(str(k), always(0.010, 0.5)) for k in range(n - halted)]
+        members += [Scripted(str(n - halted + k), lambda c: (0.010 if c < 100 else HALTED, 0.5)) for k in range(halted)]
+        hedge = Hedge(quantile=0.95, share=1.0, reserve=1000)
+        pool = Pool(members, balancer=balancer, breaker=breaker, outliers=outliers, hedge=hedge, clock=clock)
+        most_ejected = 0
+        async with asyncio.TaskGroup() as group:
+
+            async def ask() -> None:
+                # Where several are halted, the hedge may have gone to one of them too.
+                with contextlib.nullcontext() if halted == 1 else contextlib.suppress(TimedOut):
+                    assert (await pool.call(ONE, clock() + 1000 * MS)).values.tolist() == [0.5]
+
+            for _ in range(4000):
+                await asyncio.sleep(0.002)
+                group.create_task(ask())
+                most_ejected = max(most_ejected, len(pool.state.ejected))
+        return pool, [member.calls for member in members], most_ejected
+
+    return main
+
+
+@pytest.mark.parametrize("balancer", [InTurn, PowerOfTwo, PeakEwma], ids=lambda kind: kind.__name__)
+def test_a_halted_member_is_ejected_although_hedges_answer_in_its_place(balancer: Callable[[], Balancer]) -> None:
+    never = BreakerRules(min_calls=10**6)
+    pool, calls, most = in_virtual_time(with_halted(balancer(), outliers=OutlierRules(), breaker=never))
+    # In turn it would be a quarter of 4,000; of some 8 s one goes by until it is halted.
+    assert calls[3] < 250
+    assert most <= 1
+    if balancer is InTurn:
+        assert most == 1
+        assert pool.breakers[3].reason == "20 calls overtaken by hedges and none answered"
+    assert pool.state.in_flight == (0, 0, 0, 0)
+    assert all(pool.breakers[k].opened == 0 for k in range(3))
+
+
+def test_a_halted_member_opens_its_breaker_where_nobody_ejects() -> None:
+    pool, calls, _ = in_virtual_time(with_halted(InTurn(), outliers=None, breaker=BreakerRules()))
+    assert calls[3] < 250
+    assert pool.breakers[3].reason == "20 calls in a row failed or were overtaken"
+    assert all(pool.breakers[k].opened == 0 for k in range(3))
+
+
+def test_hedges_eject_no_more_than_the_share() -> None:
+    rules = OutlierRules(max_share=0.2)
+    never = BreakerRules(min_calls=10**6)
+    pool, _, most = in_virtual_time(with_halted(InTurn(), outliers=rules, breaker=never, halted=4, n=10))
+    assert most == 2
+    assert pool.detector is not None
+    assert pool.detector.spared > 0
+
+
+def test_long_tails_eject_nobody() -> None:
+    # Well members, the tails of which are hedged all the time, and each of which stalls at times.
+    generator = np.random.default_rng(5)
+
+    def well(_: int) -> tuple[float, float]:
+        return (0.3 if generator.random() < 0.002 else 0.005 * generator.lognormal(0, 1)), 0.5
+
+    async def main(clock: Callable[[], int]) -> Pool:
+        hedge = Hedge(quantile=0.9, share=0.2)
+        pool = Pool([Scripted(str(k), well) for k in range(5)], hedge=hedge, clock=clock)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(20_000):
+                await asyncio.sleep(generator.exponential(0.002))
+                group.create_task(pool.call(ONE))
+        return pool
+
+    pool = in_virtual_time(main)
+    assert pool.hedges > 1000
+    assert pool.detector is not None
+    assert (pool.detector.ejections, pool.detector.spared) == (0, 0)
+    assert sum(breaker.opened for breaker in pool.breakers) == 0
+    calls = np.array(pool.state.calls)
+    assert calls.min() > 0.7 * calls.mean()
+
+
+def test_one_stall_is_one_piece_of_evidence() -> None:
+    """Forty calls are in flight when a member stalls, and all are overtaken: it is slow once, not forty times."""
+
+    async def main(clock: Callable[[], int]) -> Pool:
+        stalls = Scripted("a", lambda call: (0.010 if call < 100 or call >= 140 else HALTED, 0.5))
+        hedge = Hedge(quantile=0.9, share=1.0, reserve=1000)
+        pool = Pool([stalls, Scripted("b", always(0.010, 0.5))], balancer=First(), hedge=hedge, clock=clock)
+        for _ in range(100):
+            await pool.call(ONE)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(40):
+                group.create_task(pool.call(ONE))
+        return pool
+
+    pool = in_virtual_time(main)
+    assert pool.hedges == 40
+    assert pool.state.states == ("closed", "closed")
+
+
+def test_an_overtaken_probe_has_failed() -> None:
+    async def main(clock: Callable[[], int]) -> Pool:
+        sick = Scripted("a", lambda call: (0.010, 0.5) if call < 100 else (HALTED, 0.5))
+        rules = BreakerRules(min_calls=5, cool_down=30, jitter=0, probes=1)
+        hedge = Hedge(quantile=0.9, share=1.0, reserve=1000)
+        members = [sick, Scripted("b", always(0.010, 0.5))]
+        pool = Pool(members, balancer=First(), breaker=rules, outliers=None, hedge=hedge, clock=clock)
+        for _ in range(105):
+            await pool.call(ONE)
+        assert pool.state.states == ("open", "closed")
+        await asyncio.sleep(30)
+        assert (await pool.call(ONE)).choice(0).target == "b"
+        assert str(pool.breakers[0]) == "open: a probe was overtaken; half open in 60 s"
+        return pool
+
+    assert in_virtual_time(main).breakers[0].opened == 2
 
 
 def test_no_hedge_without_a_budget() -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitok.errors import InvalidInput
+from vitok.serving import queues
 from vitok.serving.queues import BatchQueue, ServiceCurve, Task
 
 LONG = 3600 * 10**9
@@ -219,3 +221,118 @@ def test_batches_of_one_size_move_the_level_only() -> None:
     assert learned.most_rows(4_000) == 0
     assert learned.most_rows(5_100) == pytest.approx(11, abs=1)
     assert ServiceCurve(fixed_ns=1, row_ns=0).most_rows(2) > 10**6
+
+
+MS = 10**6
+
+
+class Line:
+    """A queue in a time of its own: requests at random, batches that take a + c * rows and some noise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fixed: float, row: float, noise: float = 0.05) -> None:
+        self.now = 10**9
+        self.fixed, self.row, self.noise = fixed, row, noise
+        self.rng = np.random.default_rng(0)
+        self.in_time = self.late = self.refused = self.gone = 0
+        self.sizes: list[int] = []
+        clock = SimpleNamespace(perf_counter_ns=lambda: self.now, perf_counter=lambda: self.now / 1e9)
+        monkeypatch.setattr(queues, "time", clock)
+        still = SimpleNamespace(Thread=lambda **_: SimpleNamespace(start=lambda: None), Condition=threading.Condition)
+        monkeypatch.setattr(queues, "threading", still)
+        first = ServiceCurve(fixed_ns=(fixed + row) * MS, row_ns=0.1 * (fixed + row) * MS)
+        self.queue = BatchQueue(lambda tasks: None, lambda task: None, first)
+        self.batch: list[Task] = []
+        self.ends = 0
+
+    def takes(self, rows: int) -> int:
+        return round((self.fixed + self.row * rows) * MS * max(0.3, 1 + self.noise * self.rng.standard_normal()))
+
+    def offer(self, within: float) -> bool:
+        made = task("", within=0)
+        made.arrived, made.deadline = self.now, self.now + round(within * MS)
+        return self.queue.submit(made) is None
+
+    def turn(self, until: int) -> None:
+        """Does what is to be done before a moment, and goes there."""
+        while True:
+            if self.batch:
+                if self.ends > until:
+                    break
+                self.now = self.ends
+                self.in_time += sum(self.now <= done.deadline for done in self.batch)
+                self.late += sum(self.now > done.deadline for done in self.batch)
+                self.queue._end(self.batch)
+                self.batch = []
+            if not self.queue.waiting_rows:
+                break
+            self.batch, gone = self.queue._begin()
+            self.gone += len(gone)
+            if self.batch:
+                self.sizes.append(len(self.batch))
+                self.ends = self.now + self.takes(len(self.batch))
+        self.now = until
+
+    def run(self, rate: float, within: float, seconds: float) -> None:
+        """Offers requests at random times, so many a millisecond."""
+        end = self.now + round(seconds * 1e9)
+        while self.now < end:
+            self.turn(self.now + round(self.rng.exponential(MS / rate)))
+            self.refused += not self.offer(within)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_with_more_load_than_can_be_done_batches_stay_full_and_in_time(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    # The oracle is what full batches of (a + D) / 2 would do: 1 / c, less the share of the fixed part.
+    fixed, row, within = 6.0, 0.3, 100.0
+    line = Line(monkeypatch, fixed=fixed, row=row)
+    line.run(times / row, within, 3.0)
+    best = 3_000 / row * (1 - fixed / ((fixed + within) / 2))
+    assert line.in_time > 0.9 * best
+    assert line.late < 0.005 * line.in_time
+    assert line.gone < 0.01 * line.in_time
+    assert np.median(line.sizes) > 100
+
+
+def test_below_what_can_be_done_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(monkeypatch, fixed=6.0, row=0.3)
+    line.run(0.5 / 0.3, 100.0, 2.0)
+    assert (line.refused, line.late, line.gone) == (0, 0, 0)
+
+
+def test_after_a_stall_the_queue_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(monkeypatch, fixed=6.0, row=0.3)
+    line.run(2 / 0.3, 100.0, 1.0)
+    # The process was stopped: a batch took five seconds, and all that waited is late.
+    line.ends += 5 * 10**9
+    line.turn(line.now + 6 * 10**9)
+    before = line.in_time
+    line.run(2 / 0.3, 100.0, 2.0)
+    assert line.in_time - before > 0.8 * 2_000 / 0.3 * (1 - 6 / 53)
+
+
+def test_a_wrong_curve_is_found_out_by_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(monkeypatch, fixed=1.0, row=0.1)
+    line.queue.curve.fixed_ns = 500.0 * MS
+    taken = [line.offer(100.0) for _ in range(64)]
+    assert taken == [False] * 31 + [True] + [False] * 32
+    for _ in range(400):
+        line.turn(line.now + 20 * MS)
+        line.offer(100.0)
+    assert line.offer(100.0)
+    assert line.queue.curve.expected_ns(1) < 10 * MS
+
+
+def test_a_probe_is_not_made_of_what_is_late_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(monkeypatch, fixed=1.0, row=0.1)
+    assert not any(line.offer(-1.0) for _ in range(100))
+
+
+def test_one_batch_that_was_stopped_says_little() -> None:
+    learned = ServiceCurve(fixed_ns=0, row_ns=1_000)
+    for _ in range(100):
+        learned.learn(10, 10_000)
+    learned.learn(10, 10**12)
+    assert learned.expected_ns(10) < 12_000
+    assert learned.margin_ns < 40_000

@@ -13,11 +13,12 @@ from tests.serving.backends import MS, Scripted, always, in_virtual_time
 from vitok.errors import InvalidInput
 from vitok.serving.cascade import Cascade
 from vitok.serving.chains import Fallback
+from vitok.serving.retries import NO_DEADLINE
 from vitok.serving.routes import Route
 from vitok.serving.routing import Canary, ContentRules, Split, Weighted
 from vitok.serving.selection import CostAware, LowestLatency
 from vitok.serving.shadow import Shadow
-from vitok.serving.targets import Batch, Constant, LocalModel, LocalTarget, Target, TargetFailed
+from vitok.serving.targets import Batch, Constant, LocalModel, LocalTarget, Scored, Target, TargetFailed, TimedOut
 
 ONE = Batch(np.zeros((1, 2)))
 DOWN = TargetFailed("it is down")
@@ -74,6 +75,35 @@ def test_groups_are_asked_at_the_same_time_and_errors_come_out_plain() -> None:
         return took
 
     assert in_virtual_time(main) == pytest.approx(100 * MS, abs=1000)
+
+
+def test_targets_that_keep_no_promise() -> None:
+    class Short(Constant):
+        def score(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
+            return super().score(Batch(batch.rows[:1]))
+
+    batch = Batch(np.zeros((100, 1)))
+    route = Weighted([local("a", 0.0), Short(1.0, name="short")], weights=[1, 1])
+    # One answer would else be spread over all rows of its group.
+    with pytest.raises(TargetFailed, match="short: 1 answers for"):
+        route.score(batch)
+    with pytest.raises(TargetFailed, match="short: 1 answers for"):
+        asyncio.run(route.call(batch))
+    with pytest.raises(TargetFailed, match="short: 1 answers for 100 rows"):
+        Weighted([Short(1.0, name="short")], weights=[1]).score(batch)
+
+    async def main(clock: Callable[[], int]) -> int:
+        deaf = Weighted(
+            [Scripted("deaf", always(9.0, 0.5)), Scripted("b", always(0.01, 0.5))], weights=[1, 1], clock=clock
+        )
+        started = clock()
+        with pytest.raises(TimedOut, match="deaf: no answer within 50 ms"):
+            await deaf.call(batch, started + 50 * MS)
+        with pytest.raises(TargetFailed, match="odd: KeyError"):
+            await Weighted([Scripted("odd", always(0.0, KeyError("x")))], weights=[1], clock=clock).call(batch)
+        return clock() - started
+
+    assert in_virtual_time(main) < 60 * MS
 
 
 def test_a_canary_is_that_of_the_route() -> None:

@@ -112,6 +112,22 @@ def test_examples_that_cannot_be_read(folder: Path) -> None:
     assert Runtime.load(folder).n_features == 3
 
 
+def test_examples_whose_score_is_missing_or_infinite(tmp_path: Path) -> None:
+    code = "import numpy as np\ndef load(folder):\n    return lambda t: {'y': np.log(t['x'][:, 0])}\n"
+    (tmp_path / "model.py").write_text(code)
+    specs = {
+        side: [{"name": name, "datatype": "FP64", "shape": shape}]
+        for side, name, shape in (("inputs", "x", [-1, 1]), ("outputs", "y", [-1]))
+    }
+    (tmp_path / "callable.json").write_text(json.dumps({"factory": "model.py:load", **specs}))
+    write_examples(tmp_path, [[1.0], [-1.0], [0.0]], [0.0, None, float("-inf")])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        Runtime.load(tmp_path)
+        write_examples(tmp_path, [[1.0], [-1.0], [0.0]], [0.0, 1.0, float("-inf")])
+        with pytest.raises(ServiceError, match="example 1 scores nan, must be 1 "):
+            Runtime.load(tmp_path)
+
+
 def test_a_package_of_the_registry(tmp_path: Path, onnx: bytes, trees: BoostedTrees) -> None:
     row = [0.1, 0.2, 0.3]
     outputs = trees.score(np.array([row])).tolist()

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.serving.backends import MS, Scripted, always, in_virtual_time
 
+from vitok.errors import InvalidInput
 from vitok.serving.breaker import BreakerRules
 from vitok.serving.selection import CostAware, LowestLatency
-from vitok.serving.targets import Batch, LocalModel, Scored, TargetFailed
+from vitok.serving.targets import Batch, Choice, LocalModel, Scored, TargetFailed
 
 ONE = Batch(np.zeros((1, 2)))
 DOWN = TargetFailed("it is down")
@@ -50,6 +52,73 @@ def test_what_has_become_slow_is_no_longer_in_time() -> None:
     names = in_virtual_time(main)
     assert names[:30] == ["cheap"] * 30
     assert names[-1] == "dear"
+
+
+def test_a_target_that_is_well_again_gets_its_calls_back() -> None:
+    async def main(clock: Callable[[], int]) -> tuple[list[str], list[str], str]:
+        slow = True
+        cheap = Scripted("cheap", lambda call: (0.2 if slow and call % 3 else 0.001, 0.5), cost=1.0)
+        never = BreakerRules(error_share=1.0, min_calls=1000)
+        route = CostAware([cheap, Scripted("dear", always(0.01, 0.5), cost=5.0)], breaker=never, clock=clock)
+
+        async def ask(n: int) -> list[Choice]:
+            choices = []
+            for _ in range(n):
+                await asyncio.sleep(0.1)
+                choices.append((await route.call(ONE, clock() + 50 * MS)).choice(0))
+            return choices
+
+        await ask(60)
+        bad = await ask(60)
+        slow = False
+        good = await ask(400)
+        back = next(choice for choice in good if choice.target == "cheap")
+        return [choice.target for choice in bad], [choice.target for choice in good[-100:]], back.reason
+
+    bad, good, reason = in_virtual_time(main)
+    assert bad == ["dear"] * 60
+    assert good == ["cheap"] * 100
+    assert reason.startswith("the cheapest of 2 and in time, tried again after ")
+
+
+def test_a_try_that_fails_at_once_says_nothing_of_speed() -> None:
+    async def main(clock: Callable[[], int]) -> str:
+        # Slow where it answers, and one call in three fails at once.
+        cheap = Scripted("cheap", lambda call: (0.0, DOWN) if call % 3 else (0.2, 0.5), cost=1.0)
+        route = CostAware(
+            [cheap, Scripted("dear", always(0.01, 0.5), cost=5.0)],
+            quantile=0.5,
+            breaker=BreakerRules(error_share=1.0, min_calls=1000),
+            clock=clock,
+        )
+        for _ in range(100):
+            scored = await route.call(ONE, clock() + 50 * MS)
+        return scored.choice(0).reason
+
+    # It has answered too slowly in a third of its calls; the others took no time and would have hidden it.
+    assert in_virtual_time(main) == "the cheapest of 1 and in time"
+
+
+def test_of_those_not_good_enough_the_best_that_is_in_time() -> None:
+    async def main(clock: Callable[[], int]) -> list[str]:
+        targets = [
+            Scripted("large", always(0.2, 0.9), quality=0.97),
+            Scripted("small", always(0.005, 0.9), quality=0.80),
+        ]
+        route = CostAware(targets, least_quality=0.99, expected=[0.2, 0.005], clock=clock)
+        return [(await route.call(ONE, clock() + budget * MS)).choice(0).target for budget in (500, 50)]
+
+    assert in_virtual_time(main) == ["large", "small"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"again": 0.0}, {"again": float("nan")}, {"least_quality": float("nan")}, {"tries": 0}]
+)
+def test_wrong_numbers(more: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(more))):
+        CostAware([Scripted("a", always(0.1, 0.5))], **more)
+    with pytest.raises(InvalidInput, match=r"targets\[0\].quality"):
+        CostAware([Scripted("a", always(0.1, 0.5), quality=float("nan"))])
 
 
 def test_the_cheapest_that_fails_is_not_asked_for_ever() -> None:

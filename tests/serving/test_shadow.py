@@ -140,3 +140,31 @@ def test_what_a_shadow_is() -> None:
     with pytest.raises(InvalidInput, match="seconds"):
         Shadow(main, main, seconds=0)
     assert isinstance(route.difference, Difference)
+
+
+def test_nothing_is_left_in_the_queue_of_a_thread_that_ends() -> None:
+    def put_many(mirror: Mirror) -> None:
+        for _ in range(50):
+            mirror.put(Batch(np.ones((1, 1))), None)
+
+    for _ in range(30):
+        mirror = Mirror(LocalModel("b", first), lambda batch, beside, found: None)
+        threads = [threading.Thread(target=put_many, args=[mirror]), threading.Thread(target=mirror.close)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # Would wait for ever on what was put after the last look.
+        mirror.drain()
+        assert mirror.taken + mirror.dropped >= 50
+
+
+def test_columns_are_copied() -> None:
+    seen: list[object] = []
+    mirror = Mirror(LocalModel("b", first), lambda batch, beside, found: seen.append((batch.fields, batch.units)))
+    amounts, units = [1.0], ["17"]
+    mirror.put(Batch(np.ones((1, 1)), units, {"amount": amounts}), None)
+    amounts[0], units[0] = 2.0, "18"
+    mirror.drain()
+    mirror.close()
+    assert seen == [({"amount": [1.0]}, ["17"])]

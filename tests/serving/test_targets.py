@@ -12,6 +12,7 @@ from tests.serving.backends import MS, Backend, Scripted, Ticks, always, backend
 
 from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.remote import RemoteModel
+from vitok.serving.retries import NO_DEADLINE
 from vitok.serving.runners import CallableRunner
 from vitok.serving.runtime import Runtime
 from vitok.serving.targets import (
@@ -115,6 +116,12 @@ def test_what_cannot_fail() -> None:
     crooked = Rules(lambda batch: batch.rows, otherwise=0.25)
     assert crooked.score(BATCH).values.tolist() == [0.25] * 3
     assert (broken.failed, crooked.failed) == (1, 1)
+    halting = Rules(lambda batch: batch.rows[:, 0] / batch.rows[:, 1], otherwise=0.25)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scored = halting.score(Batch(np.array([[1.0, 2.0], [1.0, 0.0], [np.nan, 1.0]])))
+        assert halting.score(Batch(np.array([[1.0, 0.0]]))).values.tolist() == [0.25]
+    assert scored.values.tolist() == [0.5, 0.25, 0.25]
+    assert [scored.choice(row).route for row in range(3)] == ["champion", "fallback", "fallback"]
     with pytest.raises(InvalidInput, match="value"):
         Constant(float("nan"))
 
@@ -133,6 +140,8 @@ def test_promises_are_seen_to() -> None:
             async def call(self, batch: Batch, deadline: int = 0) -> Scored:
                 return await super().call(Batch(batch.rows[:1]), deadline)
 
+        with pytest.raises(TimedOut, match=r"tired: TimeoutError\('its own'\)"):
+            await asked(Scripted("tired", always(0.0, TimeoutError("its own"))), BATCH, NO_DEADLINE, clock)
         with pytest.raises(TargetFailed, match="short: 1 answers for 3 rows"):
             await asked(Short("short", always(0.0, 0.5)), BATCH, clock() + 50 * MS, clock)
 

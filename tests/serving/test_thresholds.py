@@ -123,3 +123,22 @@ def test_wrong_data() -> None:
         frontier([0.5], [0], [0], cost_small=1, cost_large=math.inf)
     with pytest.raises(InvalidInput, match="threshold"):
         frontier([0.5], [0], [0], cost_small=1, cost_large=1).at(math.nan)
+
+
+@given(st.lists(st.sampled_from([0.5, 0.6, 0.7, 0.8, float("nan")]), min_size=1, max_size=30), st.integers(2, 12))
+def test_a_table_goes_from_one_end_to_the_other(confidence: list[float], n: int) -> None:
+    rng = np.random.default_rng(len(confidence))
+    losses = rng.integers(0, 2, (2, len(confidence)))
+    curve = frontier(confidence, *losses, cost_small=1.0, cost_large=9.0)
+    table = curve.table(n)
+    assert 1 <= len(table) <= n
+    assert table[-1] == curve.point(len(curve) - 1)
+    assert table[0].escalated == curve.escalated[0]
+    assert [point.cost for point in table] == sorted(point.cost for point in table)
+
+
+def test_no_threshold() -> None:
+    with pytest.raises(InvalidInput, match="threshold"):
+        judged(float("nan"), [0.9, 0.6], [0, 1], [0, 0], cost_small=1.0, cost_large=9.0)
+    with pytest.raises(InvalidInput, match="n: got 1"):
+        frontier([0.9], [0], [0], cost_small=1.0, cost_large=9.0).table(1)

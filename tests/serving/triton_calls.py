@@ -151,6 +151,18 @@ def http_async(client: Any) -> None:
     assert [item.get_result().as_numpy("y").tolist() for item in pending] == [[i + 0.5] for i in range(24)]
 
 
+def http_compressed(client: Any) -> None:
+    arrays = {"x": np.arange(1000.0).reshape(500, 2)}
+    for asking in ("gzip", "deflate", None):
+        for answering in ("gzip", "deflate", None):
+            how = {"request_compression_algorithm": asking, "response_compression_algorithm": answering}
+            for binary in (True, False):
+                inputs = asked(by_http, arrays, binary_data=binary)
+                outputs = [by_http.InferRequestedOutput("y", binary_data=binary)]
+                result = client.infer("sum", inputs, outputs=outputs, **how)
+                np.testing.assert_array_equal(result.as_numpy("y"), arrays["x"].sum(axis=1))
+
+
 def http_repository(client: Any) -> None:
     client.load_model("texts")
     states = {(item["name"], item["version"]): item["state"] for item in client.get_model_repository_index()}
@@ -204,6 +216,13 @@ def grpc_async(client: Any) -> None:
         place, result, error = done.get(timeout=20)
         assert error is None, error
         assert result.as_numpy("y").tolist() == [place + 0.5]
+
+
+def grpc_compressed(client: Any) -> None:
+    for algorithm in ("gzip", "deflate"):
+        arrays = {"x": np.arange(1000.0).reshape(500, 2)}
+        result = client.infer("sum", asked(by_grpc, arrays), compression_algorithm=algorithm)
+        np.testing.assert_array_equal(result.as_numpy("y"), arrays["x"].sum(axis=1))
 
 
 def grpc_repository(client: Any) -> None:

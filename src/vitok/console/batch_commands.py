@@ -1,6 +1,7 @@
 """`vitok batch`: scores Parquet files with a registered model or a model in a folder, and goes on where it stopped."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,15 @@ import typer
 
 from vitok import settings
 from vitok.console.exits import plain_errors
-from vitok.errors import InvalidInput
+from vitok.console.option_names import options_named
+from vitok.errors import InvalidInput, ServiceError
 from vitok.registry import Package, Registry
 from vitok.serving.batch_inference import Progress, score_files
 from vitok.serving.preemption import PreemptionWatch
 from vitok.serving.runtime import Runtime
 
 _SIGNATURE = "signature.json"
+_OPTIONS = {"model": "--model", "names": "--columns", "clouds": "--cloud", "inputs": "INPUTS"}
 
 Inputs = Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.")]
 Model = Annotated[str, typer.Option(help="A version such as fraud/3, a stage such as fraud/Production, or a folder.")]
@@ -39,7 +42,12 @@ def batch(
     quiet: Annotated[bool, typer.Option(help="Shows no progress.")] = False,
 ) -> None:
     """Scores Parquet files. Exit code 75 says that it was handed over and is to be started again in the same words."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
+        for option, rows in (("--batch-rows", batch_rows), ("--checkpoint-every", checkpoint_every)):
+            if rows is not None and rows < 1:
+                raise InvalidInput(option, rows, "be at least 1")
+        if not 0 < lifetime < math.inf:
+            raise InvalidInput("--lifetime", lifetime, "be a finite number of hours above 0")
         package = _package(model, home)
         version = model if isinstance(package, Path) else f"{package.name}/{package.version}"
         runtime = Runtime.load(package, version=version)
@@ -76,11 +84,18 @@ def _package(model: str, home: Path | None) -> Path | Package:
 
 
 def _names(package: Path | Package, runtime: Runtime) -> list[str]:
-    if isinstance(package, Path):
-        path = package / _SIGNATURE
-        known = json.loads(path.read_bytes())["inputs"] if path.is_file() else []
-    else:
-        known = package.json(_SIGNATURE)["inputs"] if _SIGNATURE in package else []
+    known: list[str] = []
+    try:
+        if isinstance(package, Path):
+            path = package / _SIGNATURE
+            known = json.loads(path.read_bytes())["inputs"] if path.is_file() else []
+        else:
+            known = package.json(_SIGNATURE)["inputs"] if _SIGNATURE in package else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fix = "Name them with --columns"
+        raise ServiceError(f"{runtime.version}: {_SIGNATURE} does not say the columns: {error!r}. {fix}") from None
+    if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+        raise ServiceError(f"{runtime.version}: inputs of {_SIGNATURE} must be a list of names, got {known!r:.80}")
     if not known and runtime.n_features:
         raise InvalidInput("--columns", "", f"name the {runtime.n_features} columns: the model has no {_SIGNATURE}")
-    return list(known) or [spec.name for spec in runtime.inputs]
+    return known or [spec.name for spec in runtime.inputs]

@@ -15,8 +15,8 @@ from vitok.errors import Conflict, NotFound
 from vitok.features import FeatureSet, compare
 from vitok.features.rebuild import rebuild
 from vitok.systems.fraud.features import FEATURES, LABELS, TRANSACTIONS
+from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM
-from vitok.systems.fraud.service import CONTRACT
 
 if TYPE_CHECKING:
     import polars as pl

@@ -1,6 +1,7 @@
 """`vitok export`: what other systems read, such as the manifests with which a cluster runs a service."""
 
 import json as jsonlib
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vitok.console.exits import plain_errors
+from vitok.console.option_names import options_named
 from vitok.errors import InvalidInput, NotFound
 
 export_app = typer.Typer(no_args_is_help=True, help="Writes what other systems read.")
@@ -20,6 +22,9 @@ class _Known:
     command: tuple[str, ...]
     port: int
     volume: str = ""
+    live: str = "/healthz"
+    ready: str = "/readyz"
+    models: bool = False
 
 
 _SYSTEMS = {
@@ -35,6 +40,25 @@ _SYSTEMS = {
         ),
         8300,
     ),
+    # The models lie in the image: what answers is then as fixed as the code, and a roll-back is one of the image.
+    "models": _Known(
+        ("vitok", "serve-models", "--models", "/models", "--host", "0.0.0.0", "--port", "8300"),  # noqa: S104
+        8300,
+        live="/v2/health/live",
+        ready="/v2/health/ready",
+        models=True,
+    ),
+}
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("image", "namespace", "command", "port", "live", "ready", "replicas", "rate")},
+    **{name: f"--{name}" for name in ("memory", "gateway", "volume")},
+    "most_replicas": "--most-replicas",
+    "settings": "--setting",
+    "secrets": "--secret",
+    "hostnames": "--hostname",
+    "canary": "--canary-image",
+    "canary_image": "--canary-image",
+    "canary_share": "--canary-share",
 }
 
 
@@ -46,15 +70,15 @@ def _export() -> None:
 
 @export_app.command("k8s")
 def k8s(
-    system: Annotated[str, typer.Argument(help="fraud, features, or any name with --command and --port.")],
+    system: Annotated[str, typer.Argument(help="fraud, features, models, or any name with --command and --port.")],
     image: Annotated[str, typer.Option(help="The image that runs, best by digest.")],
     *,
     name: Annotated[str, typer.Option(help="Name of the objects; the system's by default.")] = "",
     namespace: Annotated[str, typer.Option(help="Namespace; that of kubectl by default.")] = "",
     command: Annotated[str, typer.Option(help="What runs in the image, as in a shell, without its features.")] = "",
     port: Annotated[int | None, typer.Option(help="Where it listens.")] = None,
-    live: Annotated[str, typer.Option(help="Path that answers while it lives.")] = "/healthz",
-    ready: Annotated[str, typer.Option(help="Path that answers 200 once it can work.")] = "/readyz",
+    live: Annotated[str, typer.Option(help="Path that answers while it lives; /healthz by default.")] = "",
+    ready: Annotated[str, typer.Option(help="Path that answers 200 once it can work; /readyz by default.")] = "",
     replicas: Annotated[int | None, typer.Option(help="Fewest replicas; 2, or 1 where state lies in a folder.")] = None,
     most_replicas: Annotated[int, typer.Option(help="Most replicas.")] = 20,
     rate: Annotated[float | None, typer.Option(help="Requests a second that it must bear.")] = None,
@@ -77,7 +101,7 @@ def k8s(
     json: Annotated[bool, typer.Option("--json", help="Writes a JSON list instead of YAML.")] = False,
 ) -> None:
     """Writes Kubernetes manifests of a service to standard output; applies nothing."""
-    with plain_errors():
+    with plain_errors(), options_named(name="--name" if name else "SYSTEM", **_OPTIONS):
         from vitok.serving.kubernetes import Canary, Deployed, SecretKey, adapter_rule, manifests, to_yaml
 
         known = _SYSTEMS.get(system)
@@ -85,6 +109,9 @@ def k8s(
             raise NotFound("system", system, [*_SYSTEMS, "any other with --command and --port"])
         known = known or _Known((), 0)
         size = known.volume if volume is None else volume
+        cost = _cost(cpu_us, log, rate)
+        if not 1e-3 <= queue_delay < 3_600_000:
+            raise InvalidInput("--queue-delay", queue_delay, "be milliseconds, from 0.001 to an hour")
         secrets = {}
         for text, (variable, place) in _pairs("--secret", secret, "NAME=secret/key"):
             where, mark, key = place.partition("/")
@@ -95,14 +122,14 @@ def k8s(
             name=name or system,
             namespace=namespace,
             image=image,
-            command=tuple(shlex.split(command)) or known.command,
+            command=_words(command) or (*known.command, *(("--max-memory", _half(memory)) if known.models else ())),
             port=known.port if port is None else port,
-            live=live,
-            ready=ready,
+            live=live or known.live,
+            ready=ready or known.ready,
             replicas=replicas if replicas is not None else (1 if size else 2),
             most_replicas=most_replicas,
             rate=rate,
-            cpu_seconds=_measured(log) if log is not None else (None if cpu_us is None else cpu_us / 1e6),
+            cpu_seconds=cost,
             memory=memory,
             queue_delay=queue_delay / 1e3,
             settings=dict(pair for _, pair in _pairs("--setting", setting, "NAME=value")),
@@ -114,6 +141,33 @@ def k8s(
         )
         objects = [adapter_rule(service)] if rule else manifests(service)
         typer.echo(jsonlib.dumps(objects, indent=2) if json else to_yaml(objects), nl=json)
+
+
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        raise InvalidInput("--command", command, f"be words as in a shell: {error}") from None
+
+
+def _half(memory: str) -> str:
+    # What models may take of a replica's memory: beyond its limit the kernel ends it without a word.
+    size = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}.get(memory[-2:])
+    if size is None or not memory[:-2].isdecimal():
+        return "1M"  # of a size that is none the manifest says what is wrong
+    return f"{max((int(memory[:-2]) << size) >> 21, 1)}M"
+
+
+def _cost(cpu_us: float | None, log: Path | None, rate: float | None) -> float | None:
+    if cpu_us is not None and log is not None:
+        raise InvalidInput("--cpu-us", cpu_us, "not be given beside --log, which says it too")
+    if cpu_us is not None and not 0 < cpu_us < math.inf:
+        raise InvalidInput("--cpu-us", cpu_us, "be microseconds above 0")
+    if rate is not None and cpu_us is None and log is None:
+        raise InvalidInput("--cpu-us", None, "be given with --rate, or --log", "Measure it: the mean cost of decisions")
+    if log is not None:
+        return _measured(log)
+    return None if cpu_us is None else cpu_us / 1e6
 
 
 def _pairs(option: str, texts: list[str] | None, form: str) -> list[tuple[str, tuple[str, str]]]:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from vitok import settings
-from vitok.clock import SystemClock, isoformat, parse_time
+from vitok.clock import SystemClock, duration, isoformat, parse_time
 from vitok.console.exits import plain_errors
+from vitok.console.option_names import options_named
 from vitok.errors import NotFound
 from vitok.guard import Issued, Key, KeyStore
 
@@ -20,6 +21,8 @@ Why = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 Valid = Annotated[str, typer.Option(help="How long it is valid, such as 90d; 'never' for without end.")]
 Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+_OPTIONS = {"tenant": "--tenant", "team": "--team", "scopes": "--scope", "actor": "--by", "reason": "--reason"}
+
 KeyId = Annotated[str, typer.Argument(help="The 12 characters that list shows; no secret.")]
 
 
@@ -39,15 +42,17 @@ def create(
     json: Json = False,
 ) -> None:
     """Makes a key and shows its token, this once."""
-    with plain_errors():
+    with plain_errors(), options_named(duration="--valid", **_OPTIONS):
+        moment = _moment(now)
+        begin = None if since is None else _time("--since", since)
         made = KeyStore(_path(store)).create(
             name,
             tenant=tenant,
             team=team,
             scopes=scope,
             actor=by,
-            now=_moment(now),
-            not_before=None if since is None else parse_time(since),
+            now=moment,
+            not_before=begin,
             expires=_length(valid),
             reason=reason,
         )
@@ -92,7 +97,9 @@ def rotate(
     json: Json = False,
 ) -> None:
     """Makes a key to follow another, which ends after the overlap; shows the new token, this once."""
-    with plain_errors():
+    with plain_errors(), options_named(duration="--valid", **_OPTIONS):
+        with options_named(duration="--overlap"):
+            duration(overlap)
         made = _opened(store).rotate(
             key_id, actor=by, now=_moment(now), overlap=overlap, expires=_length(valid), reason=reason
         )
@@ -102,7 +109,7 @@ def rotate(
 @key_app.command("revoke")
 def revoke(key_id: KeyId, by: By, reason: Why, store: Store = None, now: Now = None) -> None:
     """Ends a key for good; a running service refuses it about a second later."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         key = _opened(store).revoke(key_id, reason=reason, actor=by, now=_moment(now))
     typer.echo(str(key))
 
@@ -111,7 +118,10 @@ def revoke(key_id: KeyId, by: By, reason: Why, store: Store = None, now: Now = N
 def history(key_id: Annotated[str | None, typer.Argument(help="Only this key.")] = None, store: Store = None) -> None:
     """Lists what was done to keys: when, by whom and why."""
     with plain_errors():
-        for event in _opened(store).events(key_id):
+        opened = _opened(store)
+        if key_id is not None:
+            opened.get(key_id)
+        for event in opened.events(key_id):
             typer.echo(str(event))
 
 
@@ -156,4 +166,9 @@ def _length(text: str) -> str | None:
 
 
 def _moment(text: str | None) -> int:
-    return SystemClock().now() if text is None else parse_time(text)
+    return SystemClock().now() if text is None else _time("--now", text)
+
+
+def _time(option: str, text: str) -> int:
+    with options_named(time=option):
+        return parse_time(text)

@@ -1,16 +1,24 @@
 """`vitok load`: sends requests at a rate, or as fast as they are answered, and measures from when each was due."""
 
 import json as jsonlib
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vitok.console.exits import REFUSED, plain_errors
-from vitok.errors import InvalidInput, NotFound
+from vitok.console.option_names import file_of, options_named, text_of
+from vitok.errors import InvalidInput
 from vitok.serving.load import Target, run_load, varied
 from vitok.serving.load_report import LoadReport
 from vitok.serving.load_search import highest_rate, holds
+
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("seconds", "connections", "timeout", "processes", "template", "width")},
+    "url": "URL",
+    "headers": "--header",
+}
 
 
 def load(
@@ -37,16 +45,27 @@ def load(
     json: Annotated[bool, typer.Option("--json", help="Prints JSON, one line a rate.")] = False,
 ) -> None:
     """Loads a service without coordinated omission; ends with 1 where a request failed or no rate holds."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         steps = _rates(rates)
+        for option, milliseconds in (("--deadline-ms", deadline_ms), ("--slo-ms", slo_ms)):
+            if milliseconds is not None and not 0 < milliseconds < math.inf:
+                raise InvalidInput(option, milliseconds, "be a finite number of milliseconds above 0")
         target = Target(url=url, bodies=_bodies(bodies, template, width), headers=_headers(header or []))
         if slo_ms is not None:
+            if len(steps) > 1:
+                raise InvalidInput("--rates", rates, "be one rate beside --slo-ms: the one to begin with")
+            if deadline_ms is not None:
+                raise InvalidInput("--deadline-ms", deadline_ms, "not be given beside --slo-ms, which is the bound")
+            low = steps[0] or 100.0
             trials = highest_rate(
                 target,
                 limit_us=1e3 * slo_ms,
-                low=steps[0] or 100.0,
+                low=low,
+                high=max(low, 1e6),
                 seconds=seconds,
                 connections=connections,
+                poisson=not constant,
+                timeout=timeout,
                 processes=processes,
             )
             _tell_highest(trials, slo_ms, json=json)
@@ -87,22 +106,22 @@ def _rates(text: str | None) -> list[float | None]:
     if text is None:
         return [None]
     try:
-        return [float(part) for part in text.split(",")]
+        rates = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InvalidInput("--rates", text, "be numbers separated by commas, such as 1000,5000") from None
+        rates = [math.nan]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise InvalidInput("--rates", text, "be numbers above 0 separated by commas, such as 1000,5000")
+    return [*rates]
 
 
 def _bodies(bodies: Path | None, template: Path | None, width: int) -> list[bytes]:
     if bodies is not None and template is not None:
         raise InvalidInput("--template", str(template), "not be given beside --bodies")
-    for path in (bodies, template):
-        if path is not None and not path.is_file():
-            raise NotFound("file", str(path))
     if template is not None:
-        return varied(template.read_text(encoding="utf-8").strip(), width=width)
+        return varied(text_of("--template", template).strip(), width=width)
     if bodies is None:
         return []
-    lines = [line for line in bodies.read_bytes().splitlines() if line.strip()]
+    lines = [line for line in file_of("--bodies", bodies).read_bytes().splitlines() if line.strip()]
     if not lines:
         raise InvalidInput("--bodies", str(bodies), "hold at least one line")
     return lines

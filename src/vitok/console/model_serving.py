@@ -1,37 +1,48 @@
 """`vitok serve-models`: models of a folder or a registry over the Open Inference Protocol, HTTP and gRPC."""
 
+import asyncio
 import contextlib
+import functools
+import ipaddress
 import json as codec
+import os
 import socket
 import sys
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
 
-from vitok import contracts
+from vitok.clock import duration
 from vitok.console.exits import plain_errors
-from vitok.contracts import Contract
-from vitok.errors import InvalidInput, NotFound, ServiceError, VitokError
-from vitok.models.calibrators import calibrator_from_dict
+from vitok.console.model_costing import Costing
+from vitok.console.model_dressing import Dressing, OutputPlan
+from vitok.console.model_guarding import GuardPlan, flags
+from vitok.console.model_routing import routed_host
+from vitok.console.option_names import options_named
+from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.registry import Registry
 from vitok.serving import Metrics, Running, serve
+from vitok.serving.hosted import Hosted
 from vitok.serving.hosting import Catalogue, FolderCatalogue, ModelHost, RegistryCatalogue
-from vitok.serving.inference import Answered, Breach, Hosted
 from vitok.serving.inference_http import inference_application, refresh
-from vitok.serving.inference_log import InferenceLog
-from vitok.serving.runtime import PackageFiles, Runtime
+from vitok.serving.response_cache import ResponseCache
+from vitok.serving.routed import RoutedHost
 from vitok.serving.server import Tls
+from vitok.serving.shared_metrics import SharedMetrics
+from vitok.serving.tracing import Tracing, otlp
 from vitok.serving.workers import Workers, until_orphaned
+from vitok.stats import LatencyHistogram
 
 _FOLLOW_EVERY_S = 0.05
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 Way = Literal["hot", "asgi"]
+Queueing = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,17 @@ class ServingPlan:
         worker: Which of them this one is; None for the only one, or the one that watches.
         certificate: Certificate for TLS; None for none.
         key: Its key.
+        guard: Who may ask, how often, from where.
+        outputs: What is looked at in a row, and what of an answer leaves.
+        cache_bytes: Most bytes of the response cache of each model; None for no cache.
+        cache_ttl: How long an answer is good.
+        trace: Address of the collector of traces; None for none.
+        trace_rate: Share of the requests without `traceparent` that is traced.
+        queue: `"auto"` for a queue before slow models, `"on"` before all, `"off"` before none.
+        queue_options: Bounds of the queues, as for `BatchQueue`.
+        routes: File of routes; None for none.
+        budgets: File of the budgets of teams; None for none.
+        metrics_folder: Where workers keep their metrics for each other; None where there is one process.
     """
 
     models: Path | None
@@ -75,6 +97,17 @@ class ServingPlan:
     worker: int | None = None
     certificate: Path | None = None
     key: Path | None = None
+    guard: GuardPlan = field(default_factory=GuardPlan)
+    outputs: OutputPlan = field(default_factory=OutputPlan)
+    cache_bytes: int | None = None
+    cache_ttl: str = "1m"
+    trace: str | None = None
+    trace_rate: float = 0.0
+    queue: Queueing = "auto"
+    queue_options: Mapping[str, Any] = field(default_factory=dict)
+    routes: Path | None = None
+    budgets: Path | None = None
+    metrics_folder: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.models is None) == (self.home is None):
@@ -83,6 +116,27 @@ class ServingPlan:
             raise InvalidInput("--tls-key", self.key, "go with --tls-cert")
         if self.workers < 1:
             raise InvalidInput("--workers", self.workers, "be at least 1")
+        if not 0 < self.deadline < 1e6:
+            raise InvalidInput("--deadline", self.deadline, "be a number of seconds above 0")
+        for option, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
+            if port is not None and not 0 <= port <= 65_535:
+                raise InvalidInput(option, port, "be in 0 to 65535")
+        if self.queue not in ("auto", "on", "off"):
+            raise InvalidInput("--queue", self.queue, "be auto, on or off")
+        for name, value in self.queue_options.items():
+            if self.queue != "on":
+                raise InvalidInput(f"--{name.replace('_', '-')}", value, "go with --queue on")
+            least = 0 if name == "max_delay" else 1
+            if not least <= value < 1e9:
+                raise InvalidInput(f"--{name.replace('_', '-')}", value, f"be at least {least}")
+        if not 0 <= self.trace_rate <= 1:
+            raise InvalidInput("--trace-rate", self.trace_rate, "be in [0, 1]", "For 1 % write 0.01")
+        if self.trace_rate and self.trace is None:
+            raise InvalidInput("--trace-rate", self.trace_rate, "go with --trace")
+        try:
+            duration(self.cache_ttl)
+        except InvalidInput as error:
+            raise InvalidInput("--cache-ttl", self.cache_ttl, f"be a length of time: {error}") from None
 
     @property
     def shared(self) -> bool:
@@ -96,12 +150,25 @@ class ServingPlan:
         assert self.home is not None  # noqa: S101
         return RegistryCatalogue(Registry(self.home), stage=self.stage)
 
-    def command(self, worker: int, *, port: int, grpc_port: int | None) -> list[str]:
+    def tracing(self) -> Tracing | None:
+        """Makes what traces requests; None where nothing does."""
+        if self.trace is None:
+            return None
+        with options_named(endpoint="--trace"):
+            return Tracing(otlp(self.trace), rate=self.trace_rate, service="vitok-models")
+
+    def cache(self) -> ResponseCache:
+        """Makes the cache of a model."""
+        assert self.cache_bytes is not None  # noqa: S101
+        return ResponseCache(max_bytes=self.cache_bytes, ttl=self.cache_ttl)
+
+    def command(self, worker: int, *, port: int, grpc_port: int | None, metrics_folder: Path) -> list[str]:
         """Returns the command line of a worker."""
         options: dict[str, object] = {
             "models": self.models,
             "home": self.home,
             "stage": self.stage,
+            "pin": list(self.pinned),
             "host": self.host,
             "port": port,
             "grpc-port": grpc_port,
@@ -113,172 +180,19 @@ class ServingPlan:
             "door": self.way,
             "tls-cert": self.certificate,
             "tls-key": self.key,
+            "cache": self.cache_bytes,
+            "cache-ttl": self.cache_ttl,
+            "trace": self.trace,
+            "trace-rate": self.trace_rate,
+            "queue": self.queue,
+            **{name.replace("_", "-"): value for name, value in self.queue_options.items()},
+            "routes": self.routes,
+            "budgets": self.budgets,
             "worker": worker,
+            "metrics-folder": metrics_folder,
         }
-        given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-        pins = [text for name in self.pinned for text in ("--pin", name)]
-        return [sys.executable, "-m", "vitok", "serve-models", *given, *pins, "--json"]
-
-
-class ModelLog:
-    """The decision log of a model in this process, for all its versions that answer; each with its own calibrator.
-
-    Args:
-        folder: Folder of the log.
-        name: Name of the model.
-        catalogue: Where the packages of its versions are.
-        hosted: The model as it was first loaded, which says how many columns there are.
-
-    Raises:
-        StoreError: If another process writes the folder, or it cannot be written.
-    """
-
-    def __init__(self, folder: Path, name: str, catalogue: Catalogue, hosted: Hosted) -> None:
-        self._catalogue = catalogue
-        self._lock = threading.Lock()
-        self._calibrators: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {}
-        self._names = feature_names(catalogue, hosted.runtime)
-        self._log = InferenceLog(folder, system=name, features=self._names)
-
-    def record(self, batch: Answered) -> Sequence[bytes]:
-        """Writes a batch; returns the decision id of each row."""
-        # The path with a version and the one without may answer on two threads.
-        with self._lock:
-            self._log.calibrator = self._calibrate(batch.version)
-            return self._log.record(batch)
-
-    def admit(self, version: str, names: Sequence[str]) -> None:
-        """Says whether a version may be logged here.
-
-        Raises:
-            ServiceError: If its columns have other names than those of the log.
-        """
-        if list(names) != self._names:
-            raise ServiceError(f"{version}: its inputs are not those of the log: {', '.join(self._names)}")
-
-    def close(self) -> None:
-        """Seals the log."""
-        self._log.close()
-
-    def _calibrate(self, version: str) -> Callable[[np.ndarray], np.ndarray] | None:
-        if version not in self._calibrators:
-            self._calibrators[version] = read_calibrator(self._catalogue, version)
-        return self._calibrators[version]
-
-
-def read_json(catalogue: Catalogue, version: str, name: str) -> Any:
-    """Reads a file of JSON from the package of a version such as `"fraud/3"`; None where there is none.
-
-    Raises:
-        ServiceError: If it is no JSON.
-    """
-    model, _, number = version.rpartition("/")
-    package: PackageFiles | Path = catalogue.package(model, number)
-    try:
-        path = package / name if isinstance(package, Path) else package.path(name)
-        return codec.loads(path.read_bytes())
-    except (NotFound, FileNotFoundError):
-        return None
-    except (OSError, ValueError) as error:
-        raise ServiceError(f"{version}: {name} cannot be read: {error}") from None
-
-
-def read_calibrator(catalogue: Catalogue, version: str) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Reads the calibrator of a version; None where it has none.
-
-    Raises:
-        ServiceError: If it cannot be used.
-    """
-    described = read_json(catalogue, version, "calibrator.json")
-    if described is None:
-        return None
-    try:
-        return calibrator_from_dict(described)
-    except (VitokError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ServiceError(f"{version}: calibrator.json cannot be used: {error}") from None
-
-
-def feature_names(catalogue: Catalogue, runtime: Runtime) -> list[str]:
-    """Returns the names of the columns, from `inputs` of signature.json; x0, x1, ... where it does not say.
-
-    Raises:
-        ServiceError: If it names another number of columns.
-    """
-    n = runtime.n_features
-    signature = read_json(catalogue, runtime.version, "signature.json")
-    names = signature.get("inputs") if isinstance(signature, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return [f"x{i}" for i in range(n)]
-    if len(names) != n:
-        raise ServiceError(f"{runtime.version}: signature.json names {len(names)} inputs, the model takes {n}")
-    return names
-
-
-def rules_of(contract: Contract, names: Sequence[str]) -> Callable[[np.ndarray], list[Breach]]:
-    """Returns the rules of a contract for the columns of a matrix.
-
-    Raises:
-        InvalidInput: If a column is no field of the contract.
-    """
-    check = contract.matrix_checker(names)
-
-    def rules(X: np.ndarray) -> list[Breach]:
-        return [(row, found.field, found.message) for row, found in check(X)]
-
-    return rules
-
-
-class Dressing:
-    """Gives each model that is loaded its deadline, its rules and its log.
-
-    Args:
-        plan: What is served.
-        catalogue: Where the models come from.
-    """
-
-    def __init__(self, plan: ServingPlan, catalogue: Catalogue) -> None:
-        self._plan = plan
-        self._catalogue = catalogue
-        self._contract = None if plan.contract is None else contracts.load(plan.contract)
-        self._logs: dict[str, ModelLog] = {}
-
-    def __call__(self, hosted: Hosted) -> None:
-        """Dresses a model."""
-        hosted.deadline = self._plan.deadline
-        if not hosted.runtime.takes_rows:
-            return
-        if self._contract is not None:
-            try:
-                hosted.rules = rules_of(self._contract, feature_names(self._catalogue, hosted.runtime))
-            except InvalidInput as error:
-                raise ServiceError(f"{hosted.runtime.version} does not fit the contract: {error}") from None
-        if self._plan.log is not None:
-            log = self._logs.get(hosted.name)
-            if log is None:
-                folder = self._plan.log / hosted.name
-                if self._plan.worker is not None:
-                    folder = folder / f"worker-{self._plan.worker}"
-                log = self._logs[hosted.name] = ModelLog(folder, hosted.name, self._catalogue, hosted)
-            hosted.recorder = log
-
-    def admit(self, runtime: Runtime) -> None:
-        """Says whether a version may answer: what is written of its answers must be right from the first on.
-
-        Raises:
-            ServiceError: If its signature or calibrator cannot be used, or its columns are not those of the log.
-        """
-        if self._plan.log is None or not runtime.takes_rows:
-            return
-        names = feature_names(self._catalogue, runtime)
-        read_calibrator(self._catalogue, runtime.version)
-        log = self._logs.get(runtime.version.rpartition("/")[0])
-        if log is not None:
-            log.admit(runtime.version, names)
-
-    def close(self) -> None:
-        """Seals the logs."""
-        for log in self._logs.values():
-            log.close()
+        given = flags(options | self.guard.options() | self.outputs.options())
+        return [sys.executable, "-m", "vitok", "serve-models", *given, "--json"]
 
 
 def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], tell: Callable[[str], None]) -> None:
@@ -292,45 +206,49 @@ def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], te
     Raises:
         VitokError: If a pinned model cannot be loaded, or an address cannot be used.
     """
-    tls = Tls(plan.certificate, plan.key) if plan.certificate is not None and plan.key is not None else None
+    with options_named(certificate="--tls-cert", key="--tls-key"):
+        tls = Tls(plan.certificate, plan.key) if plan.certificate is not None and plan.key is not None else None
     services: list[Running] = []
     failures: list[VitokError] = []
     stop = threading.Event()
     bound: list[int] = []
     with contextlib.ExitStack() as resources:
         catalogue = plan.catalogue()
-        dressing = Dressing(plan, catalogue)
+        tracing = plan.tracing()
+        if tracing is not None:
+            resources.callback(tracing.close)
+        dressing = Dressing(catalogue, contract=plan.contract, log=plan.log, worker=plan.worker, outputs=plan.outputs)
         resources.callback(dressing.close)
-        host = ModelHost(catalogue, max_bytes=plan.max_bytes, dress=dressing, admit=dressing.admit, pinned=plan.pinned)
+        costing = Costing(guard=plan.guard.guard(), keys=plan.guard.keys, budgets=plan.budgets)
+        resources.callback(costing.close)
+        host = _host(plan, catalogue, dressing, tracing, costing)
         resources.callback(host.close)
-        host.start()
 
         def changed() -> None:
             for service in services:
                 refresh(service.door, host)
 
+        host.on_change(changed)
+        metrics = Metrics()
+        shared = None
+        if plan.metrics_folder is not None:
+            shared = SharedMetrics(plan.metrics_folder, metrics, latencies=functools.partial(_latencies, host))
+            resources.callback(shared.close)
+
         @contextlib.asynccontextmanager
         async def lifespan(_: Any) -> AsyncIterator[None]:
-            if plan.grpc_port is None:
+            async with contextlib.AsyncExitStack() as stack:
+                if shared is not None:
+                    await stack.enter_async_context(_published(shared))
+                if isinstance(host, RoutedHost):
+                    stack.push_async_callback(host.aclose)
+                if plan.grpc_port is not None:
+                    try:
+                        bound.append(await stack.enter_async_context(_grpc(plan, plan.grpc_port, host, changed)))
+                    except VitokError as error:
+                        failures.append(error)
+                        raise
                 yield
-                return
-            from vitok.serving.inference_grpc import GrpcAddress, grpc_door
-
-            address = GrpcAddress(
-                host=plan.host,
-                port=plan.grpc_port,
-                certificate=plan.certificate,
-                key=plan.key,
-                reuse_port=plan.shared,
-                max_message=plan.max_body,
-            )
-            try:
-                async with grpc_door(host, address, changed=changed) as port:
-                    bound.append(port)
-                    yield
-            except VitokError as error:
-                failures.append(error)
-                raise
 
         def follow() -> None:
             said = ""
@@ -352,10 +270,9 @@ def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], te
             if plan.worker is not None:
                 until_orphaned(sys.stdin.read, service.stop)
             grpc = f"{plan.host}:{bound[0]}" if bound else None
-            ready({"http": service.url, "grpc": grpc, "models": sorted(catalogue.names())})
+            ready({"http": service.url, "grpc": grpc, "models": sorted(host.catalogue.names())})
 
-        metrics = Metrics()
-        app = inference_application(host, metrics=metrics, lifespan=lifespan)
+        app = inference_application(host, metrics=metrics, lifespan=lifespan, shared=shared)
         try:
             serve(
                 app,
@@ -377,6 +294,72 @@ def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], te
                 thread.join()
 
 
+def _host(
+    plan: ServingPlan, catalogue: Catalogue, dressing: Dressing, tracing: Tracing | None, costing: Costing
+) -> ModelHost:
+    queue: Mapping[str, Any] | bool | None = {"auto": None, "on": True, "off": False}[plan.queue]
+    if plan.queue_options:
+        queue = plan.queue_options
+
+    def dress(hosted: Hosted) -> None:
+        dressing(hosted)
+        costing.dress(hosted)
+
+    options: dict[str, Any] = {
+        "max_bytes": plan.max_bytes,
+        "dress": dress,
+        "admit": dressing.admit,
+        "pinned": plan.pinned,
+        "guard": costing.guard,
+        "max_body": plan.max_body,
+        "deadline": plan.deadline,
+        "queue": queue,
+        "cache": None if plan.cache_bytes is None else plan.cache,
+        "tracing": tracing,
+        "problems": dressing.problems,
+    }
+    if plan.routes is not None:
+        return routed_host(plan.routes, catalogue, dressing, options, costing)
+    host = ModelHost(catalogue, **options)
+    host.start()
+    return host
+
+
+def _latencies(host: ModelHost) -> dict[str, LatencyHistogram]:
+    return {
+        f"{path}:{stage}": found
+        for path, hosted in host.by_path().items()
+        for stage, found in hosted.stages.histograms.items()
+    }
+
+
+@contextlib.asynccontextmanager
+async def _published(shared: SharedMetrics) -> AsyncIterator[None]:
+    task = asyncio.create_task(shared.keep_published())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def _grpc(plan: ServingPlan, port: int, host: ModelHost, changed: Callable[[], None]) -> AsyncIterator[int]:
+    from vitok.serving.inference_grpc import GrpcAddress, grpc_door
+
+    address = GrpcAddress(
+        host=plan.host,
+        port=port,
+        certificate=plan.certificate,
+        key=plan.key,
+        reuse_port=plan.shared,
+        max_message=plan.max_body,
+    )
+    async with grpc_door(host, address, changed=changed) as found:
+        yield found
+
+
 def serve_workers(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], tell: Callable[[str], None]) -> None:
     """Serves in several processes and watches them, until SIGTERM or SIGINT.
 
@@ -389,6 +372,7 @@ def serve_workers(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None],
             resources.enter_context(_held(plan.host, port)).getsockname()[1] if port is not None else None
             for port in (plan.port, plan.grpc_port)
         ]
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="vitok-metrics-", dir=_memory())))
         waiting = set(range(plan.workers))
 
         def one_ready(place: int, line: str) -> None:
@@ -398,12 +382,18 @@ def serve_workers(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None],
                     ready(codec.loads(line))
 
         workers = Workers(
-            lambda place: plan.command(place, port=ports[0] or 0, grpc_port=ports[1]),
+            lambda place: plan.command(place, port=ports[0] or 0, grpc_port=ports[1], metrics_folder=folder),
             plan.workers,
             ready=one_ready,
             tell=tell,
         )
         workers.run()
+
+
+def _memory() -> str | None:
+    # What workers tell each other once a second need not go to a disk.
+    place = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+    return str(place) if place.is_dir() and os.access(place, os.W_OK) else None
 
 
 def _held(host: str, port: int) -> socket.socket:
@@ -453,9 +443,34 @@ def serve_models(
     max_memory: Annotated[str, typer.Option(help="Most memory that loaded models take, such as 4G.")] = "4G",
     max_body: Annotated[str, typer.Option(help="Longest body of a request, such as 8M.")] = "8M",
     deadline: Annotated[float, typer.Option(help="Seconds within which an answer is of use.")] = 1.0,
+    queue: Annotated[str, typer.Option(help="'auto' queues before slow models, 'on' before all, 'off' none.")] = "auto",
+    max_rows: Annotated[int | None, typer.Option(help="Most rows of a batch of a queue.")] = None,
+    max_waiting: Annotated[int | None, typer.Option(help="Most rows that wait; beyond that, 429.")] = None,
+    max_delay: Annotated[float | None, typer.Option(help="Seconds that a batch waits for more rows.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Keeps answers of each model, in so much: 64M.")] = None,
+    cache_ttl: Annotated[str, typer.Option(help="How long a kept answer is good, such as 10m.")] = "1m",
+    trace: Annotated[str | None, typer.Option(help="Sends traces there, OTLP over HTTP: http://.../v1/traces.")] = None,
+    trace_rate: Annotated[float, typer.Option(help="Share traced of what comes without traceparent.")] = 0.0,
+    routes: Annotated[Path | None, typer.Option(help="File of routes; see 'vitok routes check'.")] = None,
+    budgets: Annotated[Path | None, typer.Option(help="File of budgets ('vitok cost budget').")] = None,
+    keys: Annotated[Path | None, typer.Option(help="File of keys ('vitok keys'): who has none is refused.")] = None,
+    key_limit: Annotated[str | None, typer.Option(help="Requests a key, or address: 100/1s, 100/1s:200.")] = None,
+    user_limit: Annotated[str | None, typer.Option(help="Requests a user of a key: 5/1s.")] = None,
+    user_header: Annotated[str, typer.Option(help="Header that names the user.")] = "x-user-id",
+    limit_store: Annotated[str | None, typer.Option(help="Redis in which all processes count: redis://...")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="Network that may ask; may be repeated.")] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="Network that may not; may be repeated.")] = None,
+    trust_proxy: Annotated[list[str] | None, typer.Option(help="Proxy whose X-Forwarded-For is believed.")] = None,
+    screen: Annotated[str | None, typer.Option(help="Rows unlike the reference profile: count or refuse.")] = None,
+    round_: Annotated[int | None, typer.Option("--round", help="Digits of a probability that leave.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Noise in log-odds, the same for the same input.")] = None,
+    noise_key: Annotated[Path | None, typer.Option(help="File of its secret, 16 to 64 bytes.")] = None,
+    threshold: Annotated[list[float] | None, typer.Option(help="Probability that noise does not cross.")] = None,
+    floor: Annotated[str | None, typer.Option(help="Withholds answers of less confidence: 0.8, or package.")] = None,
     door: Annotated[str, typer.Option(help="'hot', or 'asgi' for every request through ASGI.")] = "hot",
     workers: Annotated[int, typer.Option(help="How many processes share the port.")] = 1,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    metrics_folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificates in PEM, for TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Their key in PEM.")] = None,
     *,
@@ -465,6 +480,9 @@ def serve_models(
     with plain_errors():
         if door not in ("hot", "asgi"):
             raise InvalidInput("--door", door, "be hot or asgi")
+        if queue not in ("auto", "on", "off"):
+            raise InvalidInput("--queue", queue, "be auto, on or off")
+        bounds = {"max_rows": max_rows, "max_waiting": max_waiting, "max_delay": max_delay}
         plan = ServingPlan(
             models=models,
             home=home,
@@ -483,6 +501,33 @@ def serve_models(
             worker=worker,
             certificate=tls_cert,
             key=tls_key,
+            guard=GuardPlan(
+                keys=keys,
+                key_limit=key_limit,
+                user_limit=user_limit,
+                user_header=user_header,
+                limit_store=limit_store,
+                allow=tuple(allow or ()),
+                deny=tuple(deny or ()),
+                trust=tuple(trust_proxy or ()),
+            ),
+            outputs=OutputPlan(
+                screen=screen,  # type: ignore[arg-type]  # it is looked at there
+                decimals=round_,
+                noise=noise,
+                noise_key=noise_key,
+                thresholds=tuple(threshold or ()),
+                floor=floor,
+            ),
+            cache_bytes=None if cache is None else n_bytes("--cache", cache),
+            cache_ttl=cache_ttl,
+            trace=trace,
+            trace_rate=trace_rate,
+            queue=queue,  # type: ignore[arg-type]  # it was looked at above
+            queue_options={name: value for name, value in bounds.items() if value is not None},
+            routes=routes,
+            budgets=budgets,
+            metrics_folder=metrics_folder,
         )
 
         def ready(found: dict[str, Any]) -> None:
@@ -491,12 +536,21 @@ def serve_models(
                 sys.stdout.flush()
                 return
             _say(f"models   POST {found['http']}/v2/models/NAME/infer   ({', '.join(found['models']) or 'none yet'})")
+            if plan.guard.empty and not _loopback(plan.host):
+                _say("guard    none: whoever reaches this address may ask; see --keys, --allow and --key-limit")
             if found["grpc"]:
                 _say(f"gRPC     {found['grpc']}  inference.GRPCInferenceService, with reflection")
             _say(f"API      {found['http']}/openapi.json   metrics {found['http']}/metrics   stop with Ctrl-C")
 
         run = serve_workers if workers > 1 and worker is None else serve_plan
         run(plan, ready=ready, tell=_say)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _say(text: str) -> None:

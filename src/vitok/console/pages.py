@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 from vitok import __version__
 from vitok.clock import parse_time
 from vitok.console import charts, reading, wording
+from vitok.console.cost_reading import costs
 from vitok.console.decision_reading import ROUTES
 from vitok.console.drift_reading import DAYS, value_of
 from vitok.console.model_reading import measured
@@ -32,6 +33,7 @@ SECTIONS = (
     ("/drift", "Drift"),
     ("/alerts", "Alerts"),
     ("/releases", "Releases"),
+    ("/costs", "Costs"),
 )
 METRIC_NAMES = {
     "auc": "ROC AUC",
@@ -118,6 +120,7 @@ def routes(service_or_home: "FraudService | Path | str") -> "list[BaseRoute]":
         page("/drift", _drift),
         page("/alerts", _alerts),
         page("/releases", _releases),
+        page("/costs", _costs),
         Route("/console/static/{name}", _static),
     ]
 
@@ -288,3 +291,7 @@ def _alerts(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
 
 def _releases(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
     return "releases.html", {"seen": reading.releases(home)}
+
+
+def _costs(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    return "costs.html", {"seen": costs(home, request.query_params.get("by", "").strip())}

@@ -9,8 +9,9 @@ entities are kept by `features`.
 
 from vitok.decisions.label_view import join, labels, maturity
 from vitok.decisions.log import DecisionLog, OutcomeLog
+from vitok.decisions.messages import Constant
 from vitok.decisions.reading import find, read
-from vitok.decisions.schema import Constant, DecisionBlock, LogSchema, OutcomeBlock
+from vitok.decisions.schema import DecisionBlock, LogSchema, OutcomeBlock
 from vitok.decisions.segments import Position
 from vitok.decisions.sql import query
 from vitok.decisions.tail import Tail

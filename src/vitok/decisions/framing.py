@@ -77,6 +77,35 @@ def torn(data: bytes | memoryview, start: int) -> bool:
     return kind in (_SCHEMA, _RECORD_BATCH) and rows >= 0 and _PREFIX.size + length + body > len(rest)
 
 
+class Places(NamedTuple):
+    """Where in the message of a record batch the numbers stand that differ from batch to batch, in bytes.
+
+    Attributes:
+        rows: How many rows it has, int64.
+        body: How long the body is, int64.
+        nodes: Two int64 for each array, in depth-first order: its length, and how many nulls it has.
+        buffers: Two int64 for each buffer: where in the body it begins, and how long it is.
+    """
+
+    rows: int
+    body: int
+    nodes: int
+    buffers: int
+
+
+def record_batch_places(data: memoryview) -> tuple[int, Places]:
+    """Finds in a message of at least one row where its body begins, and the places of its numbers."""
+    start = _PREFIX.size
+    _, length = _PREFIX.unpack_from(data, 0)
+    message = start + _INT32.unpack_from(data, start)[0]
+    header_at, body_at = (_field(data, message, slot) for slot in (2, 3))
+    batch = header_at + _INT32.unpack_from(data, header_at)[0]
+    rows_at, *vectors = (_field(data, batch, slot) for slot in (0, 1, 2))
+    # A vector is its length, four bytes, and then what is in it.
+    nodes, buffers = (at + _INT32.unpack_from(data, at)[0] + 4 for at in vectors)
+    return start + length, Places(rows_at, body_at, nodes, buffers)
+
+
 def _read_metadata(data: bytes | memoryview, at: int) -> tuple[int, int, int]:
     """Reads from a flatbuffer `Message`: the kind of its header, the rows of a record batch, the body's length."""
     message = at + _INT32.unpack_from(data, at)[0]

@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from vitok.clock import Clock, SystemClock
 from vitok.decision import Outcome
+from vitok.decisions.messages import MessageMaker
 from vitok.decisions.schema import (
-    BatchMaker,
     DecisionBlock,
     LogSchema,
     OutcomeBlock,
-    decision_batch,
+    decision_message,
     open_schema,
-    outcome_batch,
+    outcome_message,
     outcome_schema,
     readable_schema,
 )
@@ -81,7 +81,7 @@ class DecisionLog(_Log):
         rows_per_segment: int = 100_000,
     ) -> None:
         self.schema = schema
-        self._maker = BatchMaker(open_schema(schema))
+        self._maker = MessageMaker(open_schema(schema))
         self._writer = SegmentWriter(
             Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
         )
@@ -97,7 +97,7 @@ class DecisionLog(_Log):
             InvalidInput: If a column has a wrong length or type, or a null where none may be; nothing is written.
             StoreError: If the bytes could not be written; none of the block's decisions are in the log.
         """
-        return self._writer.append(decision_batch(block, self.schema, self._maker))
+        return self._writer.append(decision_message(block, self.schema, self._maker), len(block))
 
 
 class OutcomeLog(_Log):
@@ -128,7 +128,7 @@ class OutcomeLog(_Log):
         rows_per_segment: int = 100_000,
         clock: Clock | None = None,
     ) -> None:
-        self._maker = BatchMaker(outcome_schema())
+        self._maker = MessageMaker(outcome_schema())
         self._clock = clock or SystemClock()
         self._writer = SegmentWriter(
             Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
@@ -149,7 +149,7 @@ class OutcomeLog(_Log):
         ingest = np.asarray(block.ingest_time, dtype=np.int64)
         if (ingest == 0).any():
             ingest = np.where(ingest == 0, self._clock.now(), ingest)
-        return self._writer.append(outcome_batch(block, ingest, self._maker))
+        return self._writer.append(outcome_message(block, ingest, self._maker), len(block))
 
 
 def _by_columns(outcomes: Sequence[Outcome]) -> OutcomeBlock:

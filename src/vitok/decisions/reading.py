@@ -16,7 +16,7 @@ from vitok.decision import Decision
 from vitok.decisions.framing import frames
 from vitok.decisions.index import Key, candidates
 from vitok.decisions.log import declared_schema
-from vitok.decisions.schema import FEATURE_PREFIX, readable, schema_of
+from vitok.decisions.schema import FEATURE_PREFIX, LATER, readable, schema_of
 from vitok.decisions.sealing import open_rows, whole_rows
 from vitok.decisions.segments import Segment, sealed_path, segments
 from vitok.errors import InvalidInput, NotFound
@@ -144,7 +144,7 @@ def _scan(folder: Path) -> "list[pl.LazyFrame]":
     for segment in segments(folder):
         table = segment.path if segment.sealed else open_table(segment)
         if isinstance(table, Path):
-            parts.append(pl.scan_parquet(table, glob=False))
+            parts.append(_completed(pl.scan_parquet(table, glob=False)))
         elif table is not None:
             parts.append(_lazy(table))
     if not parts:
@@ -153,6 +153,16 @@ def _scan(folder: Path) -> "list[pl.LazyFrame]":
             raise NotFound("log", str(folder))
         parts.append(_lazy(declared.empty_table()))
     return parts
+
+
+def _completed(frame: "pl.LazyFrame") -> "pl.LazyFrame":
+    # A segment may be older than a column that every log has by now.
+    import polars as pl
+
+    names = frame.collect_schema().names()
+    if "decision_id" not in names:
+        return frame
+    return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in LATER if name not in names)
 
 
 def _lazy(table: pa.Table) -> "pl.LazyFrame":
@@ -263,8 +273,13 @@ def _decision(table: pa.Table, index: int) -> Decision:
     times = {name: row.pop(name).cast(pa.int64()).as_py() for name in ("event_time", "ingest_time")}
     values = {name: value.as_py() for name, value in row.items()} | times
     values["decision_id"] = str(uuid.UUID(bytes=values["decision_id"]))
+    own = {*schema.entities, *(name for name, _ in schema.request)}
+    # Nulls are what rows have that are older than the column.
+    known = {
+        name: value for name, value in values.items() if name not in own and (name not in LATER or value is not None)
+    }
     return Decision(
-        **{name: values[name] for name in Decision.__struct_fields__ if name in values},
+        **{name: known[name] for name in Decision.__struct_fields__ if name in known},
         entities={name: values[name] for name in schema.entities},
         request={name: values[name] for name, _ in schema.request},
         features={name: values[FEATURE_PREFIX + name] for name in schema.features},

@@ -11,19 +11,29 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from vitok.decision import Decision
+from vitok.decisions.messages import Constant, MessageMaker
 from vitok.errors import InvalidInput
+from vitok.ids import Made
 
 METADATA_KEY = b"vitok.log"
 FEATURE_PREFIX = "f_"
 _FEATURES = "features"
 _TIME = pa.timestamp("us", tz="UTC")
 _REQUEST_TYPES = {"float64": pa.float64(), "int64": pa.int64(), "string": pa.string()}
-_RESERVED = frozenset((*Decision.__struct_fields__, "label", "label_time", "label_ingest_time"))
+LATER = ("tenant", "team", "trace_id")
+"""Columns that logs have not had from the beginning: where a segment is older, its rows have nulls there.
+
+An entity or a field of the request may have such a name, as in logs that are older; then it takes the column's place.
+"""
+
+_FIXED = frozenset(Decision.__struct_fields__) - frozenset(LATER)
+_RESERVED = _FIXED | {"label", "label_time", "label_ingest_time"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +54,8 @@ class LogSchema:
 
     Example:
         >>> schema = LogSchema("fraud", ("customer_id",), (("amount", "float64"),), ("count_1d", "mean_1d"))
-        >>> schema.columns[-2:]
-        ('latency_us', 'cost')
+        >>> schema.columns[-5:]
+        ('latency_us', 'cost', 'tenant', 'team', 'trace_id')
         >>> LogSchema.from_dict(schema.to_dict()) == schema
         True
         >>> LogSchema("fraud", (), (("score", "float64"),), ())
@@ -83,6 +93,12 @@ class LogSchema:
         return tuple(readable_schema(self).names)
 
     @property
+    def later(self) -> tuple[str, ...]:
+        """Those of `LATER` that no field of this log has the name of."""
+        own = {*self.entities, *(name for name, _ in self.request)}
+        return tuple(name for name in LATER if name not in own)
+
+    @property
     def content_hash(self) -> str:
         """The first 16 hex digits of SHA-256 over the schema; equal schemas have equal hashes.
 
@@ -113,35 +129,10 @@ class LogSchema:
         )
 
 
-class Constant:
-    """A column of a block in which every row has the same value; keep it, and the next block costs nothing for it.
-
-    Args:
-        value: A text, a number, or None where the column may be null.
-
-    Example:
-        >>> Constant("champion")
-        Constant('champion')
-    """
-
-    __slots__ = ("_array", "value")
-
-    def __init__(self, value: str | float | None) -> None:
-        self.value = value
-        self._array: pa.Array | None = None
-
-    def __repr__(self) -> str:
-        return f"Constant({self.value!r})"
-
-    def column(self, kind: pa.DataType, n: int) -> pa.Array:
-        """Returns n times the value as an array of this type."""
-        if self._array is None or len(self._array) < n or self._array.type != kind:
-            self._array = pa.array([self.value] * max(n, 256), type=kind)
-        return self._array.slice(0, n)
+_EMPTY = Constant("")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionBlock:
+class DecisionBlock(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A batch of n decisions by columns, in the order in which they were taken.
 
     The fields mean what they mean in `vitok.decision.Decision`; what differs is the shape. A column that has one
@@ -149,7 +140,7 @@ class DecisionBlock:
 
     Attributes:
         decision_id: n times the 16 bytes of a UUID version 7.
-        request_id: n texts.
+        request_id: n texts, or ids that were made together, whose texts are meant.
         event_time: n times, int64 microseconds UTC.
         ingest_time: n times, int64 microseconds UTC.
         entities: One column of n texts for each entity of the schema.
@@ -169,10 +160,13 @@ class DecisionBlock:
         propensity: n numbers.
         latency_us: n whole numbers of microseconds, below 2**31.
         cost: n numbers, processor seconds.
+        tenant: n texts, empty where it is not known who asked.
+        team: n texts, empty where nobody is charged.
+        trace_id: n texts of 32 hex digits, empty where there is no trace.
     """
 
     decision_id: Sequence[bytes]
-    request_id: Sequence[str]
+    request_id: Sequence[str] | Made
     event_time: Sequence[int] | npt.NDArray[np.int64]
     ingest_time: Sequence[int] | npt.NDArray[np.int64]
     entities: Sequence[Sequence[str]]
@@ -192,6 +186,9 @@ class DecisionBlock:
     propensity: Sequence[float] | npt.NDArray[np.float64] | Constant
     latency_us: Sequence[int] | npt.NDArray[np.int32]
     cost: Sequence[float] | npt.NDArray[np.float64] | Constant
+    tenant: Sequence[str] | Constant = _EMPTY
+    team: Sequence[str] | Constant = _EMPTY
+    trace_id: Sequence[str] | Constant = _EMPTY
 
     def __len__(self) -> int:
         return len(self.decision_id)
@@ -274,7 +271,8 @@ def open_schema(schema: LogSchema) -> pa.Schema:
     """Returns the Arrow schema of an open segment of decisions: features in one fixed-size list."""
     # An Arrow list of size 0 cannot tell how many rows it has, so a log without features has no such column.
     listed = [pa.field(_FEATURES, pa.list_(pa.float64(), len(schema.features)), nullable=False)]
-    fields = [*_fields(_HEAD), *_own_fields(schema), *(listed if schema.features else []), *_fields(_TAIL)]
+    later = [pa.field(name, pa.string(), nullable=False) for name in schema.later]
+    fields = [*_fields(_HEAD), *_own_fields(schema), *(listed if schema.features else []), *_fields(_TAIL), *later]
     return pa.schema(fields, metadata=_metadata("decisions", schema))
 
 
@@ -283,7 +281,8 @@ def readable_schema(schema: LogSchema) -> pa.Schema:
     head = _fields(_HEAD)
     fields = [*head[:2], pa.field("system", pa.string(), nullable=False), *head[2:], *_own_fields(schema)]
     fields += [pa.field(FEATURE_PREFIX + name, pa.float64(), nullable=False) for name in schema.features]
-    return pa.schema([*fields, *_fields(_TAIL)], metadata=_metadata("decisions", schema))
+    later = [pa.field(name, pa.string()) for name in schema.later]
+    return pa.schema([*fields, *_fields(_TAIL), *later], metadata=_metadata("decisions", schema))
 
 
 def outcome_schema() -> pa.Schema:
@@ -297,54 +296,8 @@ def schema_of(arrow: pa.Schema) -> LogSchema | None:
     return LogSchema.from_dict(content["schema"]) if "schema" in content else None
 
 
-class BatchMaker:
-    """Makes Arrow batches of one schema, of which it has taken apart once what each batch needs.
-
-    Args:
-        arrow: What `open_schema` or `outcome_schema` gave.
-    """
-
-    def __init__(self, arrow: pa.Schema) -> None:
-        self.arrow = arrow
-        # Name, type, whether nulls are allowed, and the type of an array whose memory can be taken as it is.
-        self._columns = [
-            (field.name, field.type, field.nullable, None if field.nullable else _PLAIN.get(field.type))
-            for field in arrow
-        ]
-
-    def make(self, values: Sequence[Any], n: int) -> pa.RecordBatch:
-        """Makes a batch of n rows.
-
-        Raises:
-            InvalidInput: If a column has another length, a wrong type, or a null where none may be.
-        """
-        arrays = []
-        for (name, kind, nullable, plain), column in zip(self._columns, values, strict=True):
-            try:
-                if type(column) is Constant:
-                    array = column.column(kind, n)
-                elif plain is not None and type(column) is np.ndarray and column.dtype == plain and column.ndim == 1:
-                    # The memory as it is: several times as fast, and the batch is written before anything changes it.
-                    whole = np.ascontiguousarray(column)
-                    array = pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
-                else:
-                    # NaN becomes null only where a null is allowed: a score of NaN is a fact, a missing shadow is not.
-                    array = pa.array(column, type=kind, from_pandas=nullable)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise InvalidInput(name, column, f"be a column of {kind}", str(error)) from None
-            if len(array) != n:
-                raise InvalidInput(name, f"{len(array)} values", f"have {n} values, as the first column has")
-            if not nullable and array.null_count:
-                raise InvalidInput(name, None, "have a value in every row")
-            arrays.append(array)
-        return pa.RecordBatch.from_arrays(arrays, schema=self.arrow)
-
-
-_PLAIN = {pa.float64(): np.dtype(np.float64), pa.int32(): np.dtype(np.int32), _TIME: np.dtype(np.int64)}
-
-
-def decision_batch(block: DecisionBlock, schema: LogSchema, maker: BatchMaker) -> pa.RecordBatch:
-    """Turns a block into one Arrow batch with the schema that `open_schema(schema)` gave.
+def decision_message(block: DecisionBlock, schema: LogSchema, maker: MessageMaker) -> bytes:
+    """Turns a block into the Arrow message of one batch, of the schema that `open_schema(schema)` gave.
 
     Raises:
         InvalidInput: If a column has another length than the rest, a wrong type, or a null where none may be.
@@ -357,29 +310,24 @@ def decision_batch(block: DecisionBlock, schema: LogSchema, maker: BatchMaker) -
         raise InvalidInput("entities", len(block.entities), f"be one column for each of {schema.entities}")
     if len(block.request) != len(schema.request):
         raise InvalidInput("request", len(block.request), f"be one column for each of {schema.request}")
-    values: list[Any] = [
-        block.decision_id,
-        block.request_id,
-        block.event_time,
-        block.ingest_time,
-        *block.entities,
-        *block.request,
-    ]
-    if k:
-        values.append(pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), k))
     shadow: Any = block.shadow_probability
     if type(shadow) is not Constant:
         shadow = np.asarray(shadow, dtype=np.float64)
-    values += [
+    values = [
+        *(block.decision_id, block.request_id, block.event_time, block.ingest_time),
+        *block.entities,
+        *block.request,
+        *((features,) if k else ()),
         *(block.feature_status, block.model_version, block.stage, block.route, block.route_reason),
         *(block.score, block.probability, block.shadow_version, shadow),
         *(block.policy_version, block.action, block.propensity, block.latency_us, block.cost),
+        *(getattr(block, name) for name in schema.later),
     ]
     return maker.make(values, n)
 
 
-def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], maker: BatchMaker) -> pa.RecordBatch:
-    """Turns outcomes into one Arrow batch, with `ingest_time` in place of the block's own.
+def outcome_message(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], maker: MessageMaker) -> bytes:
+    """Turns outcomes into the Arrow message of one batch, with `ingest_time` in place of the block's own.
 
     Raises:
         InvalidInput: If a column has another length than the rest, a wrong type, a null, or a value is not finite.
@@ -392,9 +340,14 @@ def outcome_batch(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], maker
 
 
 def readable(table: pa.Table) -> pa.Table:
-    """Gives rows of an open segment the columns that readers see; a table that has them is returned as it is."""
+    """Gives rows of a segment the columns that readers see; a table that has them is returned as it is."""
     schema = schema_of(table.schema)
-    if schema is None or "system" in table.schema.names:
+    if schema is None:
+        return table
+    if "system" in table.schema.names:
+        for name in schema.later:
+            if name not in table.schema.names:
+                table = table.append_column(pa.field(name, pa.string()), pa.nulls(table.num_rows, pa.string()))
         return table
     table = table.combine_chunks()
     target = readable_schema(schema)
@@ -411,6 +364,8 @@ def readable(table: pa.Table) -> pa.Table:
             columns.append(pa.repeat(schema.system, n))
         elif name in position:
             columns.append(flat.slice(position[name] * n, n))
+        elif name in schema.later and name not in table.schema.names:
+            columns.append(pa.nulls(n, pa.string()))
         else:
             columns.append(table.column(name))
     return pa.table(columns, schema=target)

@@ -95,7 +95,7 @@ def _lock(folder: Path) -> int:
 
 
 class SegmentWriter:
-    """Appends Arrow batches to a log folder; the only writer of that folder while it is open.
+    """Appends the messages of Arrow batches to a log folder; the only writer of that folder while it is open.
 
     A segment's file is made by the first append to it. Whenever a write fails, the file is cut back to its last
     whole message and given up, and the next append starts another one: bytes of a file that a reader has seen are
@@ -148,8 +148,12 @@ class SegmentWriter:
         """The place after the last append."""
         return Position(self._number, self._rows)
 
-    def append(self, batch: pa.RecordBatch) -> Position:
-        """Writes one batch and returns the place after it; an empty batch writes nothing.
+    def append(self, message: bytes, rows: int) -> Position:
+        """Writes the message of one batch and returns the place after it; without rows nothing is written.
+
+        Args:
+            message: As `MessageMaker` makes it, of the writer's schema.
+            rows: How many rows it has.
 
         Raises:
             StoreError: If the bytes could not be written; then none of the batch's rows are in the log.
@@ -157,18 +161,17 @@ class SegmentWriter:
         with self._guard:
             if self._closed:
                 raise StoreError(f"log {str(self.folder)!r}: it was closed; open it again to append")
-            if batch.num_rows == 0:
+            if rows == 0:
                 return self.position
-            message = batch.serialize()
             try:
                 self._write(message)
             except OSError as error:
                 self._give_up()
                 raise StoreError(
-                    f"log {str(self.folder)!r}: a batch of {batch.num_rows} rows was not written ({error}); "
+                    f"log {str(self.folder)!r}: a batch of {rows} rows was not written ({error}); "
                     "free some space or mend the disk, later appends then work again"
                 ) from error
-            self._rows += batch.num_rows
+            self._rows += rows
             if self._rows >= self._rows_per_segment:
                 self._roll()
             return self.position
@@ -194,8 +197,7 @@ class SegmentWriter:
                 "and the next start seals it"
             ) from failure
 
-    def _write(self, message: pa.Buffer) -> None:
-        parts = [memoryview(message)]
+    def _write(self, data: bytes) -> None:
         if self._fd is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._fd = os.open(open_path(self.folder, self._number), flags, 0o644)
@@ -203,8 +205,7 @@ class SegmentWriter:
             if self._synced:
                 sync(self.folder)
             # Schema and first batch in one write: no reader meets a segment without its schema.
-            parts.insert(0, memoryview(self._schema.serialize()))
-        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+            data = self._schema.serialize().to_pybytes() + data
         written = os.write(self._fd, data)
         while written < len(data):
             # A short write is how a full disk announces itself; the next one fails with the reason.

@@ -216,7 +216,7 @@ class _SealedSource:
             return None
         group = bisect.bisect_right(self._starts, start) - 1
         if self._table is None or group != self._group:
-            self._group, self._table = group, self._file.read_row_group(group)
+            self._group, self._table = group, readable(self._file.read_row_group(group))
         return self._table.slice(start - self._starts[group], limit)
 
     def gone(self) -> bool:

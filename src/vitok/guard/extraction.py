@@ -8,6 +8,15 @@ log, for each key and for what several keys have in common (tenant, network, or 
   kernel, as for the maximum mean discrepancy, and their distance to ordinary windows is measured by how these scatter
   (`vitok.guard.discrepancy`), against a threshold calibrated on ordinary keys, benign against benign.
 
+What is ordinary is learned from some keys, and the threshold from others (split conformal prediction; Vovk, Gammerman
+and Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., JASA 113, 2018). A key counts once, by the largest
+distance of its periods, since the queries and periods of one key are like each other and only keys are exchangeable.
+Then a new ordinary key is as likely to be in any place among the n calibrated ones, and is over the k-th largest of
+them with a chance of at most k / (n + 1), whatever the distribution. That is a mean over the keys that there happen to
+be. The rate of one watch scatters about it, as beta(k, n + 1 - k): calibrated on 200 keys at 1 %, one watch in ten
+accuses more than 1.9 % of all ordinary keys for ever. So by default the threshold keeps the rate with a confidence,
+which takes more keys.
+
 PRADA (Juuti et al., arXiv 1805.02628) tests whether the distances between a client's queries are normal. It is not
 used: counts, flags, nulls and long tails make distances that are not normal, so that it accuses every ordinary key of
 bench/serving/guard_watch.py, and it passes rows drawn evenly from the range of each feature. A test against the traffic
@@ -40,7 +49,7 @@ _ACTIONS: dict[Verdict, Action] = {
     "too few": "none",
 }
 _MOST_WINDOWS = 4
-_FOLDS = 5
+_LEAST_LEARNED = 2
 _MOST_ALIKE = 500
 _LEAST_ALIKE = 30
 
@@ -57,9 +66,10 @@ class Finding:
         n_distinct: Different rows among them.
         budget: Different rows they may ask about in a period, or None.
         distance: The largest distance of a window to ordinary ones; NaN with fewer different rows than a window.
-        threshold: What it exceeds in the calibrated share of ordinary key-periods.
+        threshold: What it exceeds for the stated share of ordinary keys.
         discrepancy: The plain unbiased squared maximum mean discrepancy of the windows to ordinary traffic.
-        p_value: Share of ordinary key-periods that are as far away, at least 1 / (their number + 1).
+        p_value: (1 + ordinary keys that are as far away) / (1 + ordinary keys); of an ordinary key it is at most a
+            with a chance of at most a.
         features: The columns whose mean rank moved most, first the largest.
         verdict: `"extraction"` (over budget and unlike traffic), `"suspect"` (unlike traffic), `"over budget"`,
             `"ordinary"` or `"too few"` rows for a test.
@@ -100,7 +110,7 @@ class ExtractionReport:
     Attributes:
         findings: One for each key and group, the worst first.
         n_queries: Rows in the period.
-        false_positive_rate: Share of ordinary key-periods whose distance is over the threshold.
+        false_positive_rate: Share of ordinary keys whose distance is over the threshold.
     """
 
     findings: tuple[Finding, ...]
@@ -123,11 +133,19 @@ class ExtractionReport:
 class ExtractionWatch:
     """Judges the queries of a period by how ordinary keys ask; made by `fit`, off the request path.
 
+    Attributes:
+        threshold: The distance over which a key is unlike ordinary ones.
+        window: Different rows that are tested together, at least.
+        period: Length of a period, in microseconds.
+        false_positive_rate: Share of ordinary keys that may be over the threshold.
+        confidence_level: How sure that is of this watch; None where it holds on average over watches.
+        n_calibrated: Ordinary keys that the threshold comes from.
+
     Example:
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(40_000, 3)).cumsum(axis=1)
-        >>> key = np.repeat([f"key{i}" for i in range(40)], 1_000)
-        >>> watch = ExtractionWatch.fit(X, key, np.tile(np.arange(1_000), 40), false_positive_rate=0.05)
+        >>> key = np.repeat([f"key{i}" for i in range(80)], 500)
+        >>> watch = ExtractionWatch.fit(X, key, np.tile(np.arange(500), 80), false_positive_rate=0.05)
         >>> asked = np.concatenate((rng.normal(size=(1_000, 3)).cumsum(axis=1), rng.uniform(-3, 3, size=(3_000, 3))))
         >>> who = np.repeat(["shop", "thief"], [1_000, 3_000])
         >>> report = watch.judge(asked, who, np.arange(4_000), budget=2_000)
@@ -145,10 +163,27 @@ class ExtractionWatch:
         window: int,
         period: int,
         false_positive_rate: float,
+        confidence_level: float | None = None,
     ) -> None:
         self._kernel, self._reference, self._habits, self._benign = kernel, reference, habits, np.sort(benign)
         self.window, self.period, self.false_positive_rate = window, period, false_positive_rate
-        self.threshold = float(self._benign[math.ceil((len(benign) + 1) * (1 - false_positive_rate)) - 1])
+        self.confidence_level, self.n_calibrated = confidence_level, len(benign)
+        self.threshold = float(self._benign[-_place(len(benign), false_positive_rate, confidence_level)])
+
+    def rate_at_most(self, confidence_level: float = 0.95) -> float:
+        """Returns what share of ordinary keys this watch accuses at most, with a confidence, without ties exactly.
+
+        The stated rate is a mean over the ordinary keys that a watch may happen to be calibrated on. The rate of one
+        watch scatters about it by a beta distribution (Vovk, Conditional validity of inductive conformal predictors,
+        2013), much where the keys are few.
+
+        Args:
+            confidence_level: In (0, 1).
+        """
+        from scipy.stats import beta
+
+        over = int((self._benign > self.threshold).sum())
+        return float(beta.ppf(confidence_level, over + 1, self.n_calibrated - over))
 
     @classmethod
     def fit(
@@ -158,6 +193,7 @@ class ExtractionWatch:
         event_time: ArrayLike,
         *,
         false_positive_rate: float = 0.01,
+        confidence_level: float | None = 0.95,
         window: int = 200,
         period: str | int = 30 * DAY,
         n_features: int = 256,
@@ -165,58 +201,64 @@ class ExtractionWatch:
     ) -> "ExtractionWatch":
         """Learns how ordinary keys ask.
 
-        Each key and period is held against what four fifths of the keys do, itself not among them, as a new key will
-        be, and the threshold is a quantile of what comes out: benign against benign (cross-conformal prediction;
-        Vovk, 2015). The rate holds for keys like these.
+        One part of the keys, drawn at random, shows what is ordinary, and the threshold is a quantile of how far away
+        the others are, each counting once with its largest period. The rate holds for keys like these, with as many
+        periods or fewer.
 
         Args:
             X: Shape (n, f), the features of queries that are taken to be ordinary.
             key: Shape (n,), which key asked.
             event_time: Shape (n,), when, in microseconds.
-            false_positive_rate: Share of ordinary key-periods that may be over the threshold, in (0, 1).
+            false_positive_rate: Share of ordinary keys that may be over the threshold, in (0, 1).
+            confidence_level: How sure it is that the rate of this watch is at most the stated one, in (0, 1). With
+                None the stated rate is a mean over the keys that it may happen to be calibrated on, which takes fewer
+                of them; `rate_at_most` says then how large that of this one may be.
             window: Different rows that are tested together, at least; an attack shows within about so many.
             period: Length of a period, such as `"30d"`.
             n_features: Random features of the kernel.
-            seed: Seed of the random features.
+            seed: Seed of the random features, and of which keys are for what.
 
         Raises:
-            InvalidInput: If shapes do not fit, or there are too few key-periods of a window of different rows for
-                the rate: it takes 1 / false_positive_rate - 1 of them.
+            InvalidInput: If shapes do not fit, or there are too few keys with a window of different rows: two to learn
+                from, and 1 / rate - 1 to calibrate on, or log(1 - confidence) / log(1 - rate).
         """
         matrix, keys, times = _read(X, key, event_time)
         if not 0 < false_positive_rate < 1:
             raise InvalidInput("false_positive_rate", false_positive_rate, "be strictly between 0 and 1")
+        if confidence_level is not None and not 0 < confidence_level < 1:
+            raise InvalidInput("confidence_level", confidence_level, "be strictly between 0 and 1")
         if window < 20:
             raise InvalidInput("window", window, "be at least 20")
         length = duration(period)
         periods = np.char.add(keys, np.char.mod(" %d", times // length))
         first = _first(periods, _hashes(matrix))
         matrix, keys, times, periods = matrix[first], keys[first], times[first], periods[first]
-        kernel = KernelMap(matrix, n_features=n_features, seed=seed)
-        names, owner = np.unique(keys, return_inverse=True)
         cells = [rows for rows in _split(np.unique(periods, return_inverse=True)[1], times) if len(rows) >= window]
-        needed = math.ceil(1 / false_positive_rate - 1e-9) - 1
-        if len(cells) < max(2, needed):
-            fix = f"Give more keys or periods, or take a rate of at least {1 / (len(cells) + 1):.3g}"
-            raise InvalidInput("key-periods of at least a window", len(cells), f"be at least {max(2, needed)}", fix)
-        whose = np.unique([owner[rows[0]] for rows in cells], return_inverse=True)[1]
-        if whose.max() == 0:
-            raise InvalidInput("key", names.tolist(), "be several keys", "One key cannot be held against others")
+        names, owner = np.unique(keys, return_inverse=True)
+        whole, whose = np.unique([owner[rows[0]] for rows in cells], return_inverse=True)
+        needed = _needed(false_positive_rate, confidence_level)
+        if len(whole) < needed + _LEAST_LEARNED:
+            fix = "Give more keys, or take a larger rate" + (" or confidence_level=None" if confidence_level else "")
+            raise InvalidInput("keys with a window of different rows", len(whole), _rule(needed), fix)
+        # Which are for what must not depend on what they asked.
+        calibrated = np.zeros(len(whole), dtype=bool)
+        calibrated[np.random.default_rng(seed).permutation(len(whole))[: max(needed, len(whole) // 2)]] = True
+        taught = np.ones(len(names), dtype=bool)
+        taught[whole[calibrated]] = False
+        kernel = KernelMap(matrix[taught[owner]], n_features=n_features, seed=seed)
         means = [_windows(kernel, matrix, rows, window)[0] for rows in cells]
-        fold = whose % min(_FOLDS, int(whose.max()) + 1)
-        benign = np.empty(len(cells))
-        for part in range(int(fold.max()) + 1):
-            others = Habits(np.concatenate([means[at] for at in np.flatnonzero(fold != part)]))
-            for at in np.flatnonzero(fold == part):
-                benign[at] = others.distance(means[at]).max()
+        habits = Habits(np.concatenate([part for part, of in zip(means, whose, strict=True) if not calibrated[of]]))
+        farthest = np.full(len(whole), -np.inf)
+        np.maximum.at(farthest, whose, [habits.distance(part).max() for part in means])
         return cls(
             kernel,
             kernel.embed(matrix),
-            Habits(np.concatenate(means)),
-            benign,
+            habits,
+            farthest[calibrated],
             window=window,
             period=length,
             false_positive_rate=false_positive_rate,
+            confidence_level=confidence_level,
         )
 
     def judge(
@@ -231,9 +273,9 @@ class ExtractionWatch:
     ) -> ExtractionReport:
         """Judges the queries of one period.
 
-        The stated rate of false positives holds for each key, and for each group whose keys were put together by
-        something else than their queries. Keys that are `"alike"` were put together *because* their queries are, so
-        no rate holds for them: they are shown for a person to look at, and never blocked by themselves.
+        The stated rate of false positives holds for each key, and for a group as far as it asks as one key does. Keys
+        that are `"alike"` were put together *because* their queries are, so no rate holds for them: they are shown for
+        a person to look at, and never blocked by themselves.
 
         Args:
             X: Shape (n, f), the features of the queries.
@@ -357,9 +399,30 @@ class ExtractionWatch:
 
     def __repr__(self) -> str:
         return (
-            f"ExtractionWatch(threshold {self.threshold:.3g} from {len(self._benign):,} ordinary key-periods, "
+            f"ExtractionWatch(threshold {self.threshold:.3g} from {self.n_calibrated:,} ordinary keys, "
             f"window {self.window}, {self.false_positive_rate:.3g} false positives)"
         )
+
+
+def _place(n: int, rate: float, confidence_level: float | None) -> int:
+    """Returns which of n distances, 1 the largest, is exceeded by no more than the rate; 0 where none is."""
+    if confidence_level is None:
+        return math.floor((n + 1) * rate + 1e-9)
+    # The share of ordinary keys over the k-th largest has the distribution beta(k, n + 1 - k).
+    from scipy.stats import beta
+
+    places = np.arange(1, math.ceil(n * rate) + 2)
+    return int((beta.ppf(confidence_level, places, n + 1 - places) <= rate).sum())
+
+
+def _needed(rate: float, confidence_level: float | None) -> int:
+    if confidence_level is None:
+        return math.ceil(1 / rate - 1e-9) - 1
+    return math.ceil(math.log(1 - confidence_level) / math.log(1 - rate) - 1e-9)
+
+
+def _rule(needed: int) -> str:
+    return f"be at least {needed + _LEAST_LEARNED}: {needed} for the rate, and {_LEAST_LEARNED} to learn from"
 
 
 def _read(X: ArrayLike, key: ArrayLike, event_time: ArrayLike) -> tuple[Floats, NDArray[np.str_], NDArray[np.int64]]:

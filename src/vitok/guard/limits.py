@@ -188,7 +188,8 @@ class Limiter:
             than a burst.
         """
         # A generation is at least as long as the fill time, so what the older one still holds is full when it goes.
-        if self._since is None or not self._since <= now < self._since + self._fill:
+        # Where the clock goes back a little, as between two threads, it goes on: to turn then would forget everybody.
+        if self._since is None or not self._since - self._fill <= now < self._since + self._fill:
             self._turn(now)
         present = now * self._rate
         arrival = self._young.get(caller)

@@ -215,7 +215,8 @@ class PairedJudge:
         """Takes decisions into account as soon as they are made: what would each version have stopped?
 
         Args:
-            decisions: Rows of the decision log; of a column `route_reason`, `CANARY_FAILED` counts as a failure.
+            decisions: Rows of the decision log; of a column `route_reason`, `CANARY_FAILED` counts as a failure, and
+                so does `"fallback"` of a column `route` where the incumbent answered.
 
         Returns:
             How many of the rows were new pairs.
@@ -334,12 +335,15 @@ class PairedJudge:
                 raise InvalidInput("decisions", frame.columns, f"have a column {name!r}")
         mine = [self.candidate, self.incumbent]
         reason = pl.col("route_reason") if "route_reason" in frame.columns else pl.lit("")
+        route = pl.col("route") if "route" in frame.columns else pl.lit("")
         by_incumbent = pl.col("model_version") == self.incumbent
         both = pl.col("model_version").is_in(mine) & pl.col("shadow_version").is_in(mine)
         both &= pl.col("model_version") != pl.col("shadow_version")
         # Where the incumbent did not answer there is nothing to compare with.
         both &= by_incumbent | pl.col("shadow_probability").is_between(0, 1)
-        paired = both.fill_null(value=False) | (by_incumbent & (reason == CANARY_FAILED)).fill_null(value=False)
+        # The candidate was asked: as the canary, or as the champion in whose place the incumbent answered.
+        failed = by_incumbent & ((reason == CANARY_FAILED) | (route == "fallback"))
+        paired = both.fill_null(value=False) | failed.fill_null(value=False)
         frame = (
             frame.select(*_COLUMNS, row=pl.int_range(pl.len()), paired=paired)
             .filter("paired")

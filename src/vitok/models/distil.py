@@ -10,7 +10,6 @@ as it will be served before it is measured, and refused as a quantised form is: 
 decisions as much as for AUC, and where it saves no time.
 """
 
-import math
 import tempfile
 import time
 import warnings
@@ -27,18 +26,16 @@ from vitok.errors import GateRefused, InvalidInput, MissingExtra
 from vitok.models.convert import Converted, convert
 from vitok.models.forest import Forest
 from vitok.models.onnx_scoring import OnnxScorer
-from vitok.models.quantise import judge
 from vitok.models.tradeoffs import (
     Bounds,
-    Loss,
+    Form,
     Quality,
     Run,
     Timing,
     check_batches,
-    measure_loss,
+    measure_form,
     measure_quality,
     time_in_turns,
-    weighted_ratio,
 )
 
 TEACHER = "teacher"
@@ -163,31 +160,14 @@ STUDENTS: tuple[Student, ...] = (TreeStudent(), LogisticStudent(), NetworkStuden
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distilled:
-    """One student, measured.
+class Distilled(Form):
+    """One student, measured against the teacher.
 
     Attributes:
-        name: What it is.
         converted: It, as it is served; None where it cannot be converted.
-        quality: How good it is.
-        loss: What it lost against the teacher.
-        timings: Its times at the batch sizes seen.
-        time_ratio: Its time to the teacher's over all batches seen.
-        reasons: Why it is refused; empty where it is not.
     """
 
-    name: str
     converted: Converted | None = None
-    quality: Quality | None = None
-    loss: Loss | None = None
-    timings: tuple[Timing, ...] = ()
-    time_ratio: float = math.nan
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def accepted(self) -> bool:
-        """Whether nothing speaks against it."""
-        return not self.reasons
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {'taken' if self.accepted else 'refused'}"]
@@ -299,18 +279,16 @@ def distil(
     timings = time_in_turns(forms, list(shares), rounds=rounds, clock=clock)
     found = {}
     for name, item in made.items():
-        own = scores[name](rows)
-        loss = measure_loss(y, full, own, thresholds=thresholds)
-        ratio = weighted_ratio(timings[name], timings[TEACHER], shares)
-        found[name] = Distilled(
-            name=name,
-            converted=item,
-            quality=measure_quality(y, own),
-            loss=loss,
-            timings=timings[name],
-            time_ratio=ratio,
-            reasons=judge(loss, timings[name], ratio, bounds),
+        measured = measure_form(
+            y,
+            scores[name](rows),
+            full,
+            timings=(timings[name], timings[TEACHER]),
+            shares=shares,
+            thresholds=thresholds,
+            bounds=bounds,
         )
+        found[name] = Distilled(name=name, converted=item, **measured)
     refused = {name: Distilled(name=name, reasons=(text,)) for name, text in failed.items()}
     both = {**found, **refused}
     every = tuple(both[student.name] for student in students)

@@ -145,6 +145,13 @@ class Forest:
         return _LINKS[int(self.plan[6])]
 
     @property
+    def symmetric(self) -> bool:
+        """Whether each level of each tree asks all its nodes the same, as CatBoost's do; then batches are faster."""
+        from vitok.models.forest_kernels import score
+
+        return self._how[0] is not score
+
+    @property
     def input_dtype(self) -> np.dtype[Any]:
         """The precision that the library reads rows in; rows in 64 bits are rounded to it before they are scored."""
         return np.dtype(np.float32 if self.plan[4] else np.float64)
@@ -220,14 +227,19 @@ class Forest:
         return self.n_features, self.n_outputs
 
     @cached_property
-    def _kernel(self) -> Callable[..., None]:
+    def _how(self) -> tuple[Callable[..., None], tuple[np.ndarray, ...]]:
         from vitok.models.forest_kernels import score
+        from vitok.models.forest_layout import Arrays
+        from vitok.models.forest_symmetric import symmetric_parts
 
-        return score
+        arrays = tuple(getattr(self, name) for name in _ARRAYS)
+        parts = symmetric_parts(Arrays(**dict(zip(_ARRAYS, arrays, strict=True))))
+        if parts is None:
+            return score, arrays
+        # Not before it is wanted: where no cache is on the disk, to import it is to compile it.
+        from vitok.models.forest_symmetric_kernels import score_symmetric
 
-    @cached_property
-    def _parts(self) -> tuple[np.ndarray, ...]:
-        return tuple(getattr(self, name) for name in _ARRAYS)
+        return score_symmetric, parts
 
     def _score(self, X: Any, out: _Floats | None, link: int) -> _Floats:
         n_features, k = self._shape
@@ -246,7 +258,8 @@ class Forest:
         ):
             shape = f"({n},)" if k == 1 else f"({n}, {k})"
             raise InvalidInput("out", getattr(out, "shape", out), f"be writable, float64, contiguous, of shape {shape}")
-        self._kernel(X, out if k == 1 else out.reshape(-1), link, *self._parts)
+        kernel, parts = self._how
+        kernel(X, out if k == 1 else out.reshape(-1), link, *parts)
         return out
 
     @classmethod

@@ -58,7 +58,7 @@ _NEAR_ZERO = float(np.float32(1e-35))  # LightGBM's kZeroThreshold
 _LARGEST_CATEGORY = 2.0**31
 
 _NODES = types.Array(from_dtype(NODE), 1, "C", readonly=True)
-_COLUMNS = types.Array(from_dtype(COLUMN), 1, "C", readonly=True)
+COLUMNS = types.Array(from_dtype(COLUMN), 1, "C", readonly=True)
 _FLOATS = types.Array(float64, 1, "C", readonly=True)
 _INTS = types.Array(int64, 1, "C", readonly=True)
 _WORDS = types.Array(uint64, 1, "C", readonly=True)
@@ -171,8 +171,10 @@ def _code(x: float, column: Any, numbers: np.ndarray) -> float:
     return other
 
 
-@njit(boolean(_ROWS, int64, _COLUMNS, _INTS, _FLOATS, float64[::1]), cache=True, nogil=True)
-def _read(X: np.ndarray, i: int, columns: np.ndarray, plan: np.ndarray, numbers: np.ndarray, row: np.ndarray) -> bool:
+@njit(boolean(_ROWS, int64, COLUMNS, _INTS, _FLOATS, float64[::1]), cache=True, nogil=True)
+def read_row(
+    X: np.ndarray, i: int, columns: np.ndarray, plan: np.ndarray, numbers: np.ndarray, row: np.ndarray
+) -> bool:
     """Writes the columns of row `i`; returns False where a value is refused."""
     for c in range(len(columns)):
         column = columns[c]
@@ -202,7 +204,8 @@ def _read(X: np.ndarray, i: int, columns: np.ndarray, plan: np.ndarray, numbers:
 
 
 @njit(void(float64[::1], int64, int64, int64, float64), cache=True, nogil=True)
-def _link(out: np.ndarray, first: int, n: int, link: int, slope: float) -> None:
+def apply_link(out: np.ndarray, first: int, n: int, link: int, slope: float) -> None:
+    """Applies a link to `n` places of `out` from `first` on."""
     if link == SIGMOID:
         for j in range(first, first + n):
             out[j] = 1.0 / (1.0 + math.exp(-slope * out[j]))
@@ -232,7 +235,7 @@ def _link(out: np.ndarray, first: int, n: int, link: int, slope: float) -> None:
 
 @njit(void(float64[::1], int64, int64, int64), cache=True, nogil=True)
 def _single_link(out: np.ndarray, first: int, n: int, link: int) -> None:
-    """Does as `_link` in 32 bits, as XGBoost does."""
+    """Does as `apply_link` in 32 bits, as XGBoost does."""
     one = float32(1.0)
     if link == SIGMOID:
         for j in range(first, first + n):
@@ -251,7 +254,7 @@ def _single_link(out: np.ndarray, first: int, n: int, link: int) -> None:
         for j in range(first, first + n):
             out[j] = math.exp(float32(out[j]))
     else:
-        _link(out, first, n, link, 1.0)
+        apply_link(out, first, n, link, 1.0)
 
 
 @njit(float32(float32), cache=True)
@@ -260,7 +263,7 @@ def single_log(x: float) -> float:
     return math.log(x)
 
 
-@njit(boolean(_NODES, _COLUMNS, int64, int64[::1]), cache=True, nogil=True)
+@njit(boolean(_NODES, COLUMNS, int64, int64[::1]), cache=True, nogil=True)
 def count_leaves(nodes: np.ndarray, columns: np.ndarray, n_words: int, out: np.ndarray) -> bool:
     """Counts the leaves that a walk meets after each node, until the end.
 
@@ -297,7 +300,7 @@ def count_leaves(nodes: np.ndarray, columns: np.ndarray, n_words: int, out: np.n
     return True
 
 
-@njit(void(_ROWS, float64[::1], int64, _NODES, _FLOATS, _COLUMNS, _INTS, _FLOATS, _WORDS), cache=True, nogil=True)
+@njit(void(_ROWS, float64[::1], int64, _NODES, _FLOATS, COLUMNS, _INTS, _FLOATS, _WORDS), cache=True, nogil=True)
 def score(
     X: np.ndarray,
     out: np.ndarray,
@@ -331,7 +334,7 @@ def score(
     bias = START + k
     for i in range(X.shape[0]):
         first = i * k
-        if not _read(X, i, columns, plan, numbers, row):
+        if not read_row(X, i, columns, plan, numbers, row):
             for j in range(first, first + k):
                 out[j] = math.nan
             continue
@@ -369,4 +372,4 @@ def score(
                         out[first + plan[TREE_OUTPUT + tree]] += values[leaf]
             for j in range(k):
                 out[first + j] = out[first + j] / divisor * scale + numbers[bias + j]
-        _link(out, first, k, link, numbers[SLOPE])
+        apply_link(out, first, k, link, numbers[SLOPE])

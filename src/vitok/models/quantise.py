@@ -13,7 +13,6 @@ much is measured.
 
 import importlib
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,18 +28,7 @@ from vitok.errors import InvalidInput, MissingExtra
 from vitok.models.calibrators import Calibrator, fit_best
 from vitok.models.comparison import compare
 from vitok.models.onnx_scoring import OnnxScorer
-from vitok.models.tradeoffs import (
-    Bounds,
-    Loss,
-    Quality,
-    Run,
-    Timing,
-    check_batches,
-    measure_loss,
-    measure_quality,
-    time_in_turns,
-    weighted_ratio,
-)
+from vitok.models.tradeoffs import Bounds, Form, Run, check_batches, measure_form, time_in_turns
 
 FULL = "full"
 INT8_DYNAMIC, INT8_STATIC, FP16 = "int8_dynamic", "int8_static", "fp16"
@@ -50,35 +38,18 @@ _Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One form of the model, measured.
+class Variant(Form):
+    """One form of the model, measured; its name is `"full"` or one of `VARIANTS`.
 
     Attributes:
-        name: `"full"` or one of `VARIANTS`.
         content: The model; empty where it could not be made.
         calibrator: What makes its scores probabilities again, where it was calibrated anew.
-        quality: How good it is; None where it could not be made.
-        loss: What it lost against the full model; None for that and where it could not be made.
         batch_spread: Largest difference between a row's score alone and in a batch.
-        timings: Its times at the batch sizes seen.
-        time_ratio: Its time to the full model's over all batches seen.
-        reasons: Why it is refused; empty where it is not.
     """
 
-    name: str
     content: bytes = field(repr=False)
     calibrator: Calibrator | None = None
-    quality: Quality | None = None
-    loss: Loss | None = None
     batch_spread: float = 0.0
-    timings: tuple[Timing, ...] = ()
-    time_ratio: float = math.nan
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def accepted(self) -> bool:
-        """Whether nothing speaks against it."""
-        return not self.reasons
 
     def files(self) -> dict[str, Any]:
         """Returns the files of a package that it replaces."""
@@ -216,43 +187,21 @@ def quantise(
     for name, scorer in scorers.items():
         calibrator = None if labels is None else fit_best(scorer.score(calibration), labels).calibrator
         score = _in_batches(scorer, rows, calibrator, max(shares))
-        reference = score if reference is None else reference
-        full = name == FULL
-        loss = None if full else measure_loss(y, reference, score, thresholds=thresholds)
-        ratio = weighted_ratio(timings[name], timings[FULL], shares)
-        made[name] = Variant(
-            name=name,
-            content=contents[name],
-            calibrator=calibrator,
-            quality=measure_quality(y, score),
-            loss=loss,
-            batch_spread=_spread(scorer, rows),
-            timings=timings[name],
-            time_ratio=ratio,
-            reasons=() if loss is None else judge(loss, timings[name], ratio, bounds),
+        measured = measure_form(
+            y,
+            score,
+            reference,
+            timings=(timings[name], timings[FULL]),
+            shares=shares,
+            thresholds=thresholds,
+            bounds=bounds,
         )
+        reference = score if reference is None else reference
+        spread = _spread(scorer, rows)
+        made[name] = Variant(name=name, content=contents[name], calibrator=calibrator, batch_spread=spread, **measured)
     missing = {name: Variant(name=name, content=b"", reasons=(text,)) for name, text in failed.items()}
     both = {**made, **missing}
     return Quantised(full=made[FULL], variants=tuple(both[name] for name in variants), shares=shares, bounds=bounds)
-
-
-def judge(loss: Loss, timings: Sequence[Timing], time_ratio: float, bounds: Bounds) -> tuple[str, ...]:
-    """Returns why a form is refused; empty where it is good enough and faster at the batch sizes seen.
-
-    Args:
-        loss: What it lost.
-        timings: Its times.
-        time_ratio: Its time to the full model's over all batches seen.
-        bounds: What is allowed.
-    """
-    reasons = list(bounds.broken_by(loss))
-    if not time_ratio <= 1 - bounds.saving:
-        slower = [f"{item.ratio:.2f} x at {item.batch_size:,}" for item in timings]
-        what = f"saves {1 - time_ratio:.0%} of the time" if time_ratio <= 1 else f"takes {time_ratio:.2f} x the time"
-        reasons.append(f"{what} at the batch sizes seen ({', '.join(slower)}), must save {bounds.saving:.0%}")
-    elif not any(item.faster for item in timings):
-        reasons.append("is not certainly faster at any batch size seen")
-    return tuple(reasons)
 
 
 def make_variant(

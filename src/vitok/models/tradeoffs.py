@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from vitok.models.comparison import Comparison, compare
 
 Run = Callable[[], Any]
 _FLOOR = 1e-15
+# What 32 bits round off at most, and what no rounding of theirs makes out of more.
+_CERTAIN, _DOUBTED = 1e-9, 1e-7
+_ROUNDED = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,11 @@ def measure_quality(y: NDArray[Any], score: NDArray[np.float64]) -> Quality:
     """
     if score.ndim != 1:
         raise InvalidInput("score", score.shape, "have shape (n,)", "Only models of two classes are measured")
-    if not ((score >= 0) & (score <= 1)).all():
+    # ONNX Runtime's logistic function in 32 bits gives now and then 1 and a last place.
+    if not ((score >= -_ROUNDED) & (score <= 1 + _ROUNDED)).all():
         fix = "Give the model its link: convert(..., link='sigmoid')"
         raise InvalidInput("score", [float(np.min(score)), float(np.max(score))], "be probabilities in [0, 1]", fix)
+    score = np.clip(score, 0.0, 1.0)
     if len(np.unique(y)) < 2:
         raise InvalidInput("y", np.unique(y).tolist(), "hold both classes", "Take a longer held-out period")
     return Quality(
@@ -85,15 +90,19 @@ class Loss:
     Attributes:
         auc: How much AUC fell.
         log_loss: How much log loss rose, as a share of the full model's.
-        log_loss_lower: Lower end of the interval of that share, by the differences of rows.
+        log_loss_lower: Lower end of the 95 % interval of that share, by the differences of rows.
+        log_loss_upper: Upper end.
         calibration: How much the calibration error rose.
+        saturated: Rows of which the cheaper form is certain (0 or 1) and the full model is not.
         comparison: Differences and flipped decisions.
     """
 
     auc: float
     log_loss: float
     log_loss_lower: float
+    log_loss_upper: float
     calibration: float
+    saturated: int
     comparison: Comparison
 
 
@@ -121,12 +130,15 @@ def measure_loss(
     before, after = measure_quality(y, full), measure_quality(y, cheap)
     rise = _losses(y, cheap) - _losses(y, full)
     base = max(before.log_loss.value, _FLOOR)
-    lower = stats.mean_interval(rise, name="rise").lower if len(rise) > 1 else math.nan
+    doubt, doubted = np.minimum(cheap, 1 - cheap), np.minimum(full, 1 - full)
+    interval = stats.mean_interval(rise, name="rise") if len(rise) > 1 else None
     return Loss(
         auc=before.auc.value - after.auc.value,
         log_loss=float(rise.mean()) / base,
-        log_loss_lower=lower / base,
+        log_loss_lower=math.nan if interval is None else interval.lower / base,
+        log_loss_upper=math.nan if interval is None else interval.upper / base,
         calibration=after.calibration.value - before.calibration.value,
+        saturated=int(((doubt < _CERTAIN) & (doubted >= _DOUBTED)).sum()),
         comparison=compare(full, cheap, thresholds=thresholds),
     )
 
@@ -140,9 +152,13 @@ def _losses(y: NDArray[Any], score: NDArray[np.float64]) -> NDArray[np.float64]:
 class Bounds:
     """What a cheaper form may lose, and must save.
 
+    A form that says 0 or 1 where the full model does not is always refused. In 8 or 16 bits all that is nearly certain
+    becomes certain, and costs nothing until one such row turns out otherwise; held-out rows need not hold one.
+
     Attributes:
         auc: Largest fall of AUC.
-        log_loss: Largest rise of log loss, as a share of the full model's.
+        log_loss: Largest rise of log loss, as a share of the full model's. The upper end of its interval must be within
+            it: on other rows the rise is another, and what is only not known to be too much is not good enough.
         calibration: Largest rise of the calibration error.
         flips: Largest share of decisions that come out the other way, at any threshold.
         saving: Smallest share of the time that it must save, weighted by the batch sizes seen.
@@ -166,6 +182,12 @@ class Bounds:
         out = []
         if not loss.log_loss <= self.log_loss:
             out.append(f"log loss is {loss.log_loss:.1%} worse, allowed {self.log_loss:.1%}")
+        elif not loss.log_loss_upper <= self.log_loss:
+            told = f"log loss may be {loss.log_loss_upper:.1%} worse on other rows, allowed {self.log_loss:.1%}"
+            out.append(f"{told}; more held-out rows may show that it is not")
+        if loss.saturated:
+            told = f"{loss.saturated:,} of {loss.comparison.n_rows:,} rows get 0 or 1 where the full model doubts"
+            out.append(f"{told}: where one turns out otherwise, log loss knows no bound")
         if not loss.auc <= self.auc:
             out.append(f"AUC is {loss.auc:.4f} worse, allowed {self.auc:g}")
         if not loss.calibration <= self.calibration:
@@ -302,3 +324,90 @@ def weighted_ratio(timings: Sequence[Timing], full: Sequence[Timing], shares: Ma
         shares[item.batch_size] * base.microseconds * item.ratio for item, base in zip(timings, full, strict=True)
     )
     return round(ours / theirs, 6) if theirs > 0 else math.nan
+
+
+def judge(loss: Loss, timings: Sequence[Timing], time_ratio: float, bounds: Bounds) -> tuple[str, ...]:
+    """Returns why a form is refused; empty where it is good enough and faster at the batch sizes seen.
+
+    Args:
+        loss: What it lost.
+        timings: Its times.
+        time_ratio: Its time to the full model's over all batches seen.
+        bounds: What is allowed.
+    """
+    reasons = list(bounds.broken_by(loss))
+    if not time_ratio <= 1 - bounds.saving:
+        slower = [f"{item.ratio:.2f} x at {item.batch_size:,}" for item in timings]
+        what = f"saves {1 - time_ratio:.0%} of the time" if time_ratio <= 1 else f"takes {time_ratio:.2f} x the time"
+        reasons.append(f"{what} at the batch sizes seen ({', '.join(slower)}), must save {bounds.saving:.0%}")
+    elif not any(item.faster for item in timings):
+        reasons.append("is not certainly faster at any batch size seen")
+    return tuple(reasons)
+
+
+class Measured(TypedDict):
+    """What `measure_form` finds, as `Form` names it."""
+
+    quality: Quality
+    loss: Loss | None
+    timings: tuple[Timing, ...]
+    time_ratio: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One form of a model, measured.
+
+    Attributes:
+        name: What it is.
+        quality: How good it is; None where it could not be made.
+        loss: What it lost against the full model; None for that and where it could not be made.
+        timings: Its times at the batch sizes seen.
+        time_ratio: Its time to the full model's over all batches seen.
+        reasons: Why it is refused; empty where it is not.
+    """
+
+    name: str
+    quality: Quality | None = None
+    loss: Loss | None = None
+    timings: tuple[Timing, ...] = ()
+    time_ratio: float = math.nan
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.reasons
+
+
+def measure_form(
+    y: NDArray[Any],
+    score: NDArray[np.float64],
+    full: NDArray[np.float64] | None,
+    *,
+    timings: tuple[tuple[Timing, ...], tuple[Timing, ...]],
+    shares: Mapping[int, float],
+    thresholds: Sequence[float],
+    bounds: Bounds,
+) -> Measured:
+    """Measures and judges one form on held-out rows.
+
+    Args:
+        y: Labels of shape (n,), 0 or 1.
+        score: Its probabilities, shape (n,).
+        full: Those of the full model; None where it is that.
+        timings: Its times and the full model's.
+        shares: Batch size to its share of the runs.
+        thresholds: Where decisions are made.
+        bounds: What it may lose and must save.
+    """
+    loss = None if full is None else measure_loss(y, full, score, thresholds=thresholds)
+    ratio = weighted_ratio(*timings, shares)
+    return {
+        "quality": measure_quality(y, score),
+        "loss": loss,
+        "timings": timings[0],
+        "time_ratio": ratio,
+        "reasons": () if loss is None else judge(loss, timings[0], ratio, bounds),
+    }

@@ -23,11 +23,12 @@ class BreakerRules:
 
     Attributes:
         error_share: Opens where at least this share of the calls in the window failed, in (0, 1].
-        slow_share: Opens where at least this share was slow, in (0, 1].
+        slow_share: Opens where at least this share was slow or overtaken (`Breaker.overtaken`), in (0, 1].
         slow_after: Seconds from which a call is slow; infinity where only failures count. A call that timed out is a
             failure, however long it took.
-        min_calls: Calls that the window must hold before anything is concluded from it. So many failures in a row
-            open it whatever went well before: a total failure is seen at once, not when half the window is filled.
+        min_calls: Calls that the window must hold before anything is concluded from it. So many in a row that failed
+            or were overtaken open it whatever went well before: a total failure is seen at once, not when half the
+            window is filled.
         window: Seconds that are looked back; they leave in tenths.
         cool_down: Seconds that it stays open the first time.
         longest: Most seconds that it stays open: each opening in a row adds `cool_down`.
@@ -118,6 +119,7 @@ class Breaker:
         "_generation",
         "_n_calls",
         "_n_errors",
+        "_n_overtaken",
         "_n_slow",
         "_out",
         "_passed",
@@ -156,7 +158,7 @@ class Breaker:
         self._row = 0
         self._out = self._passed = 0
         self._closed_since = clock()
-        self._at = self._n_calls = self._n_errors = self._n_slow = self._streak = 0
+        self._at = self._n_calls = self._n_errors = self._n_slow = self._n_overtaken = self._streak = 0
         self._forget()
 
     def admit(self) -> int:
@@ -202,12 +204,7 @@ class Breaker:
             return
         slow = took >= self._slow_ns
         if self.state is CLOSED:
-            at = self._clock() // self._slice
-            if at > self._at:
-                self._pass(at)
-            k = self._at % _SLICES
-            self._calls[k] += 1
-            self._n_calls += 1
+            k = self._count()
             if ok:
                 self._streak = 0
                 if not slow:
@@ -228,6 +225,27 @@ class Breaker:
             self._passed += 1
             if self._passed >= self.rules.probes:
                 self._close()
+
+    def overtaken(self, permit: int) -> None:
+        """Reports a call that was given up because one that was sent later, to another target, was answered first.
+
+        It counts as slow, whatever `slow_after` is, and in the row of failures; as a probe it has failed.
+
+        Args:
+            permit: What `admit` gave; 0 is not counted.
+        """
+        if permit != self._generation:
+            return
+        if self.state is CLOSED:
+            k = self._count()
+            self._streak += 1
+            self._slow[k] += 1
+            self._n_slow += 1
+            self._n_overtaken += 1
+            self._judge()
+        elif self.state is HALF_OPEN:
+            self._out -= 1
+            self._open("a probe was overtaken")
 
     def release(self, permit: int, *, took: int = 0) -> None:
         """Gives a permit back for a call that was given up before it ended; it counts only if it was slow already.
@@ -260,16 +278,26 @@ class Breaker:
         if self.state is OPEN:
             self._until = self._clock()
 
+    def _count(self) -> int:
+        at = self._clock() // self._slice
+        if at > self._at:
+            self._pass(at)
+        k = self._at % _SLICES
+        self._calls[k] += 1
+        self._n_calls += 1
+        return k
+
     def _judge(self) -> None:
         n, rules = self._n_calls, self.rules
         if n < rules.min_calls:
             return
+        overtaken = " or were overtaken" if self._n_overtaken else ""
         if self._streak >= rules.min_calls:
-            self._open(f"{self._streak} calls in a row failed")
+            self._open(f"{self._streak} calls in a row failed{overtaken}")
         elif self._n_errors >= rules.error_share * n:
             self._open(f"{self._n_errors} of {n} calls failed")
         elif self._n_slow >= rules.slow_share * n:
-            self._open(f"{self._n_slow} of {n} calls took longer than {rules.slow_after:g} s")
+            self._open(f"{self._n_slow} of {n} calls took longer than {rules.slow_after:g} s{overtaken}")
 
     def _open(self, reason: str, seconds: float | None = None) -> None:
         now = self._clock()
@@ -301,7 +329,7 @@ class Breaker:
         self._calls = [0] * _SLICES
         self._errors = [0] * _SLICES
         self._slow = [0] * _SLICES
-        self._n_calls = self._n_errors = self._n_slow = self._streak = 0
+        self._n_calls = self._n_errors = self._n_slow = self._n_overtaken = self._streak = 0
 
     def _pass(self, at: int) -> None:
         if at - self._at >= _SLICES:

@@ -22,9 +22,11 @@ from vitok.serving.targets import (
     TargetFailed,
     all_local,
     asked,
+    asked_here,
     because,
     close_all,
     merged,
+    part,
 )
 from vitok.serving.thresholds import confidence_of
 from vitok.stats import Estimate, wilson
@@ -65,6 +67,7 @@ class CascadeReport:
         apart_below: The same share of the rows that were.
         audit_dropped: Audited batches that were dropped because the queue was full.
         audit_failed: Audited batches that the large model gave no answer to.
+        broken: How often `on_pairs` itself has failed.
 
     Example:
         >>> from vitok.serving.targets import LocalModel
@@ -81,6 +84,7 @@ class CascadeReport:
     apart_below: Estimate
     audit_dropped: int
     audit_failed: int
+    broken: int
 
     def __str__(self) -> str:
         return (
@@ -107,8 +111,10 @@ class Cascade:
         audit: Share of the requests not escalated that the large model sees as well, in [0, 1].
         auditor: The large model for the audit, where `large` is remote: the audit runs in a thread and a remote
             target belongs to one event loop. By default `large`, which must then be of this process.
-        on_pairs: Gets what both have answered; what is audited comes from another thread.
+        on_pairs: Gets what both have answered; what is audited comes from another thread. Where it raises, that is
+            counted, and the request is answered.
         capacity: Audited batches that may wait.
+        quality: How good both are together, as measured (see `judged`); larger is better. None where nobody has.
         name: What errors call it.
         seed: Of the audit.
         clock: Nanoseconds.
@@ -139,6 +145,7 @@ class Cascade:
         auditor: Target | None = None,
         on_pairs: Callable[[Pairs], None] | None = None,
         capacity: int = 256,
+        quality: float | None = None,
         name: str = "cascade",
         seed: int = 0,
         clock: Nanoseconds = time.perf_counter_ns,
@@ -153,6 +160,7 @@ class Cascade:
         self.small = small
         self.large = large
         self.threshold = float(threshold)
+        self.quality = quality
         self.name = name
         self._confidence = confidence
         self._audit = audit
@@ -164,7 +172,7 @@ class Cascade:
         self._rows = self._escalated = self._kept = 0
         # Rows that both have answered, and of those the ones decided otherwise.
         self._above, self._below = [0, 0], [0, 0]
-        self._audit_failed = 0
+        self._audit_failed = self._broken = 0
         self._sure = f"the small model was sure, {self.threshold:g} or above"
         self._unsure = f"the small model was unsure, below {self.threshold:g}"
 
@@ -179,11 +187,6 @@ class Cascade:
         share = self._escalated / self._rows if self._rows else 1.0
         return self.small.cost + share * self.large.cost
 
-    @property
-    def quality(self) -> float | None:
-        """None: that of a cascade is measured, and is neither model's."""
-        return None
-
     def score(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
         """Answers a batch, where both models are of this process.
 
@@ -195,15 +198,15 @@ class Cascade:
             raise InvalidInput("targets", self.name, "both be of this process", "Await call() instead")
         small, large = self._local
         try:
-            first = small.score(batch, self._limit(deadline))
+            first = asked_here(small, batch, self._limit(deadline))
+            up, stay = self._divide(first)
         except ServiceError as error:
-            return self._instead(large.score(batch, deadline), error)
-        up, stay = self._divide(first)
+            return self._instead(asked_here(large, batch, deadline), error)
         if not len(up):
             return self._alone(batch, first)
         above = batch if len(up) == len(batch) else batch.take(up)
         try:
-            second: Scored | ServiceError = large.score(above, deadline)
+            second: Scored | ServiceError = asked_here(large, above, deadline)
         except ServiceError as error:
             second = error
         return self._both(batch, first, above, second, up, stay)
@@ -217,9 +220,9 @@ class Cascade:
         """
         try:
             first = await asked(self.small, batch, self._limit(deadline), self._clock)
+            up, stay = self._divide(first)
         except ServiceError as error:
             return self._instead(await asked(self.large, batch, deadline, self._clock), error)
-        up, stay = self._divide(first)
         if not len(up):
             return self._alone(batch, first)
         above = batch if len(up) == len(batch) else batch.take(up)
@@ -236,9 +239,14 @@ class Cascade:
         return now + allowance(deadline, now, after=1)
 
     def _divide(self, first: Scored) -> tuple[Places, Places]:
-        sure = self._confidence(first.values) >= self.threshold
+        # A small model whose answers nobody can judge has given none.
+        try:
+            sure = np.asarray(self._confidence(first.values)) >= self.threshold
+        except Exception as error:  # whatever the caller's own function raises
+            raise TargetFailed(f"{self.name}: the confidence failed: {error!r}", cost=first.cost) from error
         if sure.shape != (len(first),):
-            raise TargetFailed(f"{self.name}: the confidence has the shape {sure.shape} for {len(first)} rows")
+            told = f"{self.name}: the confidence has the shape {sure.shape} for {len(first)} rows"
+            raise TargetFailed(told, cost=first.cost)
         self._rows += len(sure)
         return np.flatnonzero(~sure), np.flatnonzero(sure)
 
@@ -261,14 +269,14 @@ class Cascade:
         self, batch: Batch, first: Scored, above: Batch, second: Scored | ServiceError, up: Places, stay: Places
     ) -> Scored:
         self._escalated += len(up)
-        sure = _part(first, stay).changed(lambda c: c._replace(reason=because(self._sure, c.reason)))
+        sure = part(first, stay).changed(lambda c: c._replace(reason=because(self._sure, c.reason)))
         if len(stay):
             self._look(batch.take(stay), sure)
         if isinstance(second, ServiceError):
             self._kept += len(up)
             told = f"{self._unsure}, but {second}"
             cost = second.cost if isinstance(second, TargetFailed) else 0.0
-            found = _part(first, up).changed(
+            found = part(first, up).changed(
                 lambda c: c._replace(route="fallback", reason=because(told, c.reason)), cost=cost
             )
         else:
@@ -293,9 +301,12 @@ class Cascade:
     def _pair(self, pairs: Pairs) -> None:
         counted = self._below if pairs.escalated else self._above
         counted[0] += len(pairs.small)
-        counted[1] += int((_decided(pairs.small) != _decided(pairs.large)).sum())
+        counted[1] += _apart(pairs.small, pairs.large)
         if self._on_pairs is not None:
-            self._on_pairs(pairs)
+            try:
+                self._on_pairs(pairs)
+            except Exception:  # noqa: BLE001 - who keeps the pairs must not fail the request
+                self._broken += 1
 
     @property
     def report(self) -> CascadeReport:
@@ -308,6 +319,7 @@ class Cascade:
             apart_below=wilson(self._below[1], self._below[0]),
             audit_dropped=self._mirror.dropped if self._mirror is not None else 0,
             audit_failed=self._audit_failed,
+            broken=self._broken,
         )
 
     def drain(self) -> None:
@@ -329,9 +341,11 @@ class Cascade:
         return f"Cascade({self.small.name!r}, {self.large.name!r}, threshold={self.threshold:g})"
 
 
-def _part(scored: Scored, places: Places) -> Scored:
-    # The cost stays with the whole.
-    return Scored(scored.values[places], scored.choices, None if scored.places is None else scored.places[places])
+def _apart(small: np.ndarray, large: np.ndarray) -> int:
+    # Rows that the two decide otherwise; answers that are no numbers, such as texts, where they are not the same.
+    if small.dtype.kind in "biuf" and large.dtype.kind in "biuf":
+        return int((_decided(small) != _decided(large)).sum())
+    return sum(one != other for one, other in zip(small.tolist(), large.tolist(), strict=True))
 
 
 def _decided(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ it is not as it should be: an answer that comes too late must never be taken for
 import asyncio
 import ssl
 import urllib.parse
+from pathlib import Path
 from typing import Any, cast
 
 from vitok.errors import InvalidInput, MissingExtra, ServiceError
@@ -133,6 +134,7 @@ class Connections:
         url: Scheme, host and port, such as `"http://10.0.0.5:8080"`.
         most: Most connections at a time, which is also the most requests in flight.
         max_answer: Longest body of an answer, in bytes.
+        ca: File in PEM of those who vouch for an `https` server; by default whom the system trusts.
 
     Attributes:
         authority: What the header `host` says.
@@ -142,7 +144,7 @@ class Connections:
         MissingExtra: If the extra `serve` is not installed.
     """
 
-    def __init__(self, url: str, *, most: int = 64, max_answer: int = MAX_ANSWER) -> None:
+    def __init__(self, url: str, *, most: int = 64, max_answer: int = MAX_ANSWER, ca: Path | None = None) -> None:
         try:
             import httptools
         except ImportError:
@@ -161,7 +163,9 @@ class Connections:
         self._parser = httptools.HttpResponseParser
         self._host = parts.hostname
         self._port = port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = _trusting(ca) if parts.scheme == "https" else None
+        if ca is not None and self._tls is None:
+            raise InvalidInput("ca", str(ca), "go with https://")
         self._most = most
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
@@ -240,3 +244,10 @@ class Connections:
                 connection.drop()
             # The loop tells a connection in its next turn that it is lost.
             await asyncio.sleep(0)
+
+
+def _trusting(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput("ca", str(ca), f"be a file of certificates in PEM: {error}") from None

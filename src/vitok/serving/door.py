@@ -5,11 +5,12 @@ Nothing waits for company: a request alone is answered alone, and under load the
 
 import collections
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
@@ -37,7 +38,7 @@ class Loop(Protocol):
         ...
 
 
-class Pending(NamedTuple):
+class Pending(msgspec.Struct, frozen=True, gc=False):
     """A request and where its reply goes; or, without an endpoint, a reply that is already known."""
 
     connection: Connection
@@ -59,6 +60,7 @@ class Door:
         requests: How many requests were answered by endpoints.
         batches: How many lists they came in.
         faults: How many requests got 500, because their endpoint raised.
+        common: Headers that every reply carries.
 
     Raises:
         InvalidInput: If a path does not start with a slash, has a query or comes twice, or a limit is below 1.
@@ -87,7 +89,7 @@ class Door:
         # What connections are owed behind a reply that is not known yet, and which of them may have been waited for.
         self._owed: dict[Connection, collections.deque[tuple[Reply | Later, bool]]] = {}
         self._due: dict[Connection, None] = {}
-        self._common: list[tuple[bytes, bytes]] = []
+        self.common: list[tuple[bytes, bytes]] = []
 
     def too_large(self) -> Reply:
         """Returns the refusal of a body that is too long."""
@@ -109,7 +111,9 @@ class Door:
             if len(replies) != len(requests):
                 raise ServiceError(f"{endpoint.path} gave {len(replies)} replies to {len(requests)} requests")
             for reply in replies:
-                if type(reply) is not Later and not _sound(reply):
+                if type(reply) is Reply and type(reply.body) is bytes and reply.status in _PHRASES:
+                    continue
+                if type(reply) is not Later:
                     raise ServiceError(f"{endpoint.path} gave {reply!r}, which is no Reply with a known status")
         except Exception:
             logger.exception("%s failed on %d requests", endpoint.path, len(requests))
@@ -119,8 +123,8 @@ class Door:
 
     def use_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Sets the headers that every reply carries (the server's, such as the date)."""
-        if headers is not self._common:
-            self._common = headers
+        if headers is not self.common:
+            self.common = headers
             self._heads.clear()
 
     def render(self, reply: Reply, *, keep: bool) -> bytes:
@@ -137,39 +141,50 @@ class Door:
         )
 
     def _head(self, status: int, media_type: bytes) -> bytes:
-        common = b"".join(b"%b: %b\r\n" % header for header in self._common)
+        common = b"".join(b"%b: %b\r\n" % header for header in self.common)
         kind = media_type or (b"application/json" if status < 400 else b"application/problem+json")
         return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\ncontent-length: " % (status, _PHRASES[status], common, kind)
 
     def _flush(self, loop: Loop) -> None:
         waiting = self._waiting
-        batch, self._waiting = waiting[: self.max_batch], waiting[self.max_batch :]
-        self._scheduled = bool(self._waiting)
-        if self._scheduled:
+        if len(waiting) <= self.max_batch:
+            batch, self._waiting, self._scheduled = waiting, [], False
+        else:
+            batch, self._waiting = waiting[: self.max_batch], waiting[self.max_batch :]
             loop.call_soon(self._flush, loop)
         out: dict[Connection, list[bytes]] = {}
         closing = set()
+        start, n = 0, len(batch)
         # Runs of one endpoint, not groups: what came first is also done first, whatever its path.
-        for endpoint, run in itertools.groupby(batch, key=_endpoint):
-            items = list(run)
+        while start < n:
+            endpoint = batch[start].endpoint
+            end = start + 1
+            while end < n and batch[end].endpoint is endpoint:
+                end += 1
+            items = batch if end - start == n else batch[start:end]
+            start = end
             if endpoint is None:
                 replies: list[Reply | Later] = [item.reply for item in items]
             else:
-                replies = self.answer(endpoint, [item.request for item in items if item.request is not None])
+                replies = self.answer(endpoint, [item.request for item in items])  # type: ignore[misc]
             for item, reply in zip(items, replies, strict=True):
-                if type(reply) is Later or (self._owed and item.connection in self._owed):
+                connection = item.connection
+                if type(reply) is Later or (self._owed and connection in self._owed):
                     self._wait(item, reply, loop)
                     continue
-                assert isinstance(reply, Reply)  # noqa: S101
-                data = self.render(reply, keep=item.keep)
-                if item.connection in out:
-                    out[item.connection].append(data)
+                data = self.render(reply, keep=item.keep)  # type: ignore[arg-type]
+                parts = out.get(connection)
+                if parts is None:
+                    out[connection] = [data]
                 else:
-                    out[item.connection] = [data]
+                    parts.append(data)
                 if not item.keep:
-                    closing.add(item.connection)
+                    closing.add(connection)
         for connection, parts in out.items():
-            connection.deliver(b"".join(parts), len(parts), close=connection in closing)
+            if len(parts) == 1:
+                connection.deliver(parts[0], 1, close=connection in closing)
+            else:
+                connection.deliver(b"".join(parts), len(parts), close=connection in closing)
 
     def _wait(self, item: Pending, reply: Reply | Later, loop: Loop) -> None:
         self._owed.setdefault(item.connection, collections.deque()).append((reply, item.keep))
@@ -207,10 +222,6 @@ class Door:
 
 def _sound(reply: object) -> bool:
     return type(reply) is Reply and type(reply.body) is bytes and reply.status in _PHRASES
-
-
-def _endpoint(pending: Pending) -> Endpoint | None:
-    return pending.endpoint
 
 
 _PHRASES = {

@@ -1,13 +1,15 @@
-"""The guard before a hot endpoint: address, key, rate and size of each request, before anything of it is read."""
+"""The guard before an endpoint: address, key, rate and size of each request, before anything of it is read."""
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from vitok.clock import Clock, SystemClock
 from vitok.errors import InvalidInput
 from vitok.guard import AddressList, Allowance, Key, KeyRing, Limit, Limiter, Refusal, SharedLimiter
+from vitok.serving.inference_messages import error_reply
 from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
+from vitok.serving.opening import changed
 from vitok.serving.problems import problem
 
 _BEARER = b"bearer "
@@ -129,9 +131,7 @@ class Guarded:
             if refusal is not None:
                 out[place] = refusal
                 continue
-            passed.append(
-                HotRequest(request.body, request.arrived, request.headers, request.peer, tenant) if tenant else request
-            )
+            passed.append(_marked(request, tenant) if tenant else request)
             places.append(place)
             told.append(headers)
         if passed:
@@ -141,7 +141,7 @@ class Guarded:
 
     def _outside(self, request: HotRequest) -> Reply | None:
         # What can be said before it is known whose request it is.
-        if self.max_body is not None and len(request.body) > self.max_body:
+        if self.max_body is not None and _size(request) > self.max_body:
             detail = f"body: must be at most {self.max_body} bytes long"
             return self._refuse("size", problem(413, "Content Too Large", detail, field="body"))
         if self.addresses is not None:
@@ -189,7 +189,114 @@ class Guarded:
 
     def _refuse(self, reason: str, reply: Reply) -> Reply:
         self.refused[reason] = self.refused.get(reason, 0) + 1
-        return reply
+        # Clients of the inference protocol look for the reason in `error`.
+        return error_reply(reply)
+
+
+class Guard:
+    """What stands before every model of a host, and before what else can be asked of it: `Guarded`, made as needed.
+
+    All that it makes share the limits: a key has its rate once, however many models it asks.
+
+    Args:
+        keys: As for `Guarded`; as all of these.
+        key_limit: Requests by key, or by address where there are no keys.
+        user_limit: Requests by the user that `user_header` names.
+        user_header: Name of that header.
+        addresses: Who may ask at all.
+        max_body: Longest body in bytes.
+        clock: Tells when keys expire.
+
+    Attributes:
+        keys: The keys, or None.
+        refused: How many requests were refused, by reason.
+
+    Raises:
+        InvalidInput: If nothing is to be guarded.
+
+    Example:
+        >>> from vitok.guard import Limit
+        >>> guard = Guard(key_limit=Limiter(Limit(1, "1h")))
+        >>> request = HotRequest(b"{}", 0, [], "10.0.0.1")
+        >>> guard.refusal(request, "infer:fraud") is None, guard.refusal(request, "infer:spam").status
+        (True, 429)
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: KeyRing | None = None,
+        key_limit: Limiter | SharedLimiter | None = None,
+        user_limit: Limiter | SharedLimiter | None = None,
+        user_header: str = "x-user-id",
+        addresses: AddressList | None = None,
+        max_body: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.keys = keys
+        self.refused: dict[str, int] = {}
+        self._options: dict[str, Any] = {
+            "keys": keys,
+            "key_limit": key_limit,
+            "user_limit": user_limit,
+            "user_header": user_header,
+            "addresses": addresses,
+            "max_body": max_body,
+            "clock": clock,
+        }
+        self.before(_Open(), "")
+
+    def before(self, endpoint: Endpoint, scope: str) -> Guarded:
+        """Returns an endpoint with the guard before it.
+
+        Args:
+            endpoint: What is guarded.
+            scope: What a key has to allow, such as `"infer:fraud"`.
+        """
+        made = Guarded(endpoint, scope=scope, **self._options)
+        made.refused = self.refused
+        return made
+
+    def refusal(self, request: HotRequest, scope: str) -> Reply | None:
+        """Returns why a request may not pass, or None; it counts against the limits like any other."""
+        reply = self.before(_Open(), scope).handle([request])[0]
+        return reply if isinstance(reply, Reply) and reply.status >= 400 else None
+
+
+class Outer(Protocol):
+    """Puts something before an endpoint, as `Guard` does; it may have another one as its `guard`."""
+
+    def before(self, endpoint: Endpoint, scope: str) -> Endpoint:
+        """Returns the endpoint with it before."""
+        ...
+
+
+def guard_in(outer: Outer | None) -> Guard | None:
+    """Returns the guard among what stands before endpoints, or None."""
+    while outer is not None and not isinstance(outer, Guard):
+        outer = getattr(outer, "guard", None)
+    return outer
+
+
+class _Open:
+    path = ""
+
+    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
+        return [_LET_IN] * len(requests)
+
+
+_LET_IN = Reply(200, b"")
+
+
+def _marked(request: HotRequest, tenant: str) -> HotRequest:
+    if type(request) is HotRequest:
+        return HotRequest(request.body, request.arrived, request.headers, request.peer, tenant, request.plain)
+    return changed(request, tenant=tenant)
+
+
+def _size(request: Any) -> int:
+    size: int = len(request.body) if type(request) is HotRequest else request.size
+    return size
 
 
 def _shown(request: HotRequest) -> bytes | None:

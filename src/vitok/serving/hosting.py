@@ -1,15 +1,24 @@
 """Models and versions in one process: loaded when first asked for, swapped whole, let go when room is short."""
 
+import asyncio
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vitok.errors import InvalidInput, NotFound, ServiceError, VitokError
 from vitok.registry import Registry
+from vitok.serving.encodings import Encoded
+from vitok.serving.guarded import Outer, guard_in
 from vitok.serving.inference import Hosted, InferEndpoint
+from vitok.serving.messages import Endpoint
+from vitok.serving.opening import KeptEndpoint, Opening
+from vitok.serving.response_cache import ResponseCache
 from vitok.serving.runtime import PackageFiles, Runtime
+from vitok.serving.tracing import Tracing
 
+MAX_BODY = 8 << 20
 _GROWN = 3  # a loaded model takes about three times the bytes of its file
 
 Dress = Callable[[Hosted], None]
@@ -99,8 +108,9 @@ class FolderCatalogue:
             raise NotFound("folder of models", str(folder))
 
     def names(self) -> Sequence[str]:
-        """Returns the names of the folders."""
-        return sorted(item.name for item in self._folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        """Returns the names of the folders that have a version."""
+        found = sorted(item.name for item in self._folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        return [name for name in found if self.versions(name)]
 
     def versions(self, name: str) -> Sequence[str]:
         """Returns the names of a model's folders that are numbers."""
@@ -115,6 +125,8 @@ class FolderCatalogue:
         """Returns the highest number."""
         versions = self.versions(name)
         if not versions:
+            if name and "/" not in name and not name.startswith(".") and (self._folder / name).is_dir():
+                raise NotFound(f"version of {name}, in a folder named by a number, such as", f"{name}/1")
             raise NotFound("model", name, self.names())
         return versions[-1]
 
@@ -154,9 +166,20 @@ class ModelHost:
         dress: Gives each model what goes with its answers, when it is first loaded.
         pinned: Names that are loaded at once by `start` and never let go.
         admit: Looks at each version before it answers; one for which it raises `VitokError` does not.
+        guard: Stands before every model, whichever door a request comes by: a `Guard`, or whatever else has its
+            `before`; None for nothing.
+        max_body: Longest body, in bytes, that a compressed one may become.
+        deadline: Seconds within which an answer is of use, where a request does not say.
+        queue: How each model's queue is made, as for `Hosted`.
+        cache: Makes the response cache of a model that takes one matrix of rows; None for no cache.
+        tracing: Which requests are traced; None for none.
+        problems: Says, by name, why something around the models keeps them from answering at present, such as a log
+            that cannot be written; then the service is not ready.
 
     Attributes:
-        endpoints: Path to endpoint of all that is loaded.
+        endpoints: Path to endpoint of all that is loaded, as a door answers it: with the guard before it.
+        guard: The guard among that; None where there is none.
+        problems: What keeps models from answering at present.
         failures: Name to what went wrong when its newest version was loaded; the one before goes on answering.
 
     Example:
@@ -176,18 +199,35 @@ class ModelHost:
         dress: Dress | None = None,
         pinned: Sequence[str] = (),
         admit: Callable[[Runtime], None] | None = None,
+        guard: Outer | None = None,
+        max_body: int = MAX_BODY,
+        deadline: float = 1.0,
+        queue: Mapping[str, Any] | bool | None = None,
+        cache: Callable[[], ResponseCache] | None = None,
+        tracing: Tracing | None = None,
+        problems: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        if max_bytes < 1:
-            raise InvalidInput("max_bytes", max_bytes, "be at least 1")
+        for field, value in (("max_bytes", max_bytes), ("max_body", max_body)):
+            if value < 1:
+                raise InvalidInput(field, value, "be at least 1")
         self.catalogue = catalogue
         self.max_bytes = max_bytes
         self.pinned = tuple(pinned)
-        self.endpoints: dict[str, InferEndpoint] = {}
+        self.guard = guard_in(guard)
+        self._outer = guard
+        self.max_body = max_body
+        self.endpoints: dict[str, Endpoint] = {}
         self.failures: dict[str, str] = {}
         self.swaps = 0
         self.evictions = 0
         self._dress = dress
         self._admit = admit
+        self._options: dict[str, Any] = {"deadline": deadline, "queue": queue, "tracing": tracing}
+        self._cache = cache
+        self.problems = problems
+        self._bare: dict[str, InferEndpoint] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._watching: list[Callable[[], object]] = []
         self._hosted: dict[tuple[str, str | None], Hosted] = {}
         self._used: dict[tuple[str, str | None], tuple[int, int]] = {}
         self._tick = 0
@@ -226,7 +266,28 @@ class ModelHost:
 
     def by_path(self) -> dict[str, Hosted]:
         """Returns what is loaded, by the path of its requests."""
-        return {path: endpoint.hosted for path, endpoint in list(self.endpoints.items())}
+        return {path: endpoint.hosted for path, endpoint in list(self._bare.items())}
+
+    def endpoint(
+        self, name: str, version: str | None = None, *, entered: Callable[[], object] = lambda: None
+    ) -> Endpoint:
+        """Returns what answers for a model, with the guard before it: the model, or what loads it for whoever may ask.
+
+        Args:
+            name: Name of the model.
+            version: Its version; by default the one in force.
+            entered: Called on the event loop once the model was loaded for a request, or could not be.
+        """
+        found = self.endpoints.get(_path(name, version))
+        return self._dressed(self._again(name, version, entered), name) if found is None else found
+
+    def on_change(self, callback: Callable[[], object]) -> None:
+        """Has `callback` called whenever a model was loaded or let go, on whatever thread that happens."""
+        self._watching.append(callback)
+
+    def _tell(self) -> None:
+        for callback in self._watching:
+            callback()
 
     def unload(self, name: str) -> None:
         """Lets a model go, with all its versions; the next request for it loads it anew.
@@ -277,13 +338,37 @@ class ModelHost:
     def _open(self, name: str, version: str | None) -> Hosted:
         number = version or self.catalogue.current(name)
         runtime = self._load(name, number)
-        hosted = Hosted(name, runtime)
+        cache = self._cache() if self._cache is not None and runtime.takes_rows else None
+        hosted = Hosted(name, runtime, cache=cache, **self._options)
         if self._dress is not None:
             self._dress(hosted)
-        endpoint = InferEndpoint(hosted, version=version)
+        again = functools.partial(self._again, name, version)
         self._hosted[name, version] = hosted
-        self.endpoints[endpoint.path] = endpoint
+        self._enter(KeptEndpoint(hosted, version=version, again=again))
+        self._tell()
         return hosted
+
+    def _enter(self, endpoint: InferEndpoint) -> None:
+        self._bare[endpoint.path] = endpoint
+        self.endpoints[endpoint.path] = self._dressed(endpoint, endpoint.hosted.name)
+
+    def _dressed(self, endpoint: Endpoint, name: str) -> Endpoint:
+        # The guard is outside, so that a stranger has nothing inflated and nothing loaded.
+        read = Encoded(endpoint, max_body=self.max_body)
+        return read if self._outer is None else self._outer.before(read, f"infer:{name}")
+
+    def _again(self, name: str, version: str | None, entered: Callable[[], object] = lambda: None) -> Opening:
+        path = _path(name, version)
+
+        def load() -> InferEndpoint:
+            self.get(name, version)
+            found = self._bare.get(path)
+            # None where it was let go in the same moment: there is not enough room for what is asked for.
+            if found is None:
+                raise ServiceError(f"{name} was let go before it could answer; raise max_bytes")
+            return found
+
+        return Opening(path, load, entered=entered, tasks=self._opening)
 
     def _swap(self, name: str, hosted: Hosted) -> list[str]:
         number = self.catalogue.current(name)
@@ -330,8 +415,16 @@ class ModelHost:
         return sorted(self._hosted, key=lambda key: self._used[key][1])
 
     def _drop(self, key: tuple[str, str | None]) -> None:
-        self._hosted.pop(key).close()
+        path = _path(*key)
+        self.endpoints.pop(path, None)
+        endpoint = self._bare.pop(path)
+        del self._hosted[key]
         self._used.pop(key, None)
-        name, version = key
-        middle = "" if version is None else f"/versions/{version}"
-        self.endpoints.pop(f"/v2/models/{name}{middle}/infer", None)
+        # The doors first, so that hardly anybody comes to an endpoint that is gone.
+        self._tell()
+        if isinstance(endpoint, KeptEndpoint):
+            endpoint.leave()
+
+
+def _path(name: str, version: str | None) -> str:
+    return f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"

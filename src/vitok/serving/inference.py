@@ -9,14 +9,16 @@ import asyncio
 import contextlib
 import logging
 import math
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from vitok.errors import InvalidInput, ServiceError, VitokError
+from vitok.serving.hosted import INLINE_SECONDS, ROUTE, Answered, Breach, Chosen, Hosted, Meter, Recorder
 from vitok.serving.inference_messages import (
     InferRequest,
     Job,
@@ -28,142 +30,32 @@ from vitok.serving.inference_messages import (
 )
 from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.problems import FAULT, UNDECODABLE, from_decode_error, from_error, problem
-from vitok.serving.queues import BatchQueue, Refusal, ServiceCurve, Task
+from vitok.serving.queues import Refusal, Task
 from vitok.serving.runtime import Runtime
+from vitok.serving.tracing import Moments, Traced, trace_id_of
 from vitok.stats import LatencyHistogram
+
+__all__ = [
+    "INLINE_SECONDS",
+    "ROUTE",
+    "Answered",
+    "Breach",
+    "Chosen",
+    "Hosted",
+    "InferEndpoint",
+    "Meter",
+    "Recorder",
+    "by_rows",
+    "described",
+    "endpoints",
+    "ids_and_latency",
+    "record_all",
+]
 
 logger = logging.getLogger("vitok.serving")
 
 _JSON_LENGTH = b"inference-header-content-length"
 _FIRST_ROWS = 256
-INLINE_SECONDS = 200e-6
-ROUTE = "vitok_route"
-"""The platform that metadata tell of a name behind which a route answers."""
-
-Breach = tuple[int, str, str]
-"""A row that breaks a rule: its place, the feature, and what is wrong."""
-
-
-class Recorder(Protocol):
-    """Keeps what was decided, as `vitok.serving.InferenceLog` does."""
-
-    def record(self, batch: "Answered") -> Sequence[bytes]:
-        """Writes a batch; once it returns, the rows are in the log. Returns the decision id of each row."""
-        ...
-
-
-class Chosen(NamedTuple):
-    """What a route chose for each row of a batch, n each.
-
-    Attributes:
-        versions: Model version that answered.
-        routes: `"champion"`, `"canary"`, `"shadow"` or `"fallback"`.
-        reasons: Why it was chosen.
-        propensities: Probability with which a random draw chose it; 1 where nothing was drawn.
-    """
-
-    versions: Sequence[str]
-    routes: Sequence[str]
-    reasons: Sequence[str]
-    propensities: Sequence[float]
-
-
-class Answered:
-    """A batch of rows that a model has answered, by columns, as a recorder takes it.
-
-    Attributes:
-        version: Such as `"fraud/3"`.
-        X: Rows as the model saw them, shape (n, n_features).
-        score: Its scores, shape (n,).
-        request_ids: The callers' ids, n texts; empty where a caller gave none.
-        latency_us: Microseconds since the arrival of each row's request, shape (n,).
-        cost: Processor seconds a row; for a route in the unit of its targets.
-        chosen: What a route chose; None where one version answered all.
-    """
-
-    __slots__ = ("X", "chosen", "cost", "latency_us", "request_ids", "score", "version")
-
-    def __init__(
-        self,
-        version: str,
-        X: np.ndarray,
-        score: np.ndarray,
-        request_ids: Sequence[str],
-        latency_us: np.ndarray,
-        cost: float,
-        chosen: Chosen | None = None,
-    ) -> None:
-        self.version = version
-        self.X = X
-        self.score = score
-        self.request_ids = request_ids
-        self.latency_us = latency_us
-        self.cost = cost
-        self.chosen = chosen
-
-
-class Hosted:
-    """A model under its name: the version that answers, and what goes with each answer.
-
-    The version is replaced as a whole, between two batches: `hosted.runtime = other`. A model that takes longer than
-    `INLINE_SECONDS` for one row has a queue and a thread of its own, so that the event loop goes on meanwhile.
-
-    Args:
-        name: Name of the model, as in the path.
-        runtime: The version that answers.
-        rules: Says which rows of a matrix break the contract of the features; None where nothing is checked.
-        recorder: Where answers are logged before they leave; None where they are not.
-        deadline: Seconds within which an answer is of use, where a request does not say.
-        queue: How the queue is made, where there is one: the arguments of `BatchQueue` such as `max_rows`; or False
-            for none, True for one in any case.
-
-    Attributes:
-        counts: Requests, rows, and refusals so far.
-        disclose: What leaves of the outputs, by the rows and what the model gave, for a model of one matrix of rows;
-            the log keeps what it gave. None where all leaves as it is.
-        describe: Says of the rows of a request, which lie in a matrix, what its answer tells where it is explained.
-        waited: Time from the arrival of a request to the start of its batch.
-        latency: Time from the arrival of a request until its answer was written.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        runtime: Runtime,
-        *,
-        rules: Callable[[np.ndarray], Sequence[Breach]] | None = None,
-        recorder: Recorder | None = None,
-        deadline: float = 1.0,
-        queue: Mapping[str, Any] | bool | None = None,
-    ) -> None:
-        if not deadline > 0:
-            raise InvalidInput("deadline", deadline, "be a number of seconds above 0")
-        self.name = name
-        self.runtime = runtime
-        self.rules = rules
-        self.recorder = recorder
-        self.deadline = deadline
-        self.queue: BatchQueue | None = None
-        self.queueing = runtime.seconds_per_run > INLINE_SECONDS if queue is None else queue is not False
-        self._queue_options = queue if isinstance(queue, Mapping) else {}
-        self.disclose: Callable[[np.ndarray, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
-        self.describe: Callable[[np.ndarray], Mapping[str, Any]] | None = None
-        self.counts = {"requests": 0, "rows": 0, "refused": 0, "failed": 0, "batches": 0}
-        self.waited = LatencyHistogram()
-        self.latency = LatencyHistogram()
-
-    def open_queue(self, run: Callable[[Sequence[Task]], None], expire: Callable[[Task], None]) -> BatchQueue:
-        """Returns the queue; starts it where it does not run yet."""
-        if self.queue is None:
-            first = 1e9 * max(self.runtime.seconds_per_run, 1e-6)
-            curve = ServiceCurve(fixed_ns=first, row_ns=0.1 * first)
-            self.queue = BatchQueue(run, expire, curve, name=self.name, **self._queue_options)
-        return self.queue
-
-    def close(self) -> None:
-        """Finishes what waits."""
-        if self.queue is not None:
-            self.queue.close()
 
 
 class InferEndpoint:
@@ -195,6 +87,8 @@ class InferEndpoint:
         self._fast = msgspec.json.Decoder(RowsRequest)
         self._general = msgspec.json.Decoder(InferRequest)
         self._rows = np.empty((_FIRST_ROWS, 0))
+        self._bytes = memoryview(b"")
+        self._pack = struct.Struct("").pack_into
         self._writer = Writer(hosted.name, hosted.runtime)
 
     def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
@@ -220,9 +114,11 @@ class InferEndpoint:
         if self.version is not None and runtime.version.rpartition("/")[2] != self.version:
             detail = f"version {self.version} of {hosted.name} does not answer any more; {runtime.version} does"
             return [error_reply(problem(404, "Not Found", detail))] * len(requests)
+        traced = hosted.tracing.pick(requests) if hosted.tracing is not None else ()
         replies: list[Reply | None] = [None] * len(requests)
         jobs: list[Job] = []
         n = 0
+        logged = hosted.recorder is not None
         for i, request in enumerate(requests):
             try:
                 job = take(runtime, request, n)
@@ -234,26 +130,31 @@ class InferEndpoint:
                 job.place = i
                 job.arrived = request.arrived
                 job.tenant = request.tenant
+                if logged and not request.plain:  # a call less for nearly all
+                    job.trace_id = trace_id_of(request)
                 jobs.append(job)
                 n += job.n
         counts["refused"] += len(requests) - len(jobs)
+        if traced and logged:
+            begun = {one.place: f"{one.trace_id:032x}" for one in traced}
+            for job in jobs:
+                job.trace_id = begun.get(job.place, job.trace_id)
         X = self._rows[:n]
         if jobs and n and hosted.rules is not None and runtime.takes_rows:
             jobs, X = self._check(hosted.rules, jobs, X, replies)
+        moments = [started, time.perf_counter_ns(), 0, 0]
         if hosted.queueing:
-            return self._enqueue(runtime, jobs, X, replies)
+            return self._enqueue(runtime, jobs, X, replies, {one.place: one for one in traced})
         if jobs and runtime.takes_rows:
-            self._answer_rows(runtime, jobs, X, replies, started, cpu)
+            self._answer_rows(runtime, jobs, X, replies, moments, cpu)
         elif jobs:
-            self._answer_tensors(runtime, jobs, replies)
-        arrived = [request.arrived for request in requests]
-        record_all(hosted.waited, arrived, started)
-        record_all(hosted.latency, arrived, time.perf_counter_ns())
+            self._answer_tensors(runtime, jobs, replies, moments)
+        self._measure([request.arrived for request in requests], moments, traced, replies)
         return replies  # type: ignore[return-value]
 
     def _take(self, runtime: Runtime, request: HotRequest, at: int) -> Job:
         # Reads a request; the rows of a matrix go to their place in the batch at once.
-        length = request.header(_JSON_LENGTH)
+        length = None if request.plain else request.header(_JSON_LENGTH)
         width = runtime.n_features if runtime.takes_rows else 0
         if length is None and width:
             spec = runtime.inputs[0]
@@ -278,7 +179,8 @@ class InferEndpoint:
                     rows = shape[0]
                     self._room(width, at + rows)
                     if rows == 1:
-                        self._rows[at] = tensor.data
+                        # A third of the time that numpy takes for a list of thirty.
+                        self._pack(self._bytes, 8 * width * at, *tensor.data)
                     else:
                         self._rows[at : at + rows] = np.array(tensor.data).reshape(rows, width)
                     return Job(asked.id, rows)
@@ -298,7 +200,12 @@ class InferEndpoint:
         return job
 
     def _enqueue(
-        self, runtime: Runtime, jobs: Sequence[Job], X: np.ndarray, replies: list[Reply | None]
+        self,
+        runtime: Runtime,
+        jobs: Sequence[Job],
+        X: np.ndarray,
+        replies: list[Reply | None],
+        traced: Mapping[int, Traced],
     ) -> list[Reply | Later]:
         # Each request is owed its reply, unless the queue says that it would come too late.
         queue = self.hosted.open_queue(self._run_tasks, self._expire)
@@ -311,6 +218,7 @@ class InferEndpoint:
                 job.inputs = {runtime.inputs[0].name: X[at : at + job.n].copy()}
                 at += job.n
             job.later, job.loop = Later(), loop
+            job.traced = traced.get(job.place)
             deadline = job.arrived + (1000 * job.timeout_us if job.timeout_us else int(1e9 * self.hosted.deadline))
             task = Task(
                 job,
@@ -336,46 +244,87 @@ class InferEndpoint:
         replies: list[Reply | None] = [None] * len(jobs)
         for place, job in enumerate(jobs):
             job.place = place
+            if job.traced is not None:
+                job.traced.place = place
+        moments = [started, started, 0, 0]
         try:
             if runtime.takes_rows:
                 name = runtime.inputs[0].name
                 X = np.concatenate([job.inputs[name] for job in jobs])
-                self._answer_rows(runtime, jobs, X, replies, started, cpu)
+                self._answer_rows(runtime, jobs, X, replies, moments, cpu)
             else:
-                self._answer_tensors(runtime, jobs, replies)
+                self._answer_tensors(runtime, jobs, replies, moments)
         except Exception:
             # Whatever it was, whoever waits gets an answer.
             logger.exception("%s failed on %d requests", self.path, len(jobs))
             replies = [error_reply(FAULT)] * len(jobs)
-        hosted = self.hosted
-        now = time.perf_counter_ns()
-        record_all(hosted.waited, [task.arrived for task in tasks], started)
-        record_all(hosted.latency, [task.arrived for task in tasks], now)
         _hand_over(jobs, replies)
+        traced = [job.traced for job in jobs if job.traced is not None]
+        self._measure([task.arrived for task in tasks], moments, traced, replies, jobs[0].loop)
+
+    def _measure(
+        self,
+        arrived: Sequence[int],
+        moments: Sequence[int],
+        traced: Sequence[Traced],
+        replies: Sequence[Reply | None],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        hosted = self.hosted
+        ended = time.perf_counter_ns()
+        record_all(hosted.waited, arrived, moments[0])
+        record_all(hosted.latency, arrived, ended)
+        hosted.stages.record(moments, ended)
+        if traced and hosted.tracing is not None:
+            found, version = Moments(*moments), hosted.runtime.version
+            n = len(replies)
+            hosted.tracing.note(traced, found, route=self.path, version=version, requests=n, replies=replies, loop=loop)
 
     def _expire(self, task: Task) -> None:
         self.hosted.counts["refused"] += 1
         _hand_over([task.job], [_refused(Refusal("late", 0.0))])
 
     def _room(self, width: int, n: int) -> None:
-        if self._rows.shape[1] != width:
-            self._rows = np.empty((_FIRST_ROWS, width))
-        if len(self._rows) < n:
-            grown = np.empty((max(n, 2 * len(self._rows)), width))
-            grown[: len(self._rows)] = self._rows
-            self._rows = grown
+        rows = self._rows
+        if rows.shape[1] == width and len(rows) >= n:
+            return
+        if rows.shape[1] != width:
+            rows = np.empty((_FIRST_ROWS, width))
+        if len(rows) < n:
+            grown = np.empty((max(n, 2 * len(rows)), width))
+            grown[: len(rows)] = rows
+            rows = grown
+        self._rows = rows
+        self._bytes = rows.data.cast("B")
+        self._pack = struct.Struct(f"{width}d").pack_into
 
     def _answer_rows(
-        self, runtime: Runtime, jobs: list[Job], X: np.ndarray, replies: list[Reply | None], started: int, cpu: int
+        self,
+        runtime: Runtime,
+        jobs: list[Job],
+        X: np.ndarray,
+        replies: list[Reply | None],
+        moments: list[int],
+        cpu: int,
     ) -> None:
         hosted = self.hosted
         n = len(X)
         try:
-            # A number beyond float32 is an infinite one; numpy would warn of it.
-            with np.errstate(over="ignore"):
-                fed = X.astype(runtime.dtype, copy=False)
-            outputs: Mapping[str, np.ndarray] = runtime.infer({runtime.inputs[0].name: fed})
-            identifiers = self._record(runtime, hosted.recorder, jobs, X, outputs, cpu)
+            fed = X
+            if X.dtype != runtime.dtype:
+                # A number beyond float32 is an infinite one; numpy would warn of it.
+                with np.errstate(over="ignore"):
+                    fed = X.astype(runtime.dtype)
+            name = runtime.inputs[0].name
+            ran: np.ndarray | None = None
+            outputs: Mapping[str, np.ndarray]
+            if hosted.cache is None:
+                outputs = runtime.infer({name: fed})
+            else:
+                served = hosted.cache.answer(runtime, fed, lambda rows: runtime.infer({name: rows}))
+                outputs, ran = served.outputs, served.ran
+            moments[2] = time.perf_counter_ns()
+            identifiers = self._record(runtime, jobs, X, outputs, cpu, ran)
             if hosted.disclose is not None:
                 outputs = hosted.disclose(X, outputs)
         except VitokError as error:
@@ -385,10 +334,16 @@ class InferEndpoint:
                 replies[job.place] = failure
             return
         hosted.counts["rows"] += n
+        if hosted.recorder is not None:
+            moments[3] = time.perf_counter_ns()
         at = 0
         for job in jobs:
             if job.explain:
-                job.told = {"batch_rows": n, "batch_requests": len(jobs), "waited_us": (started - job.arrived) // 1000}
+                job.told = {
+                    "batch_rows": n,
+                    "batch_requests": len(jobs),
+                    "waited_us": (moments[0] - job.arrived) // 1000,
+                }
                 if hosted.describe is not None:
                     job.told.update(hosted.describe(X[at : at + job.n]))
             at += job.n
@@ -425,20 +380,39 @@ class InferEndpoint:
     def _record(
         self,
         runtime: Runtime,
-        recorder: Recorder | None,
         jobs: Sequence[Job],
         X: np.ndarray,
         outputs: Mapping[str, np.ndarray],
         cpu: int,
+        ran: np.ndarray | None,
     ) -> Sequence[bytes]:
-        if recorder is None or not len(X):
+        recorder, meter = self.hosted.recorder, self.hosted.meter
+        n = len(X)
+        if (recorder is None and meter is None) or not n:
             return ()
-        request_ids, latency = ids_and_latency(jobs, len(X))
-        cost = (time.thread_time_ns() - cpu) / len(X) / 1e9
-        answered = Answered(runtime.version, X, runtime.scores_of(outputs), request_ids, latency, cost)
-        return recorder.record(answered)
+        spent = time.thread_time_ns() - cpu
+        cost: float | np.ndarray = spent / n / 1e9
+        if ran is not None:
+            cost = np.where(ran, spent / max(int(ran.sum()), 1) / 1e9, 0.0)
+        request_ids, latency = ids_and_latency(jobs, n)
+        answered = Answered(
+            runtime.version,
+            X,
+            runtime.scores_of(outputs),
+            request_ids,
+            latency,
+            cost,
+            tenants=by_rows(jobs, n, "tenant"),
+            trace_ids=by_rows(jobs, n, "trace_id"),
+            ran=ran,
+        )
+        if meter is not None:
+            answered.cost = meter.charge(answered, spent)
+        return () if recorder is None else recorder.record(answered)
 
-    def _answer_tensors(self, runtime: Runtime, jobs: list[Job], replies: list[Reply | None]) -> None:
+    def _answer_tensors(
+        self, runtime: Runtime, jobs: list[Job], replies: list[Reply | None], moments: list[int]
+    ) -> None:
         # Requests whose tensors differ only in the number of rows are one run.
         together: dict[object, list[Job]] = {}
         for place, job in enumerate(jobs):
@@ -452,7 +426,9 @@ class InferEndpoint:
                 for spec in runtime.inputs
             }
             try:
+                cpu = time.thread_time_ns()
                 outputs = runtime.infer(inputs)
+                moments[2] = time.perf_counter_ns()
                 rows = sum(job.n for job in group)
                 if runtime.batched and any(len(output) != rows for output in outputs.values()):
                     raise ServiceError(f"{runtime.version}: an output has another number of rows than the input")
@@ -462,10 +438,19 @@ class InferEndpoint:
                     replies[job.place] = error_reply(from_error(error))
                 continue
             self.hosted.counts["rows"] += rows
+            if self.hosted.meter is not None and rows:
+                self._charge(self.hosted.meter, runtime, group, rows, time.thread_time_ns() - cpu)
             for job in group:
                 if job.explain:
                     job.told = {"batch_rows": rows, "batch_requests": len(group)}
             self._write(runtime, group, outputs, (), replies)
+
+    def _charge(self, meter: Meter, runtime: Runtime, jobs: Sequence[Job], rows: int, spent: int) -> None:
+        request_ids, latency = ids_and_latency(jobs, rows)
+        none = np.empty((rows, 0))
+        score = np.full(rows, np.nan)
+        tenants = by_rows(jobs, rows, "tenant")
+        meter.charge(Answered(runtime.version, none, score, request_ids, latency, 0.0, tenants=tenants), spent)
 
     def _write(
         self,
@@ -494,6 +479,16 @@ def ids_and_latency(jobs: Sequence[Job], n: int) -> tuple[list[str], np.ndarray]
         arrived = np.repeat(arrived, [job.n for job in jobs])
         request_ids = [f"{job.id}/{k}" if job.id and job.n > 1 else job.id for job in jobs for k in range(job.n)]
     return request_ids, np.maximum(now - arrived, 0) // 1000
+
+
+def by_rows(jobs: Sequence[Job], n: int, name: Literal["tenant", "trace_id"]) -> list[str] | None:
+    """Returns what jobs say of themselves for each of their n rows; None where none says anything."""
+    values = [job.tenant for job in jobs] if name == "tenant" else [job.trace_id for job in jobs]
+    if not any(values):
+        return None
+    if len(jobs) == n and all(job.n == 1 for job in jobs):
+        return values
+    return [value for job, value in zip(jobs, values, strict=True) for _ in range(job.n)]
 
 
 def _refused(refusal: Refusal) -> Reply:

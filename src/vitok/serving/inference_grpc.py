@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,22 @@ import msgspec
 import numpy as np
 
 from vitok import __version__
-from vitok.errors import InvalidInput, MissingExtra, NotFound, ServiceError, VitokError
+from vitok.errors import InvalidInput, MissingExtra, ServiceError, VitokError
 from vitok.serving.hosting import ModelHost
 from vitok.serving.inference import Hosted, InferEndpoint, described
-from vitok.serving.inference_http import EXTENSIONS, absent, listed, loaded_anew, statistics_of, unloaded
+from vitok.serving.inference_http import (
+    ADMIN,
+    EXTENSIONS,
+    INFER,
+    listed,
+    loaded_anew,
+    ready_to_answer,
+    statistics_of,
+    unloaded,
+)
 from vitok.serving.inference_messages import Given, InferOutput, InferRequest, Job, make_job, read_inputs
-from vitok.serving.inference_proto import METHODS, SERVICE, messages, pool
-from vitok.serving.messages import Later, Reply
+from vitok.serving.inference_proto import METHODS, SERVICE, messages, pool, retry_details
+from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.problems import FAULT, from_error
 from vitok.serving.runtime import Runtime
 from vitok.serving.tensors import TensorSpec, from_bytes, from_values, to_bytes
@@ -45,6 +55,8 @@ _CONTENTS = {
 }
 _CODES = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     409: "ABORTED",
     413: "RESOURCE_EXHAUSTED",
@@ -76,16 +88,47 @@ class GrpcAddress:
 
 
 class _Asked:
-    # A request as the endpoint passes it on to whoever reads it.
-    __slots__ = ("arrived", "body", "job", "message", "tenant", "timeout_us")
+    # A request as an endpoint, and the guard before it, pass it on to whoever reads it: it has what a `HotRequest` has.
+    __slots__ = ("arrived", "headers", "job", "message", "peer", "runtime", "tenant", "timeout_us")
+    plain = False
 
-    def __init__(self, message: Any, timeout_us: int) -> None:
+    def __init__(self, message: Any, timeout_us: int, headers: list[tuple[bytes, bytes]], peer: str) -> None:
         self.message = message
         self.timeout_us = timeout_us
+        self.headers = headers
+        self.peer = peer
         self.arrived = time.perf_counter_ns()
         self.tenant = ""
-        self.body = b""
         self.job: Job | None = None
+        self.runtime: Runtime | None = None
+
+    @property
+    def body(self) -> bytes:
+        return b""
+
+    @property
+    def size(self) -> int:
+        size: int = self.message.ByteSize()
+        return size
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for known, value in self.headers if known == name), None)
+
+    def ask(self, endpoint: InferEndpoint, requests: Sequence[Any]) -> Sequence[Reply | Later]:
+        return endpoint.answer(requests, functools.partial(_take, endpoint))
+
+
+def _headers(context: Any) -> list[tuple[bytes, bytes]]:
+    return [
+        (key.encode("latin-1"), value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
+        for key, value in context.invocation_metadata() or ()
+    ]
+
+
+def _address(peer: str) -> str:
+    # "ipv4:10.0.0.1:5000" or "ipv6:%5B::1%5D:5000"; a Unix socket has no address.
+    kind, _, place = urllib.parse.unquote(peer).partition(":")
+    return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
 class InferenceService:
@@ -103,20 +146,21 @@ class InferenceService:
         self.host = host
         self._changed = changed or (lambda: None)
         self._types = messages()
-        self._waiting: dict[InferEndpoint, list[tuple[_Asked, asyncio.Future[Reply]]]] = {}
+        self._waiting: dict[Endpoint, list[tuple[_Asked, asyncio.Future[Reply]]]] = {}
 
     async def server_live(self, _: Any, __: Any) -> Any:
         """Says that the process runs."""
         return self._types["ServerLiveResponse"](live=True)
 
     async def server_ready(self, _: Any, __: Any) -> Any:
-        """Says whether all models are loaded that must be."""
-        return self._types["ServerReadyResponse"](ready=not absent(self.host))
+        """Says whether all models are loaded that must be, and can answer."""
+        return self._types["ServerReadyResponse"](ready=ready_to_answer(self.host))
 
-    async def model_ready(self, request: Any, _: Any) -> Any:
+    async def model_ready(self, request: Any, context: Any) -> Any:
         """Says whether a model answers; loads it, if need be."""
+        await self._allow(context, request.name)
         try:
-            await self._endpoint(request.name, request.version)
+            await self._hosted(request.name, request.version)
         except VitokError:
             return self._types["ModelReadyResponse"](ready=False)
         return self._types["ModelReadyResponse"](ready=True)
@@ -125,19 +169,21 @@ class InferenceService:
         """Says what this is."""
         return self._types["ServerMetadataResponse"](name="vitok", version=__version__, extensions=EXTENSIONS)
 
-    async def model_metadata(self, request: Any, _: Any) -> Any:
+    async def model_metadata(self, request: Any, context: Any) -> Any:
         """Says what a model takes and gives."""
-        found = described((await self._endpoint(request.name, request.version)).hosted)
+        await self._allow(context, request.name)
+        found = described(await self._hosted(request.name, request.version))
         tensor = self._types["ModelMetadataResponse.TensorMetadata"]
         for side in ("inputs", "outputs"):
             found[side] = [tensor(**item) for item in found[side]]
         return self._types["ModelMetadataResponse"](**found)
 
-    async def model_statistics(self, request: Any, _: Any) -> Any:
+    async def model_statistics(self, request: Any, context: Any) -> Any:
         """Says what a model has done; without a name, what each loaded one has."""
+        await self._allow(context, request.name)
         chosen = self.host.loaded()
         if request.name:
-            chosen = [(await self._endpoint(request.name, request.version)).hosted]
+            chosen = [await self._hosted(request.name, request.version)]
         return self._types["ModelStatisticsResponse"](model_stats=[statistics_of(item) for item in chosen])
 
     async def model_infer(self, request: Any, context: Any) -> Any:
@@ -145,45 +191,52 @@ class InferenceService:
         left = context.time_remaining()
         # Without a deadline of the caller's the remaining time is a very large number.
         within = max(int(1e6 * left), 1) if left is not None and left < 3600 else 0
-        endpoint = await self._endpoint(request.model_name, request.model_version)
-        asked = _Asked(request, within)
+        asked = _Asked(request, within, _headers(context), _address(context.peer()))
+        endpoint = self.host.endpoint(request.model_name, request.model_version or None, entered=self._changed)
         reply = await self._submit(endpoint, asked)
         if reply.status != 200 or asked.job is None or asked.job.given is None:
             await _refuse(context, reply)
-        return self._response(request, endpoint.hosted, asked.job)
+        if reply.headers:
+            context.set_trailing_metadata(_lines(reply))
+        return self._response(request, asked)
 
-    async def repository_index(self, request: Any, _: Any) -> Any:
+    async def repository_index(self, request: Any, context: Any) -> Any:
         """Lists the models that there are."""
+        await self._allow(context)
         found = await asyncio.to_thread(listed, self.host)
         rows = [item for item in found if item["state"] == "READY" or not request.ready]
         entry = self._types["RepositoryIndexResponse.ModelIndex"]
         return self._types["RepositoryIndexResponse"](models=[entry(**item) for item in rows])
 
-    async def repository_model_load(self, request: Any, _: Any) -> Any:
+    async def repository_model_load(self, request: Any, context: Any) -> Any:
         """Loads a model, or the version of it that is in force by now."""
+        await self._allow(context)
         await asyncio.to_thread(loaded_anew, self.host, request.model_name)
         self._changed()
         return self._types["RepositoryModelLoadResponse"]()
 
-    async def repository_model_unload(self, request: Any, _: Any) -> Any:
+    async def repository_model_unload(self, request: Any, context: Any) -> Any:
         """Lets a model go."""
+        await self._allow(context)
         await asyncio.to_thread(unloaded, self.host, request.model_name)
         self._changed()
         return self._types["RepositoryModelUnloadResponse"]()
 
-    async def _endpoint(self, name: str, version: str) -> InferEndpoint:
-        middle = f"/versions/{version}" if version else ""
-        path = f"/v2/models/{name}{middle}/infer"
-        found = self.host.endpoints.get(path)
-        if found is None:
-            await asyncio.to_thread(self.host.get, name, version or None)
-            self._changed()
-            found = self.host.endpoints.get(path)
-            if found is None:
-                raise NotFound("model", name, self.host.catalogue.names())
+    async def _allow(self, context: Any, name: str = "") -> None:
+        # What is told of one model asks for a key to it; what concerns all, for that of an administrator.
+        if self.host.guard is None:
+            return
+        asked = HotRequest(b"", time.perf_counter_ns(), _headers(context), _address(context.peer()))
+        refusal = self.host.guard.refusal(asked, INFER.format(name=name) if name else ADMIN)
+        if refusal is not None:
+            await _refuse(context, refusal)
+
+    async def _hosted(self, name: str, version: str) -> Hosted:
+        found = await asyncio.to_thread(self.host.get, name, version or None)
+        self._changed()
         return found
 
-    async def _submit(self, endpoint: InferEndpoint, asked: _Asked) -> Reply:
+    async def _submit(self, endpoint: Endpoint, asked: _Asked) -> Reply:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         if not self._waiting:
@@ -194,9 +247,8 @@ class InferenceService:
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for endpoint, pairs in waiting.items():
-            take = functools.partial(_take, endpoint)
             try:
-                replies = endpoint.answer([asked for asked, _ in pairs], take)  # type: ignore[misc]
+                replies = endpoint.handle([asked for asked, _ in pairs])  # type: ignore[misc]
             except Exception:
                 # Whoever waits is told, and the rest of the turn goes on.
                 logger.exception("%s failed on %d requests", endpoint.path, len(pairs))
@@ -207,13 +259,15 @@ class InferenceService:
                 else:
                     _settle(future, reply)
 
-    def _response(self, request: Any, hosted: Hosted, job: Job | None) -> Any:
-        given: Given = job.given  # type: ignore[assignment,union-attr]
+    def _response(self, request: Any, asked: _Asked) -> Any:
+        given: Given = asked.job.given  # type: ignore[assignment,union-attr]
         tensor = self._types["ModelInferResponse.InferOutputTensor"]
-        names = {spec.name: spec.datatype for spec in hosted.runtime.outputs}
-        response = self._types["ModelInferResponse"](model_name=hosted.name, model_version=given.version, id=request.id)
-        for name, value in given.parameters.items():
-            _set_parameter(response.parameters[name], value)
+        # Of the version that has read the request, whichever is in force by now.
+        names = {spec.name: spec.datatype for spec in asked.runtime.outputs}  # type: ignore[union-attr]
+        name = request.model_name
+        response = self._types["ModelInferResponse"](model_name=name, model_version=given.version, id=request.id)
+        for key, value in given.parameters.items():
+            _set_parameter(response.parameters[key], value)
         raw = bool(request.raw_input_contents) or any(names[name] not in _CONTENTS for name in given.outputs)
         for name, values in given.outputs.items():
             made = tensor(name=name, datatype=names[name], shape=values.shape)
@@ -226,6 +280,7 @@ class InferenceService:
 
 
 def _take(endpoint: InferEndpoint, runtime: Runtime, asked: Any, at: int) -> Job:
+    asked.runtime = runtime
     job = _read(asked.message, runtime)
     # 0 stands for none.
     job.timeout_us = min(filter(None, (job.timeout_us, asked.timeout_us)), default=0)
@@ -303,13 +358,23 @@ def _settle_later(future: asyncio.Future[Reply], later: Later) -> None:
     _settle(future, later.reply or FAULT)
 
 
+def _lines(reply: Reply) -> tuple[tuple[str, Any], ...]:
+    lines = [line.partition(b":") for line in reply.headers.split(b"\r\n") if line]
+    return tuple((name.strip().decode().lower(), value.strip().decode()) for name, _, value in lines)
+
+
 async def _refuse(context: Any, reply: Reply) -> None:
     import grpc
 
     detail = msgspec.json.decode(reply.body).get("detail", "") if reply.body else ""
-    lines = [line.partition(b":") for line in reply.headers.split(b"\r\n") if line]
-    told = tuple((name.strip().decode().lower(), value.strip().decode()) for name, _, value in lines)
-    await context.abort(getattr(grpc.StatusCode, _CODES.get(reply.status, "INTERNAL")), detail, told)
+    code = getattr(grpc.StatusCode, _CODES.get(reply.status, "INTERNAL"))
+    told = _lines(reply)
+    after = dict(told).get("retry-after", "")
+    if after.isdecimal():
+        # As clients that retry by themselves look for it (gRFC A6), and as google.rpc.RetryInfo.
+        details = retry_details(code.value[0], detail, int(after))
+        told += (("grpc-retry-pushback-ms", str(1000 * int(after))), ("grpc-status-details-bin", details))
+    await context.abort(code, detail, told)
 
 
 def _plain(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -372,12 +437,13 @@ async def grpc_door(
     class Checks(health.aio.HealthServicer):  # type: ignore[misc]
         async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - how gRPC spells it
             states = health_pb2.HealthCheckResponse
-            state = states.NOT_SERVING if absent(host) else states.SERVING
+            state = states.SERVING if ready_to_answer(host) else states.NOT_SERVING
             for name in ("", SERVICE):
                 await self.set(name, state)
             return await super().Check(request, context)
 
-    health_pb2_grpc.add_HealthServicer_to_server(Checks(), server)
+    checks = Checks()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     descriptors = pool()
     with contextlib.suppress(TypeError):  # they are in the pool since the last time
         for module in (health_pb2, reflection_pb2):
@@ -399,6 +465,8 @@ async def grpc_door(
     try:
         yield bound
     finally:
+        # Whoever watches the health is told before calls are refused.
+        await checks.enter_graceful_shutdown()
         await server.stop(DRAIN_SECONDS)
 
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitok import __version__
@@ -15,7 +18,10 @@ from vitok.serving.inference import Hosted, described
 from vitok.serving.inference_messages import error_reply
 from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.metrics import CONTENT_TYPE, Metrics
-from vitok.serving.problems import MEDIA_TYPE, from_error, handlers, problem
+from vitok.serving.problems import MEDIA_TYPE, from_error, handlers
+from vitok.serving.response_cache import CacheReport
+from vitok.serving.shared_metrics import Exposing, SharedMetrics
+from vitok.serving.shared_metrics import described as by_stage
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -23,16 +29,23 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.routing import BaseRoute
 
+    _Call = Callable[[Request], Awaitable[Response]]
+
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
+INFER, ADMIN = "infer:{name}", "admin"
+"""What a key has to allow: for a model and what is told of it, and for the repository."""
+
+_REFRESHING = threading.Lock()
 
 
-def inference_routes(host: ModelHost) -> "list[BaseRoute]":
+def inference_routes(host: ModelHost, *, shared: SharedMetrics | None = None) -> "list[BaseRoute]":
     """Returns the routes of the protocol for a Starlette application beside the hot door.
 
     A model that a request loads is entered at the door, so that the next request takes the fast way.
 
     Args:
         host: The models.
+        shared: What all workers of the service have measured; None where this process is the only one.
     """
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
@@ -54,47 +67,48 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         media = reply.media_type.decode() or ("application/json" if reply.status < 400 else MEDIA_TYPE)
         return Response(reply.body, reply.status, headers, media_type=media)
 
-    def refusal(error: VitokError) -> "Response":
-        return answer(error_reply(from_error(error)))
+    def checked(call: "_Call", scope: str = INFER) -> "_Call":
+        # The guard is asked before anything is loaded, or told of what is there.
+        async def answered(request: "Request") -> "Response":
+            if host.guard is not None:
+                refused = host.guard.refusal(_hot(request), scope.format(**request.path_params))
+                if refused is not None:
+                    return answer(refused)
+            try:
+                return await call(request)
+            except VitokError as error:
+                return answer(error_reply(from_error(error)))
+
+        return answered
 
     async def infer(request: "Request") -> "Response":
         body = await request.body()
-        arrived = time.perf_counter_ns()
+        name, version = request.path_params["name"], request.path_params.get("version")
         try:
-            await loaded(request)
+            endpoint = host.endpoint(name, version, entered=lambda: enter(request))
         except VitokError as error:
-            return refusal(error)
-        endpoint = host.endpoints.get(request.url.path)
-        if endpoint is None:
-            return answer(error_reply(problem(404, "Not Found", f"{request.url.path} is not served")))
-        reply = endpoint.handle([HotRequest(body, arrived, list(request.scope["headers"]))])[0]
-        if isinstance(reply, Later):
-            given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            reply.then(lambda: None if given.done() else given.set_result(None))
-            await given
-            assert reply.reply is not None  # noqa: S101
-            return answer(reply.reply)
-        return answer(reply)
+            return answer(error_reply(from_error(error)))
+        reply = endpoint.handle([_hot(request, body)])[0]
+        return answer(await _given(reply) if isinstance(reply, Later) else reply)
 
     async def metadata(request: "Request") -> "Response":
-        try:
-            return JSONResponse(described(await loaded(request)))
-        except VitokError as error:
-            return refusal(error)
+        return JSONResponse(described(await loaded(request)))
 
     async def model_ready(request: "Request") -> "Response":
         name, version = request.path_params["name"], request.path_params.get("version")
-        try:
-            await loaded(request)
-        except VitokError as error:
-            return refusal(error)
+        await loaded(request)
         return JSONResponse({"name": name, "ready": True} | ({"version": version} if version else {}))
 
     async def statistics(request: "Request") -> "Response":
-        try:
-            return JSONResponse({"model_stats": [statistics_of(await loaded(request))]})
-        except VitokError as error:
-            return refusal(error)
+        return JSONResponse({"model_stats": [statistics_of(await loaded(request))]})
+
+    async def latency(request: "Request") -> "Response":
+        stages = (await loaded(request)).stages.histograms
+        if shared is not None:
+            mark = request.url.path.removesuffix("/latency") + "/infer:"
+            found = await asyncio.to_thread(shared.latencies)
+            stages = {key.removeprefix(mark): value for key, value in found.items() if key.startswith(mark)}
+        return JSONResponse({"name": request.path_params["name"], "stages": by_stage(stages)})
 
     async def server(_: "Request") -> "Response":
         return JSONResponse({"name": "vitok", "version": __version__, "extensions": list(EXTENSIONS)})
@@ -103,26 +117,23 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         return JSONResponse({"live": True})
 
     async def ready(_: "Request") -> "Response":
-        missing = absent(host)
-        status = {"ready": not missing} | ({"missing": missing} if missing else {})
-        return JSONResponse(status | ({"failures": host.failures} if host.failures else {}), 503 if missing else 200)
+        told = {"missing": absent(host), "problems": dict(host.problems()), "failures": dict(host.failures)}
+        # A version that cannot be loaded leaves the one before in force.
+        well = not (told["missing"] or told["problems"])
+        return JSONResponse(
+            {"ready": well} | {name: found for name, found in told.items() if found}, 200 if well else 503
+        )
 
     async def index(_: "Request") -> "Response":
         return JSONResponse(await asyncio.to_thread(listed, host))
 
     async def load(request: "Request") -> "Response":
-        try:
-            await asyncio.to_thread(loaded_anew, host, request.path_params["name"])
-        except VitokError as error:
-            return refusal(error)
+        await asyncio.to_thread(loaded_anew, host, request.path_params["name"])
         enter(request)
         return JSONResponse({})
 
     async def unload(request: "Request") -> "Response":
-        try:
-            await asyncio.to_thread(unloaded, host, request.path_params["name"])
-        except VitokError as error:
-            return refusal(error)
+        await asyncio.to_thread(unloaded, host, request.path_params["name"])
         enter(request)
         return JSONResponse({})
 
@@ -132,22 +143,45 @@ def inference_routes(host: ModelHost) -> "list[BaseRoute]":
         Route("/v2", server),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
-        Route("/v2/repository/index", index, methods=["POST"]),
-        Route("/v2/repository/models/{name}/load", load, methods=["POST"]),
-        Route("/v2/repository/models/{name}/unload", unload, methods=["POST"]),
-        *(Route(path, metadata) for path in both),
-        *(Route(path + "/ready", model_ready) for path in both),
-        *(Route(path + "/stats", statistics) for path in both),
+        Route("/v2/repository/index", checked(index, ADMIN), methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", checked(load, ADMIN), methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", checked(unload, ADMIN), methods=["POST"]),
+        *(Route(path, checked(metadata)) for path in both),
+        *(Route(path + "/ready", checked(model_ready)) for path in both),
+        *(Route(path + "/stats", checked(statistics)) for path in both),
+        *(Route(path + "/latency", checked(latency)) for path in both),
         *(Route(path + "/infer", infer, methods=["POST"]) for path in both),
     ]
 
 
+async def _given(later: Later) -> Reply:
+    given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    later.then(lambda: None if given.done() else given.set_result(None))
+    await given
+    assert later.reply is not None  # noqa: S101
+    return later.reply
+
+
+def _hot(request: "Request", body: bytes = b"") -> HotRequest:
+    peer = request.client.host if request.client is not None else ""
+    return HotRequest(body, time.perf_counter_ns(), list(request.scope["headers"]), peer)
+
+
 def refresh(door: Door, host: ModelHost) -> None:
-    """Enters the loaded models at the hot door, and takes out those that were let go."""
-    known = {path.encode(): endpoint for path, endpoint in list(host.endpoints.items())}
-    for path in [path for path in list(door.table) if path.startswith(b"/v2/models/") and path not in known]:
-        door.table.pop(path, None)
-    door.table.update(known)
+    """Enters the loaded models at the hot door, and takes out those that were let go; on whatever thread.
+
+    What is entered is what the host says, with its guard before it: whatever stood there before is replaced.
+    """
+    with _REFRESHING:
+        known = {path.encode(): endpoint for path, endpoint in list(host.endpoints.items())}
+        for path in [path for path in list(door.table) if path.startswith(b"/v2/models/") and path not in known]:
+            door.table.pop(path, None)
+        door.table.update(known)
+
+
+def ready_to_answer(host: ModelHost) -> bool:
+    """Says whether all that is pinned is loaded, and nothing keeps it from answering."""
+    return not absent(host) and not host.problems()
 
 
 def absent(host: ModelHost) -> list[str]:
@@ -197,7 +231,11 @@ def unloaded(host: ModelHost, name: str) -> None:
 
 
 def inference_application(
-    host: ModelHost, *, metrics: Metrics | None = None, lifespan: Callable[[Any], Any] | None = None
+    host: ModelHost,
+    *,
+    metrics: Metrics | None = None,
+    lifespan: Callable[[Any], Any] | None = None,
+    shared: SharedMetrics | None = None,
 ) -> "Starlette":
     """Makes the application beside the hot door: the protocol, its OpenAPI document, and metrics.
 
@@ -205,6 +243,8 @@ def inference_application(
         host: The models.
         metrics: What Prometheus reads at `/metrics`; None for nothing.
         lifespan: What is done before the first request and after the last, as Starlette has it.
+        shared: What all workers of the service have measured, `metrics` of this one among it; None where this process
+            is the only one.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, Response
@@ -228,10 +268,10 @@ def inference_application(
 
         return answered
 
-    routes = [*inference_routes(host), Route("/openapi.json", openapi)]
+    routes = [*inference_routes(host, shared=shared), Route("/openapi.json", openapi)]
     if metrics is not None:
         watch(metrics, host)
-        routes.append(metrics_route(metrics))
+        routes.append(metrics_route(metrics if shared is None else shared))
     found = {kind: with_error(handle) for kind, handle in handlers().items()}
     return Starlette(routes=routes, exception_handlers=found, lifespan=lifespan)
 
@@ -240,6 +280,7 @@ def statistics_of(hosted: Hosted) -> dict[str, Any]:
     """Returns what a model has done, in the words of the statistics extension; times in nanoseconds."""
     counts, cost = hosted.counts, hosted.runtime.cost
     done = counts["requests"] - counts["refused"] - counts["failed"]
+    cached = {} if hosted.cache is None else {"cache": _told(hosted.cache.report)}
     return {
         "name": hosted.name,
         "version": hosted.runtime.version.rpartition("/")[2],
@@ -251,7 +292,14 @@ def statistics_of(hosted: Hosted) -> dict[str, Any]:
             "queue": {"count": counts["requests"], "ns": 1000 * hosted.waited.total},
             "compute_infer": {"count": cost.batches, "ns": int(1e9 * cost.cpu_seconds)},
         },
+        **cached,
     }
+
+
+def _told(report: CacheReport) -> dict[str, Any]:
+    # JSON has no NaN for what has not been measured yet.
+    found = asdict(report)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 
 
 def watch(metrics: Metrics, host: ModelHost) -> None:
@@ -260,7 +308,9 @@ def watch(metrics: Metrics, host: ModelHost) -> None:
         "vitok_inference_total",
         "Requests, rows, batches, refusals and failures, by path.",
         lambda: {
-            (path, kind): float(count) for path, item in host.by_path().items() for kind, count in item.counts.items()
+            (path, kind): float(count)
+            for path, item in host.by_path().items()
+            for kind, count in dict(item.counts).items()
         },
         labels=("path", "kind"),
     )
@@ -282,14 +332,44 @@ def watch(metrics: Metrics, host: ModelHost) -> None:
         lambda: {(path,): item.waited for path, item in host.by_path().items()},
         labels=("path",),
     )
+    metrics.latencies(
+        "vitok_inference_stage_seconds",
+        "Time that a batch spends in each stage.",
+        lambda: {
+            (path, stage): found
+            for path, item in host.by_path().items()
+            for stage, found in item.stages.histograms.items()
+            if stage not in ("wait", "total")
+        },
+        labels=("path", "stage"),
+    )
+    metrics.read_counter(
+        "vitok_cache_rows_total",
+        "Rows that were looked up in the response cache, and what became of them, by path.",
+        lambda: {
+            (path, kind): float(getattr(report, kind))
+            for path, report in [
+                (path, item.cache.report) for path, item in host.by_path().items() if item.cache is not None
+            ]
+            for kind in ("rows", "hits", "coalesced", "passed")
+        },
+        labels=("path", "kind"),
+    )
+    metrics.read_counter(
+        "vitok_guard_refused_total",
+        "Requests that the guard has refused, by reason.",
+        lambda: {} if host.guard is None else {(why,): float(n) for why, n in dict(host.guard.refused).items()},
+        labels=("reason",),
+    )
 
 
-def metrics_route(metrics: Metrics) -> "BaseRoute":
+def metrics_route(metrics: Exposing) -> "BaseRoute":
     """Returns the route that Prometheus reads."""
     from starlette.responses import Response
     from starlette.routing import Route
 
     async def exposition(_: "Request") -> "Response":
-        return Response(metrics.expose(), media_type=CONTENT_TYPE)
+        # Where several workers share their metrics this reads their files.
+        return Response(await asyncio.to_thread(metrics.expose), media_type=CONTENT_TYPE)
 
     return Route("/metrics", exposition)

@@ -11,9 +11,10 @@ from vitok import decisions, ids
 from vitok.clock import Clock, SystemClock
 from vitok.decisions.segments import Durability
 from vitok.errors import InvalidInput
-from vitok.serving.inference import Answered
+from vitok.serving.hosted import Answered
 
 _NONE, _FRESH, _CHAMPION = decisions.Constant("none"), decisions.Constant("fresh"), decisions.Constant("champion")
+_EMPTY = decisions.Constant("")
 _NO_VERSION, _NO_NUMBER, _SURE = decisions.Constant(None), decisions.Constant(None), decisions.Constant(1.0)
 
 
@@ -68,6 +69,9 @@ class InferenceLog:
         """
         n = len(batch.score)
         own = ids.uuid7s(n)
+        names: Sequence[str] | ids.Made = own
+        if any(batch.request_ids):
+            names = [given or made for given, made in zip(batch.request_ids, own.texts, strict=True)]
         now = np.full(n, self._clock.now(), np.int64)
         chosen = batch.chosen
         if chosen is None and self._version.value != batch.version:
@@ -75,7 +79,7 @@ class InferenceLog:
         self._log.append(
             decisions.DecisionBlock(
                 decision_id=own,
-                request_id=[given or ids.text(made) for given, made in zip(batch.request_ids, own, strict=True)],
+                request_id=names,
                 event_time=now,
                 ingest_time=now,
                 entities=(),
@@ -95,6 +99,9 @@ class InferenceLog:
                 propensity=_SURE if chosen is None else chosen.propensities,
                 latency_us=np.minimum(batch.latency_us, 2**31 - 1).astype(np.int32),
                 cost=np.full(n, batch.cost),
+                tenant=_EMPTY if batch.tenants is None else batch.tenants,
+                team=_EMPTY if batch.teams is None else batch.teams,
+                trace_id=_EMPTY if batch.trace_ids is None else batch.trace_ids,
             )
         )
         return own

@@ -13,6 +13,7 @@ from vitok.errors import InvalidInput
 from vitok.serving.messages import Later, Reply
 from vitok.serving.runtime import Runtime
 from vitok.serving.tensors import TensorSpec, from_bytes, from_values, to_bytes, to_json
+from vitok.serving.tracing import Traced
 
 Parameters = dict[str, Any]
 _BINARY_SIZE = "binary_data_size"
@@ -71,6 +72,9 @@ class InferRequest(msgspec.Struct):
         return cls([InferInput(specs[0].name, list(specs[0].shape), specs[0].datatype, None, {_BINARY_SIZE: -1})])
 
 
+_NOTHING: dict[str, Any] = {}
+
+
 class Given(NamedTuple):
     """An answer that is not text yet.
 
@@ -102,44 +106,32 @@ class Job:
         timeout_us: Microseconds within which the answer is of use; 0 where the request does not say.
         priority: 0 goes before 1, and so on.
         tenant: Whose it is.
+        trace_id: Its trace, 32 hex digits, for the log; empty where it has none.
+        traced: What its trace needs; None where it is not traced.
         later: Its reply, where that is owed.
         loop: The event loop that the reply goes to.
     """
 
-    __slots__ = (
-        "arrived",
-        "binary",
-        "explain",
-        "given",
-        "id",
-        "inputs",
-        "later",
-        "loop",
-        "n",
-        "place",
-        "priority",
-        "tenant",
-        "timeout_us",
-        "told",
-        "wanted",
-    )
+    # What most jobs do not say stands with the class, so that making one costs little.
+    wanted: tuple[str, ...] = ()
+    binary: frozenset[str] | None = frozenset()
+    explain = False
+    told: dict[str, Any] = _NOTHING
+    given: Given | None = None
+    place = 0
+    arrived = 0
+    timeout_us = 0
+    priority = 1
+    tenant = ""
+    trace_id = ""
+    traced: Traced | None = None
+    later: Later | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(self, identifier: str, n: int, inputs: dict[str, np.ndarray] | None = None) -> None:
         self.id = identifier
         self.n = n
         self.inputs = inputs if inputs is not None else {}
-        self.wanted: tuple[str, ...] = ()
-        self.binary: frozenset[str] | None = frozenset()
-        self.explain = False
-        self.told: dict[str, Any] = {}
-        self.given: Given | None = None
-        self.place = 0
-        self.arrived = 0
-        self.timeout_us = 0
-        self.priority = 1
-        self.tenant = ""
-        self.later: Later | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
 
 
 def json_part(body: bytes, length: bytes | None) -> tuple[bytes, memoryview]:
@@ -326,12 +318,16 @@ class Writer:
             decision_ids: The id of each row in the decision log; empty where there is none.
         """
         batched = self.runtime.batched
+        names = identifiers.texts(decision_ids)
         texts: dict[str, tuple[list[bytes], int, bytes]] = {}
         replies = []
         at = 0
+        # Where a row has one number, the answer to one row is a template with that number in it.
+        numbers: list[bytes] | None = None
+        opening = b""
         for job in jobs:
             end = at + job.n
-            ids = decision_ids[at:end]
+            ids = names[at:end]
             if job.wanted or job.binary or job.explain or not batched:
                 own = {name: tensor[at:end] for name, tensor in outputs.items()} if batched else dict(outputs)
                 replies.append(self._special(job, own, ids))
@@ -339,29 +335,26 @@ class Writer:
                 continue
             if not texts:
                 texts = {name: _by_rows(tensor) for name, tensor in outputs.items()}
+                first = next(iter(self._opening))
+                if len(self._opening) == 1 and texts[first][1] == 1:
+                    numbers = texts[first][0]
+                    opening = b'"outputs":[%b1%b],"data":[' % (self._opening[first], texts[first][2])
+            given = b'"id":%b,' % msgspec.json.encode(job.id) if job.id else b""
+            told = b'"parameters":{"decision_id":"%b"},' % ids[0].encode() if len(ids) == 1 else _told(job, ids)
+            if numbers is not None and job.n == 1:
+                replies.append(Reply(200, b"%b%b%b%b%b]}]}" % (self._head, given, told, opening, numbers[at])))
+                at = end
+                continue
             parts = []
-            for name, opening in self._opening.items():
+            for name, begin in self._opening.items():
                 rows, width, rest = texts[name]
-                content = rows[at] if job.n == width == 1 else b",".join(rows[at * width : end * width])
-                parts.append(b'%b%d%b],"data":[%b]}' % (opening, job.n, rest, content))
-            replies.append(
-                Reply(
-                    200,
-                    b'%b%b%b"outputs":[%b]}'
-                    % (
-                        self._head,
-                        b'"id":%b,' % msgspec.json.encode(job.id) if job.id else b"",
-                        b'"parameters":{"decision_id":"%b"},' % identifiers.text(ids[0]).encode()
-                        if len(ids) == 1
-                        else _told(job, ids),
-                        b",".join(parts),
-                    ),
-                )
-            )
+                content = b",".join(rows[at * width : end * width])
+                parts.append(b'%b%d%b],"data":[%b]}' % (begin, job.n, rest, content))
+            replies.append(Reply(200, b'%b%b%b"outputs":[%b]}' % (self._head, given, told, b",".join(parts))))
             at = end
         return replies
 
-    def _special(self, job: Job, outputs: Mapping[str, np.ndarray], decision_ids: Sequence[bytes]) -> Reply:
+    def _special(self, job: Job, outputs: Mapping[str, np.ndarray], decision_ids: Sequence[str]) -> Reply:
         # An answer of which only some outputs are wanted, or in bytes, or with an account of its batch.
         if job.binary is None:
             wanted = {spec.name: outputs[spec.name] for spec in self.runtime.outputs if spec.name in job.wanted}
@@ -407,17 +400,17 @@ def _by_rows(tensor: np.ndarray) -> tuple[list[bytes], int, bytes]:
 _GIVEN = Reply(200, b"")
 
 
-def _told(job: Job, decision_ids: Sequence[bytes]) -> bytes:
+def _told(job: Job, decision_ids: Sequence[str]) -> bytes:
     told = _account(job, decision_ids)
     return b'"parameters":%b,' % msgspec.json.encode(told) if told else b""
 
 
-def _account(job: Job, decision_ids: Sequence[bytes]) -> dict[str, Any]:
+def _account(job: Job, decision_ids: Sequence[str]) -> dict[str, Any]:
     told = dict(job.told)
     if len(decision_ids) == 1:
-        told["decision_id"] = identifiers.text(decision_ids[0])
+        told["decision_id"] = decision_ids[0]
     elif len(decision_ids):
-        told["decision_ids"] = [identifiers.text(item) for item in decision_ids]
+        told["decision_ids"] = list(decision_ids)
     return told
 
 

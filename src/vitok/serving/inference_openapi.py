@@ -9,6 +9,7 @@ from vitok.serving.problems import MEDIA_TYPE
 from vitok.serving.tensors import DATATYPES
 
 Document = dict[str, Any]
+_GUARD = (401, 403, 429)
 _TEXT: Document = {"type": "string"}
 _NUMBERS: Document = {"type": "object", "properties": {name: {"type": "integer"} for name in ("count", "ns")}}
 
@@ -27,7 +28,8 @@ def inference_openapi(host: ModelHost) -> Document:
         >>> sorted(document["paths"])[:2]
         ['/v2', '/v2/health/live']
     """
-    names = list(host.catalogue.names())
+    # Whoever has no key is not told which models there are.
+    names = [] if host.guard is not None else list(host.catalogue.names())
     name: Document = {
         "name": "name",
         "in": "path",
@@ -35,18 +37,22 @@ def inference_openapi(host: ModelHost) -> Document:
         "schema": {"type": "string", "minLength": 1} | ({"examples": names} if names else {}),
     }
     version: Document = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    guard = () if host.guard is None else _GUARD
     paths: Document = {
         "/v2": {"get": _call("server", "Says what this is.", "ServerMetadata")},
         "/v2/health/live": {"get": _call("live", "Says that the process runs.", "Live")},
-        "/v2/health/ready": {"get": _call("ready", "Says whether all pinned models are loaded.", "Ready", 503)},
-        "/v2/repository/index": {"post": _call("index", "Lists versions and their states.", "Index")},
+        "/v2/health/ready": {
+            "get": _call("ready", "Says whether all pinned models are loaded and can answer.", "Ready", 503)
+        },
+        "/v2/repository/index": {"post": _call("index", "Lists versions and their states.", "Index", guard=guard)},
     }
     for verb, told in (("load", "Loads the version in force."), ("unload", "Lets a model go.")):
         path = f"/v2/repository/models/{{name}}/{verb}"
-        paths[path] = {"parameters": [name], "post": _call(verb, told, "Empty", 404, 422, 503)}
+        paths[path] = {"parameters": [name], "post": _call(verb, told, "Empty", 404, 422, 503, guard=guard)}
     for middle, parameters, suffix in (("", [name], ""), ("/versions/{version}", [name, version], "_version")):
         one = f"/v2/models/{{name}}{middle}"
-        infer = _call("infer" + suffix, "Runs the model.", "InferResponse", 400, 404, 405, 413, 422, 429, 503)
+        failures = (400, 404, 405, 413, 415, 422, 429, 503)
+        infer = _call("infer" + suffix, "Runs the model.", "InferResponse", *failures, guard=guard)
         infer["requestBody"] = {"required": True, "content": _either("InferRequest")}
         infer["parameters"] = [
             {
@@ -54,26 +60,44 @@ def inference_openapi(host: ModelHost) -> Document:
                 "in": "header",
                 "description": "Length of the JSON, where tensors in bytes stand behind it.",
                 "schema": {"type": "integer", "minimum": 0},
-            }
+            },
+            {
+                "name": "Content-Encoding",
+                "in": "header",
+                "description": "How the body is compressed.",
+                "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
+            },
         ]
         infer["responses"]["200"]["content"] = _either("InferResponse")
         for end, told, gives in (
             ("", "Says what the model takes and gives.", "ModelMetadata"),
             ("/ready", "Says whether it answers; loads it, if need be.", "ModelReady"),
             ("/stats", "Says what it has done.", "Statistics"),
+            ("/latency", "Says how long each stage takes, in all processes.", "Latency"),
         ):
-            call = _call(f"model{end.replace('/', '_')}{suffix}", told, gives, 404, 503)
+            call = _call(f"model{end.replace('/', '_')}{suffix}", told, gives, 404, 503, guard=guard)
             paths[one + end] = {"parameters": parameters, "get": call}
         paths[one + "/infer"] = {"parameters": parameters, "post": infer}
+    components: Document = {"schemas": _schemas()}
+    if host.guard is not None and host.guard.keys is not None:
+        components["securitySchemes"] = {
+            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }
+        for path in paths.values():
+            for call in path.values():
+                if isinstance(call, dict) and "401" in call["responses"]:
+                    call["security"] = [{"key": []}, {"bearer": []}]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Open Inference Protocol", "version": __version__},
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": components,
     }
 
 
-def _call(name: str, told: str, gives: str, *failures: int) -> Document:
+def _call(name: str, told: str, gives: str, *failures: int, guard: tuple[int, ...] = ()) -> Document:
+    failures = tuple(sorted({*failures, *guard}))
     responses: Document = {"200": {"description": "Done.", "content": {"application/json": {"schema": _ref(gives)}}}}
     for status in failures:
         kind = "application/json" if (gives, status) == ("Ready", 503) else MEDIA_TYPE
@@ -87,12 +111,15 @@ def _call(name: str, told: str, gives: str, *failures: int) -> Document:
 
 
 _FAILURES: Mapping[int, str] = {
-    400: "The body is no JSON.",
+    400: "The body is no JSON, or not what its headers say.",
+    401: "There is no key, or not one that is good.",
+    403: "The key does not allow this, or the address may not ask.",
     404: "There is no such model or version.",
     405: "The path takes another method.",
     413: "The body is too long.",
+    415: "The body is compressed in a way that is not read here.",
     422: "The request does not fit the model, or breaks its contract.",
-    429: "The queue of the model is full.",
+    429: "There is no room in the queue of the model, or the limit is used up.",
     503: "The model cannot answer, or not before the deadline.",
 }
 
@@ -147,7 +174,13 @@ def _schemas() -> Document:
         ),
         "ServerMetadata": _object(("name", "version"), name=_TEXT, version=_TEXT, extensions=_many(_TEXT)),
         "Live": _object(("live",), live={"type": "boolean"}),
-        "Ready": _object(("ready",), ready={"type": "boolean"}, missing=_many(_TEXT), failures={"type": "object"}),
+        "Ready": _object(
+            ("ready",),
+            ready={"type": "boolean"},
+            missing=_many(_TEXT),
+            problems={"type": "object"},
+            failures={"type": "object"},
+        ),
         "ModelReady": _object(("name", "ready"), name=_TEXT, version=_TEXT, ready={"type": "boolean"}),
         "TensorMetadata": _object(
             ("name", "datatype", "shape"), name=_TEXT, datatype=datatype, shape=_many({"type": "integer"})
@@ -173,6 +206,20 @@ def _schemas() -> Document:
                     inference_stats={"type": "object", "additionalProperties": _NUMBERS},
                 )
             ),
+        ),
+        "Latency": _object(
+            ("name", "stages"),
+            name=_TEXT,
+            stages={
+                "type": "object",
+                "additionalProperties": _object(
+                    ("count", "histogram"),
+                    count={"type": "integer"},
+                    **{name: {"type": ["number", "null"]} for name in ("p50_us", "p99_us", "p999_us", "mean_us")},
+                    max_us={"type": "number"},
+                    histogram={"type": "object"},
+                ),
+            },
         ),
         "InferRequest": _object(
             ("inputs",),

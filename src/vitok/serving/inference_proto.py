@@ -170,6 +170,37 @@ def messages() -> dict[str, Any]:
     }
 
 
+def retry_details(code: int, message: str, seconds: int) -> bytes:
+    """Writes a `google.rpc.Status` that holds a `RetryInfo`: the trailer `grpc-status-details-bin`.
+
+    Args:
+        code: Number of the status.
+        message: What is wrong.
+        seconds: When another try may be worth it.
+
+    Example:
+        >>> retry_details(8, "full", 1).hex()
+        '08081204...'
+    """
+    # Field 1 of Duration is the seconds, field 1 of RetryInfo the Duration (google/rpc/error_details.proto).
+    delay = _bytes_field(1, b"\x08" + _varint(seconds))
+    kind = b"type.googleapis.com/google.rpc.RetryInfo"
+    held = _bytes_field(1, kind) + _bytes_field(2, delay)
+    return b"\x08" + _varint(code) + _bytes_field(2, message.encode()) + _bytes_field(3, held)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
 def _add_field(message: Any, path: str, name: str, number: int, kind: str) -> None:
     plain = kind.strip("*?{}")
     field = message.field.add(name=name, number=number, label=_MANY if kind.endswith(("*", "}")) else _ONE)

@@ -31,6 +31,11 @@ _SIZE = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USED = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
+_SECRET = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_GATEWAY = re.compile(rf"({_LABEL}/)?{_LABEL}(\.{_LABEL})*")
+_SECRET_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_?key|credentials?)$", re.IGNORECASE)
 
 Manifest = dict[str, Any]
@@ -147,6 +152,13 @@ class Deployed:
         for name, least in (("leave_seconds", 0), ("drain_seconds", 1), ("replicas", 1)):
             if getattr(self, name) < least:
                 raise InvalidInput(name, getattr(self, name), f"be at least {least}")
+        if self.gateway and not _GATEWAY.fullmatch(self.gateway):
+            raise InvalidInput("gateway", self.gateway, "be the name of a Gateway, or namespace/name")
+        for host in self.hostnames:
+            if not _HOST.fullmatch(host) or len(host) > 253:
+                raise InvalidInput("hostnames", host, "be host names in lower case", "Try api.example.com")
+        if self.hostnames and not self.gateway:
+            raise InvalidInput("hostnames", list(self.hostnames), "go with a gateway, whose route they are for")
         self._check_load()
         self._check_variables()
         self._check_state()
@@ -180,8 +192,9 @@ class Deployed:
                 raise InvalidInput("secrets", name, "be the name of an environment variable")
             if name in self.settings:
                 raise InvalidInput("secrets", name, "not be in `settings` too")
-            if not source.secret or not source.key:
-                raise InvalidInput(f"secrets[{name}]", source, "name a Secret and a key in it")
+            if not (_SECRET.fullmatch(source.secret) and _SECRET_KEY.fullmatch(source.key)):
+                place = f"{source.secret}/{source.key}"
+                raise InvalidInput(f"secrets[{name}]", place, "name a Secret and a key in it", "Try redis/url")
         for part in self.command:
             for name in _USED.findall(part):
                 if name not in self.settings and name not in self.secrets and name != "VITOK_HOME":

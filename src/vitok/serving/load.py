@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import multiprocessing
+import resource
 import select
 import socket
 import time
@@ -27,6 +28,7 @@ from vitok.stats import LatencyHistogram
 _READ = 262_144
 _KNOWN_HEADS = 1024
 _CHUNK = 65_536
+_OTHER_FILES = 64
 _SCAN_NS = 50_000_000
 _RETRY_NS = 50_000_000
 
@@ -62,7 +64,8 @@ class Target:
         except ValueError:
             sound = False
         if not sound or not self.url.isascii() or any(sign <= " " for sign in self.url):
-            raise InvalidInput("url", self.url, "look like http://host:port/path")
+            fix = "TLS is not spoken: ask the service before it" if self.url.startswith("https:") else ""
+            raise InvalidInput("url", self.url, "look like http://host:port/path", fix)
         for name, value in self.headers.items():
             if not (name + value).isascii() or not (name + value).isprintable() or ":" in name:
                 raise InvalidInput("headers", name, "be ASCII on one line")
@@ -148,13 +151,21 @@ def run_load(
     """
     if rate is not None and not 0 < rate < math.inf:
         raise InvalidInput("rate", rate, "be a finite number of requests a second, above 0")
-    for name, value in (("seconds", seconds), ("timeout", timeout), ("deadline", deadline or 1.0)):
+    for name, value in (
+        ("seconds", seconds),
+        ("timeout", timeout),
+        ("deadline", 1.0 if deadline is None else deadline),
+    ):
         if not 0 < value < math.inf:
             raise InvalidInput(name, value, "be a finite number of seconds above 0")
     if processes < 1:
         raise InvalidInput("processes", processes, "be at least 1")
     if connections < processes:
         raise InvalidInput("connections", connections, f"be at least {processes}, one for each process")
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
+    if allowed + _OTHER_FILES != resource.RLIM_INFINITY and -(-connections // processes) > allowed:
+        rule = f"be at most {allowed * processes}, which the files that a process may open allow"
+        raise InvalidInput("connections", connections, rule, "Raise it with ulimit -n, or add processes")
     share = None if rate is None else rate / processes
     deadline_us = None if deadline is None else 1e6 * deadline
     plans = [

@@ -17,6 +17,8 @@ def highest_rate(
     precision: float = 0.05,
     seconds: float = 5.0,
     connections: int = 64,
+    poisson: bool = True,
+    timeout: float = 10.0,
     processes: int = 1,
 ) -> tuple[LoadReport, ...]:
     """Looks for the highest rate at which a quantile of the latency stays within a limit.
@@ -33,6 +35,8 @@ def highest_rate(
         precision: How close, as a share of the rate, the answer must be.
         seconds: Length of each trial.
         connections: As `run_load`.
+        poisson: As `run_load`.
+        timeout: As `run_load`.
         processes: As `run_load`.
 
     Returns:
@@ -53,7 +57,17 @@ def highest_rate(
     trials: list[LoadReport] = []
 
     def good(rate: float) -> bool:
-        trials.append(run_load(target, rate=rate, seconds=seconds, connections=connections, processes=processes))
+        trials.append(
+            run_load(
+                target,
+                rate=rate,
+                seconds=seconds,
+                connections=connections,
+                poisson=poisson,
+                timeout=timeout,
+                processes=processes,
+            )
+        )
         return holds(trials[-1], limit_us=limit_us, q=q)
 
     held, broke, rate = 0.0, math.inf, low

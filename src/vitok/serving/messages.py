@@ -5,6 +5,9 @@ from typing import Protocol
 
 import msgspec
 
+NOTED = frozenset((b"traceparent", b"inference-header-content-length"))
+"""Headers that the inference protocol looks for in every request."""
+
 
 class HotRequest(msgspec.Struct, frozen=True, gc=False):
     """One complete request as an endpoint gets it.
@@ -15,6 +18,7 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
         headers: Names in lower case with their values, in the order of arrival; trailers are left out.
         peer: Address of whoever opened the connection; empty for a Unix socket.
         tenant: Whose request it is, where a guard has found that out.
+        plain: Whether it is known that none of `NOTED` is among the headers, so that nobody has to look.
 
     Example:
         >>> HotRequest(b"{}", 0, [(b"content-type", b"application/json")]).header(b"content-type")
@@ -26,6 +30,7 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
     headers: list[tuple[bytes, bytes]]
     peer: str = ""
     tenant: str = ""
+    plain: bool = False
 
     def header(self, name: bytes) -> bytes | None:
         """Returns the first value of a header, or None; `name` is in lower case."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -223,8 +224,7 @@ def _histogram_lines(
     stored = histogram.to_dict()
     counts = [0] * (len(bounds) + 1)
     for bucket, count in stored["buckets"]:
-        upper = _largest_in(bucket)
-        counts[next((i for i, bound in enumerate(bounds) if upper <= bound), len(bounds))] += count
+        counts[bisect_left(bounds, _largest_in(bucket))] += count
     below = 0
     for bound, count in zip((*bounds, math.inf), counts, strict=True):
         below += count

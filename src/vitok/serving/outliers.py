@@ -22,6 +22,9 @@ class OutlierRules:
 
     Attributes:
         consecutive_errors: Failures in a row after which it is, at once.
+        consecutive_overtaken: Calls overtaken by a hedge, with none answered between them, after which it is, at
+            once. More than of failures: being overtaken says only that another member was faster, and a member half
+            of whose calls are overtaken loses as many in a row about once in a million calls.
         interval: Seconds between two comparisons of the members; each looks at the calls since the one before.
         min_calls: Calls that a member must have had in the interval to be compared.
         min_members: Members that must have had them for rates to be compared.
@@ -39,6 +42,7 @@ class OutlierRules:
     """
 
     consecutive_errors: int = 5
+    consecutive_overtaken: int = 20
     interval: float = 10.0
     min_calls: int = 100
     min_members: int = 5
@@ -50,7 +54,8 @@ class OutlierRules:
     panic_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("consecutive_errors", 1), ("min_calls", 1), ("min_members", 2)):
+        counts = (("consecutive_errors", 1), ("consecutive_overtaken", 1), ("min_calls", 1), ("min_members", 2))
+        for name, least in counts:
             if getattr(self, name) < least:
                 raise InvalidInput(name, getattr(self, name), f"be at least {least}")
         for name in ("interval", "ejection", "deviations"):
@@ -106,6 +111,7 @@ class OutlierDetector:
         self._panicked = False
         n = len(self._breakers)
         self._row = [0] * n
+        self._overtaken = [0] * n
         self._calls = [0] * n
         self._good = [0] * n
         self._took = [0] * n
@@ -141,12 +147,34 @@ class OutlierDetector:
         self._took[member] += took
         if ok:
             self._good[member] += 1
-            self._row[member] = 0
+            self._row[member] = self._overtaken[member] = 0
         else:
             self._row[member] += 1
             if self._row[member] >= self.rules.consecutive_errors:
                 self._eject(member, f"{self._row[member]} failures in a row")
             self._calm()
+        self._tick()
+
+    def overtaken(self, member: int, *, took: int = 0) -> None:
+        """Reports a call that was given up because a hedge, sent later to another member, was answered first.
+
+        It counts among those overtaken in a row, and as a call that took at least so long. It is no failure where
+        rates of success are compared: each member loses some calls to hedges, and what chance makes of these would be
+        taken for an outlier.
+
+        Args:
+            member: Its place in the pool.
+            took: Nanoseconds until it was given up.
+        """
+        self._calls[member] += 1
+        self._good[member] += 1
+        self._took[member] += took
+        self._overtaken[member] += 1
+        if self._overtaken[member] >= self.rules.consecutive_overtaken:
+            self._eject(member, f"{self._overtaken[member]} calls overtaken by hedges and none answered")
+        self._tick()
+
+    def _tick(self) -> None:
         now = self._clock()
         if now >= self._next:
             self._next = now + self._interval
@@ -179,7 +207,7 @@ class OutlierDetector:
 
     def _eject(self, member: int, reason: str) -> None:
         breaker = self._breakers[member]
-        self._row[member] = 0
+        self._row[member] = self._overtaken[member] = 0
         if breaker.state is not CLOSED:
             return
         well = sum(other.state is CLOSED for other in self._breakers)

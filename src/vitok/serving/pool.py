@@ -68,6 +68,16 @@ class Pool:
     and only as far as the retry budget goes; never at a member that has been tried. A batch that a member calls wrong
     is not tried again. Not made for several threads.
 
+    A call that a hedge overtakes says something against its member: the other one began later and was answered first.
+    Finagle says nothing at all then (its `BackupRequestFilter` marks the loser as ignorable, which its failure accrual
+    skips), and so a member that is halted keeps its place as long as there are hedges. Envoy (with
+    `hedge_on_per_try_timeout`) reports a timeout to its outlier detection the moment it hedges, also for a call that
+    is answered a little later. Here it lies between: only a call that has lost counts, and a hedge that is given up
+    because the first call was answered after all does not; the breaker takes it for slow, in the row of failures and
+    as a failed probe; the detector ejects for `OutlierRules.consecutive_overtaken` in a row and never beyond its share;
+    and of calls that one stall held up together only one counts, the next being one that began after it was lost. For
+    the balancer it is a failure, or a halted member would always be the one with nothing in flight.
+
     Args:
         targets: The members.
         name: What choices call it; by default the first member's.
@@ -134,6 +144,7 @@ class Pool:
         self.balancer = balancer if balancer is not None else PowerOfTwo(seed=seed)
         self.tries = min(tries, n)
         self.clock = clock
+        self._lost = [0] * n
         self._local = all_local(self.targets)
 
     @property
@@ -241,10 +252,18 @@ class Pool:
         except VitokError as error:
             raise self._ended(request, member, permit, started, error) from error
         except BaseException:
-            # Given up from outside, for instance because a hedge was faster: it took at least so long.
+            # Given up from outside, because a hedge was faster or nobody waits any longer: it took at least so long.
+            overtaken = member == request.overtaken
             took = self.clock() - started
-            self.loads.finish(member, took=took if took > self.loads.latency(member) else None, ok=None)
-            self.breakers[member].release(permit, took=took)
+            known = took if took > self.loads.latency(member) else None
+            self.loads.finish(member, took=known, ok=False if overtaken else None)
+            if overtaken and started >= self._lost[member]:
+                self._lost[member] = started + took
+                self.breakers[member].overtaken(permit)
+                if self.detector is not None:
+                    self.detector.overtaken(member, took=took)
+            else:
+                self.breakers[member].release(permit, took=took)
             raise
         took = self._end(member, permit, started, ok=True)
         return request.told(member, started, took, scored, reason)
@@ -268,6 +287,8 @@ class Pool:
                 for task in done:
                     error = task.exception()
                     if error is None:
+                        if task is not first and not first.done():
+                            request.overtaken = member
                         return task.result()
                     if failure is None or not isinstance(error, TargetFailed):
                         failure = error
@@ -287,7 +308,7 @@ class Pool:
 class _Request:
     """One request on its way through a pool."""
 
-    __slots__ = ("attempts", "batch", "cost", "deadline", "pool", "started", "tried", "why")
+    __slots__ = ("attempts", "batch", "cost", "deadline", "overtaken", "pool", "started", "tried", "why")
 
     def __init__(self, pool: Pool, batch: Batch, deadline: int) -> None:
         self.pool = pool
@@ -297,6 +318,7 @@ class _Request:
         self.cost = 0.0
         self.why = ""
         self.tried: list[int] = []
+        self.overtaken = -1
         self.started = pool.clock()
         pool.requests += 1
         pool.budget.deposit()

@@ -9,6 +9,7 @@ AWS: "Spot Instance interruption notices", read through IMDSv2; two minutes ahea
 least 30 seconds ahead. A metadata server that cannot be reached is asked again; it is no notice.
 """
 
+import abc
 import http.client
 import json
 import signal
@@ -106,7 +107,8 @@ class PreemptionWatch:
         self.give(f"signal {signal.Signals(number).name}")
 
     def _ask(self, cloud: str) -> None:
-        question = {"aws": _Aws, "gcp": _Gcp, "azure": _Azure}[cloud](self._addresses[cloud], self._timeout)
+        kinds: dict[str, type[_Question]] = {"aws": _Aws, "gcp": _Gcp, "azure": _Azure}
+        question = kinds[cloud](self._addresses[cloud], self._timeout)
         while not self._ended.is_set() and not self._noticed.is_set():
             try:
                 notice = question.ask()
@@ -122,7 +124,7 @@ class PreemptionWatch:
             self._ended.wait(self._interval)
 
 
-class _Question:
+class _Question(abc.ABC):
     waits = False
 
     def __init__(self, address: str, timeout: float) -> None:
@@ -134,8 +136,9 @@ class _Question:
         with _OPENER.open(request, timeout=self.timeout + 5) as reply:
             return reply.read().decode("utf-8", "replace"), reply.headers
 
+    @abc.abstractmethod
     def ask(self) -> str | None:
-        raise NotImplementedError
+        """Asks once: what the cloud says, or None."""
 
 
 class _Aws(_Question):

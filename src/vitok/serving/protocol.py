@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from vitok.serving.asgi import send_reply
 from vitok.serving.door import Door, Pending, logger
-from vitok.serving.messages import Endpoint, HotRequest, Reply
+from vitok.serving.messages import NOTED, Endpoint, HotRequest, Reply
 from vitok.serving.problems import FAULT, problem
 
 MAX_HEAD = 32_768
@@ -30,6 +30,20 @@ _HEAD_TOO_LARGE = problem(
     431, "Request Header Fields Too Large", f"headers: must be at most {MAX_HEADERS} and {MAX_HEAD} bytes long"
 )
 _NONE = Reply(200, b"")
+
+_LENGTH, _EXPECT, _CONNECTION, _NOTED = 1, 2, 3, 4
+_KINDS = {b"content-length": _LENGTH, b"expect": _EXPECT, b"connection": _CONNECTION, **dict.fromkeys(NOTED, _NOTED)}
+_MOST_NAMES = 512
+_names: dict[bytes, tuple[bytes, int]] = {}
+
+
+def _name(sent: bytes) -> tuple[bytes, int]:
+    # The name of a header in lower case, and what it is to us. Clients spell a name the same way each time.
+    lower = sent.lower()
+    found = lower, _KINDS.get(lower, 0)
+    if len(_names) < _MOST_NAMES and len(sent) <= 64:
+        _names[sent] = found
+    return found
 
 
 class _Stop(Exception):  # noqa: N818
@@ -78,6 +92,8 @@ class HotProtocol(HttpToolsProtocol):
         self._endpoint: Endpoint | None = None
         self._body: bytes | bytearray = b""
         self._length = b""
+        # Whether none of the headers that an endpoint looks for has come, and whether one named `connection` has.
+        self._plain, self._told_connection = True, False
         self._keep = True
         # Within a message, within its head, and how much has come in without a step forward (-1: in this chunk).
         self._open = self._in_head = self._upgrading = False
@@ -149,9 +165,13 @@ class HotProtocol(HttpToolsProtocol):
         self._arrived = time.perf_counter_ns()
         self._now = self.loop.time()
         self._large_chunk = len(data) > MAX_HEAD
-        self.door.use_headers(self.server_state.default_headers)
+        if self.server_state.default_headers is not self.door.common:
+            self.door.use_headers(self.server_state.default_headers)
         try:
-            self._feed(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._feed_again(data, upgrade)
         except httptools.HttpParserError as error:
             self._broken(error)
             return
@@ -161,12 +181,13 @@ class HotProtocol(HttpToolsProtocol):
             if self._stuck > MAX_HEAD:
                 self._refuse(_HEAD_TOO_LARGE)
 
-    def _feed(self, data: bytes) -> None:
+    def _feed_again(self, data: bytes, upgrade: Any) -> None:
         while True:
+            data = self._without_upgrade() + data[upgrade.args[0] :]
             try:
                 self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserUpgrade as another:
+                upgrade = another
             else:
                 return
 
@@ -193,6 +214,7 @@ class HotProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._length = b""
+        self._plain, self._told_connection = True, False
         self._stuck = -1
         self._open = self._in_head = True
         self._began = self._now
@@ -201,11 +223,16 @@ class HotProtocol(HttpToolsProtocol):
         """Keeps a header; a trailer is dropped, since a body must not change what was decided on the head."""
         if not self._in_head:
             return
-        name = name.lower()
-        if name == b"content-length":
-            self._length = value
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
+        name, kind = _names.get(name) or _name(name)
+        if kind:
+            if kind == _LENGTH:
+                self._length = value
+            elif kind == _CONNECTION:
+                self._told_connection = True
+            elif kind == _NOTED:
+                self._plain = False
+            elif value.lower() == b"100-continue":
+                self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -235,7 +262,8 @@ class HotProtocol(HttpToolsProtocol):
             raise _Stop
         self._endpoint = endpoint
         self._body = b""
-        self._keep = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        # HTTP/1.0 keeps a connection only where a header asks for it.
+        self._keep = parser.should_keep_alive() and not (self._told_connection and parser.get_http_version() == "1.0")
 
     def _take_asgi_road(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -285,7 +313,7 @@ class HotProtocol(HttpToolsProtocol):
             return
         self._endpoint = None
         self.owed += 1
-        request = HotRequest(bytes(self._body), self._arrived, self.headers, self._peer)
+        request = HotRequest(bytes(self._body), self._arrived, self.headers, self._peer, "", self._plain)
         self.door.add(Pending(self, endpoint, request, _NONE, self._keep), self.loop)
         if not self._keep:
             self.deaf = True

@@ -2,6 +2,11 @@
 
 Nothing waits for company unless it is told to: the next batch is what has come meanwhile, so that batches grow with
 the load by themselves. What cannot be answered before its deadline is refused on arrival, not after it has waited.
+
+A larger batch does more a second, and everybody in it waits until all of it is done. So a request is taken if it is
+in time even with the company that is to be expected by then, and no batch takes longer than halfway from its fixed
+part `a` to the time D that a request in it was given, (a + D) / 2. Then the requests of a full batch can come while
+another full one runs, and all of them are in time: with more load than can be done, batches stay full.
 """
 
 import heapq
@@ -15,19 +20,31 @@ from typing import Any
 
 from vitok.errors import InvalidInput
 
-_FORGET = 0.98
 _SECOND = 1_000_000_000
+_FORGET = 0.98
+_MOST_OFF = 8.0
+_DEVIATIONS = 4.0
 _LONG = 64
+# Of the time that a request was given, what stays for batches that take longer than expected and for the way back.
+_LEAST, _MOST = 0.15, 0.3
+# Of so many refusals while nothing was to be done one is run after all.
+_PROBE = 32
 
 
 class ServiceCurve:
     """How long a batch takes by its number of rows, a + c * rows, learned from the batches that were run.
 
-    Least squares with weights that halve every 34 batches, so that the curve follows a machine that gets slower.
+    Least squares with weights that halve every 34 batches, so that the curve follows a machine that gets slower. A
+    batch counts as at most eight times what was expected: one that was stopped on its way says little of the others.
 
     Args:
         fixed_ns: The first guess of a, in nanoseconds.
         row_ns: The first guess of c, in nanoseconds a row.
+
+    Attributes:
+        margin_ns: Four times the mean deviation from what was expected: few batches are later than that.
+
+    Source: the margin is that of TCP's retransmission timer (Jacobson, Congestion avoidance and control, 1988).
 
     Example:
         >>> curve = ServiceCurve(fixed_ns=0, row_ns=1_000_000)
@@ -40,10 +57,15 @@ class ServiceCurve:
     def __init__(self, *, fixed_ns: float, row_ns: float) -> None:
         self.fixed_ns = fixed_ns
         self.row_ns = row_ns
+        self.margin_ns = 0.0
         self._sums = [0.0] * 5  # of weights, rows, rows squared, times, rows times times
 
     def learn(self, rows: int, ns: int) -> None:
         """Takes in how long a batch took."""
+        expected = self.expected_ns(rows)
+        if self._sums[0]:  # a first guess bounds nothing
+            ns = round(min(ns, _MOST_OFF * max(expected, 1.0)))
+        self.margin_ns += 0.1 * (_DEVIATIONS * abs(ns - expected) - self.margin_ns)
         w, r, rr, t, rt = (value * _FORGET for value in self._sums)
         w, r, rr, t, rt = w + 1, r + rows, rr + rows * rows, t + ns, rt + rows * ns
         self._sums = [w, r, rr, t, rt]
@@ -77,9 +99,10 @@ class Task:
         priority: 0 goes before 1, and so on.
         tenant: Whose it is; tenants take turns.
         waited_us: How long it waited for its batch; known once that runs.
+        probe: Whether it is run though it is expected to be late.
     """
 
-    __slots__ = ("arrived", "deadline", "job", "priority", "rows", "tenant", "waited_us")
+    __slots__ = ("arrived", "deadline", "job", "priority", "probe", "rows", "tenant", "waited_us")
 
     def __init__(
         self, job: Any, *, rows: int, arrived: int, deadline: int, priority: int = 1, tenant: str = ""
@@ -91,6 +114,7 @@ class Task:
         self.priority = priority
         self.tenant = tenant
         self.waited_us = 0
+        self.probe = False
 
 
 @dataclass(frozen=True)
@@ -108,16 +132,23 @@ class Refusal:
 
 
 class _Line:
-    # What one tenant has waiting at one priority: a heap of (deadline, number, task), and how many rows that is.
-    __slots__ = ("heap", "rows")
+    # What one tenant has waiting at one priority: a heap of (deadline, number, task), how many rows that is, and the
+    # last deadline that was ever in it.
+    __slots__ = ("heap", "last", "rows")
 
     def __init__(self) -> None:
         self.heap: list[tuple[int, int, Task]] = []
+        self.last = 0
         self.rows = 0
+
+    def push(self, task: Task, number: int) -> None:
+        heapq.heappush(self.heap, (task.deadline, number, task))
+        self.rows += task.rows
+        self.last = max(self.last, task.deadline)
 
     def rows_until(self, deadline: int) -> int:
         # Of a long line the whole counts: looking through it would cost more than it tells.
-        if len(self.heap) > _LONG:
+        if deadline >= self.last or len(self.heap) > _LONG:
             return self.rows
         return sum(task.rows for until, _, task in self.heap if until <= deadline)
 
@@ -126,8 +157,8 @@ class BatchQueue:
     """A queue before one model, with a thread that runs it.
 
     Of what waits, the highest priority goes first; within it tenants take turns, so that one who sends much does not
-    hold up the others; within a tenant the earliest deadline goes first. A batch is as large as `max_rows` and the
-    time `budget` for one batch allow, by the learned service curve.
+    hold up the others; within a tenant the earliest deadline goes first. A batch is as large as `max_rows`, the time
+    `budget` for one batch and the deadlines of those in it allow, by the learned service curve.
 
     Args:
         run: Does a batch, in the queue's thread, and answers every task of it; it must not raise.
@@ -173,6 +204,11 @@ class BatchQueue:
         self._levels: dict[int, dict[str, _Line]] = {}  # by priority and tenant
         self._numbers = itertools.count()
         self._busy_until = 0
+        self._idle_refusals = 0
+        # Rows that came since the batch before began, taken or not, and how many come in a nanosecond.
+        self._offered = 0
+        self._rate = 0.0
+        self._began = time.perf_counter_ns()
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name=f"vitok-{name}", daemon=True)
@@ -184,19 +220,19 @@ class BatchQueue:
         with self._changed:
             if self._closed:
                 return Refusal("closed", 1.0)
-            ahead = max(self._busy_until - now, 0) + self._drain_ns(self._rows_ahead(task))
+            self._offered += task.rows
             if self.waiting_rows + task.rows > self.max_waiting and self.waiting_rows:
                 self.refused += 1
                 return Refusal("full", self._drain_ns(self.waiting_rows) / _SECOND)
-            if now + ahead + self.curve.expected_ns(task.rows) > task.deadline:
+            ahead, done = self._forecast(task, now)
+            if now + done > task.deadline and not self._worth_a_probe(task, now):
                 self.refused += 1
                 return Refusal("late", ahead / _SECOND)
             level = self._levels.setdefault(task.priority, {})
             line = level.get(task.tenant)
             if line is None:
                 line = level[task.tenant] = _Line()
-            heapq.heappush(line.heap, (task.deadline, next(self._numbers), task))
-            line.rows += task.rows
+            line.push(task, next(self._numbers))
             self.waiting_rows += task.rows
             self._changed.notify()
         return None
@@ -207,6 +243,70 @@ class BatchQueue:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+
+    def _forecast(self, task: Task, now: int) -> tuple[float, float]:
+        # Until its batch begins and until it is done, in nanoseconds: full batches first, and its own with whatever
+        # is expected to come until that begins.
+        curve = self.curve
+        given = task.deadline - task.arrived
+        reserve = min(max(curve.margin_ns, _LEAST * given), _MOST * given)
+        cap = max(min(self._cap(), curve.most_rows(self._longest_ns(given - reserve))), task.rows)
+        place = self._rows_ahead(task) + task.rows
+        ahead: float = max(self._busy_until - now, 0)
+        if self.waiting_rows:
+            # The next batch is no larger than whoever has to be answered first allows.
+            first = max(min(cap, curve.most_rows(self._first_deadline() - now - ahead - reserve)), 1)
+            if place > first:
+                place -= first
+                ahead += curve.expected_ns(first)
+        batches, place = divmod(place - 1, cap)
+        ahead += batches * curve.expected_ns(cap)
+        company = min(cap, place + 1 + int(self._rate * ahead))
+        return ahead, ahead + curve.expected_ns(company) + reserve
+
+    def _first_deadline(self) -> int:
+        return min(line.heap[0][0] for tenants in self._levels.values() for line in tenants.values())
+
+    def _longest_ns(self, given: float) -> float:
+        return (self.curve.fixed_ns + given) / 2
+
+    def _shed(self, now: int) -> list[Task]:
+        # Where more comes than can be done, those that are so near their deadline that a batch with them would be less
+        # than half of what it could be: all behind them would be as near to theirs, and so on with each batch.
+        curve, most = self.curve, self._cap()
+        gone: list[Task] = []
+        for tenants in self._levels.values():
+            for line in tenants.values():
+                while len(line.heap) > 1:
+                    task = line.heap[0][2]
+                    could = max(min(most, curve.most_rows(self._longest_ns(task.deadline - task.arrived))), 1)
+                    if self._rate * curve.expected_ns(could) <= could:
+                        break
+                    if 2 * curve.most_rows(self._bound_ns(task, now)) >= min(could, self.waiting_rows):
+                        break
+                    heapq.heappop(line.heap)
+                    line.rows -= task.rows
+                    self.waiting_rows -= task.rows
+                    gone.append(task)
+        self.expired += len(gone)
+        return gone
+
+    def _bound_ns(self, task: Task, now: int) -> float:
+        # How long a batch with it may take; less is kept back than on arrival, so that no batch is cut for a trifle.
+        given = task.deadline - task.arrived
+        back = min(max(self.curve.margin_ns, _LEAST * given), _MOST * given) / 2
+        return min(self._longest_ns(given), task.deadline - now - back)
+
+    def _worth_a_probe(self, task: Task, now: int) -> bool:
+        # Where all are refused nothing is learned any more, and the curve may be wrong.
+        if self._busy_until or self.waiting_rows or now >= task.deadline:
+            return False
+        self._idle_refusals += 1
+        if self._idle_refusals < _PROBE:
+            return False
+        self._idle_refusals = 0
+        task.probe = True
+        return True
 
     def _rows_ahead(self, task: Task) -> int:
         # What certainly goes first: higher priorities; of the own, at most what the turns of the tenants let through.
@@ -241,21 +341,29 @@ class BatchQueue:
                     return
                 if self.max_delay and not self._closed:
                     self._linger()
-                batch, gone = self._take()
-                rows = sum(task.rows for task in batch)
-                started = time.perf_counter_ns()
-                self._busy_until = started + int(self.curve.expected_ns(rows)) if batch else 0
+                batch, gone = self._begin()
             for task in gone:
                 self._expire(task)
-            if not batch:
-                continue
+            if batch:
+                self._run(batch)
+                with self._changed:
+                    self._end(batch)
+
+    def _begin(self) -> tuple[list[Task], list[Task]]:
+        batch, gone = self._take()
+        if batch:
+            started = time.perf_counter_ns()
+            self._busy_until = started + int(self.curve.expected_ns(sum(task.rows for task in batch)))
+            self._rate = (self._rate + self._offered / max(started - self._began, 1)) / 2
+            self._began, self._offered = started, 0
             for task in batch:
                 task.waited_us = max(started - task.arrived, 0) // 1000
-            self._run(batch)
-            with self._changed:
-                self.batches += 1
-                self._busy_until = 0
-                self.curve.learn(rows, time.perf_counter_ns() - started)
+        return batch, gone
+
+    def _end(self, batch: Sequence[Task]) -> None:
+        self.batches += 1
+        self._busy_until = 0
+        self.curve.learn(sum(task.rows for task in batch), time.perf_counter_ns() - self._began)
 
     def _linger(self) -> None:
         until = time.perf_counter() + self.max_delay
@@ -269,29 +377,38 @@ class BatchQueue:
     def _take(self) -> tuple[list[Task], list[Task]]:
         # The next batch, and what can no longer be answered in time.
         cap = self._cap()
+        curve = self.curve
         batch: list[Task] = []
-        gone: list[Task] = []
         rows = 0
+        longest = math.inf
+        full = False
         now = time.perf_counter_ns()
+        gone = self._shed(now)
         for priority in sorted(self._levels):
             tenants = self._levels[priority]
             # One task a turn; the tenant whose turn was the last in this batch is behind the others in the next.
-            while tenants and rows < cap:
+            while tenants and rows < cap and not full:
                 tenant = next(iter(tenants))
                 line = tenants.pop(tenant)
                 _, _, task = line.heap[0]
-                if rows + task.rows > cap and batch:
-                    # It does not fit; whoever is next might, but then large requests would never get their turn.
-                    tenants[tenant] = line
-                    rows = cap
-                    break
+                late = now + curve.expected_ns(task.rows) > task.deadline and not task.probe
+                if batch and not late:
+                    bound = min(longest, self._bound_ns(task, now))
+                    if rows + task.rows > cap or curve.expected_ns(rows + task.rows) > bound:
+                        # It does not fit; whoever is next might, but then large requests would never get their turn.
+                        tenants[tenant] = line
+                        full = True
+                        break
+                    longest = bound
                 heapq.heappop(line.heap)
                 line.rows -= task.rows
                 self.waiting_rows -= task.rows
-                if now + self.curve.expected_ns(task.rows) > task.deadline:
+                if late:
                     gone.append(task)
                     self.expired += 1
                 else:
+                    if not batch:
+                        longest = self._bound_ns(task, now)
                     batch.append(task)
                     rows += task.rows
                 if line.heap:

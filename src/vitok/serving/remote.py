@@ -3,6 +3,8 @@
 import asyncio
 import time
 import urllib.parse
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +20,32 @@ from vitok.serving.tensors import DATATYPES, from_bytes, from_values, to_bytes, 
 
 # What the caller can mend: the target itself is well. Anything else of 400 and more is the target's failure.
 _CALLERS_FAULT = frozenset({400, 413, 422})
+_BUSY = frozenset({429, 503})
+LONGEST_WAIT = 60.0
+
+
+def retry_after(header: bytes, now: float) -> float:
+    """Reads a `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
+
+    Args:
+        header: What the server sent.
+        now: The present, in seconds since 1970.
+
+    Returns:
+        Seconds, at most `LONGEST_WAIT`; 0 where it cannot be read or is over.
+
+    Example:
+        >>> retry_after(b"2", 0.0), retry_after(b"Thu, 01 Jan 1970 00:00:09 GMT", 5.0), retry_after(b"soon", 0.0)
+        (2.0, 4.0, 0.0)
+    """
+    text = header.decode("latin-1").strip()
+    if text.isdecimal():
+        return min(float(text[:9]), LONGEST_WAIT)
+    try:
+        until = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(until - now, 0.0), LONGEST_WAIT)
 
 
 class _Output(msgspec.Struct):
@@ -36,11 +64,27 @@ class _Inferred(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Inferred)
 
 
+class Busy(TargetFailed):
+    """A target that has said when it may be asked again.
+
+    Attributes:
+        retry_after: Seconds until then.
+    """
+
+    def __init__(
+        self, reason: str, retry_after: float, *, attempts: tuple[Attempt, ...] = (), cost: float = 0.0
+    ) -> None:
+        self.retry_after = retry_after
+        super().__init__(reason, attempts=attempts, cost=cost)
+
+
 class RemoteModel:
     """A model that takes one tensor of rows over HTTP.
 
-    It asks once and never by itself again; how often, and where else, is for a `Pool` or a `Fallback` to say. It
-    belongs to the event loop that first calls it.
+    It asks once and never by itself again; how often, and where else, is for a `Pool` or a `Fallback` to say. Where
+    the server answers 429 or 503 and says with `Retry-After` when to come back, it is not asked before that, for a
+    minute at most: every call until then fails at once, and whoever has another target asks that. It belongs to the
+    event loop that first calls it.
 
     Args:
         url: Scheme, host and port of the server.
@@ -55,6 +99,7 @@ class RemoteModel:
         cost: What a row costs.
         quality: How good the model is; larger is better.
         headers: Further header lines, such as a key's.
+        ca: File in PEM of those who vouch for the server; by default whom the system trusts.
         connections: Most requests in flight; one more fails at once.
         max_answer: Longest answer, in bytes.
         clock: Of the deadlines.
@@ -83,6 +128,7 @@ class RemoteModel:
         cost: float = 0.0,
         quality: float | None = None,
         headers: dict[str, str] | None = None,
+        ca: Path | None = None,
         connections: int = 64,
         max_answer: int = MAX_ANSWER,
         clock: Nanoseconds = time.perf_counter_ns,
@@ -91,7 +137,7 @@ class RemoteModel:
             raise InvalidInput("datatype", datatype, f"be one of {', '.join(DATATYPES)}")
         if not model:
             raise InvalidInput("model", model, "name a model of the server")
-        self._connections = Connections(url, most=connections, max_answer=max_answer)
+        self._connections = Connections(url, most=connections, max_answer=max_answer, ca=ca)
         self.name = name or f"{self._connections.authority}/{model}"
         self.version = f"{model}/{model_version}" if model_version else model
         self.cost = float(cost)
@@ -101,6 +147,7 @@ class RemoteModel:
         self._datatype = datatype
         self._binary = binary
         self._clock = clock
+        self._not_before = 0
         self._input = msgspec.json.encode(input_name)
         path = urllib.parse.quote(urllib.parse.urlsplit(url).path.rstrip("/") + f"/v2/models/{model}")
         if model_version:
@@ -118,27 +165,42 @@ class RemoteModel:
         Raises:
             InvalidInput: If the server says that the request is wrong (400, 413, 422), or the rows are no such tensor.
             TargetFailed: If the server cannot be reached, breaks off, answers nonsense or another status from 400 on.
+            Busy: If it has said that it is not to be asked yet.
             TimedOut: If the deadline passes.
         """
         data = self._request(batch.rows)
         started = self._clock()
         if started >= deadline:
             raise TimedOut(f"{self.name}: no time was left")
+        if started < self._not_before:
+            left = (self._not_before - started) / 1e9
+            raise Busy(f"{self.name}: it has asked not to be asked for another {left:.3g} s", left)
         try:
             if deadline >= NO_DEADLINE:
                 answered = await self._connections.exchange(data)
             else:
                 async with asyncio.timeout((deadline - started) / 1e9):
                     answered = await self._connections.exchange(data)
+            if answered.status in _BUSY:
+                self._wait(answered, started)
             values, version = self._read(answered, len(batch))
         except TimeoutError:
             reason = f"{self.name}: no answer within {(deadline - started) / 1e6:.3g} ms"
             raise TimedOut(reason, attempts=self._tried(started, reason)) from None
+        except Busy:
+            raise
         except ServiceError as error:
             reason = f"{self.name}: {error}"
             raise TargetFailed(reason, attempts=self._tried(started, reason)) from error
         choice = Choice(self.name, version, "champion", ASKED, self._tried(started, ""))
         return Scored(values, (choice,), None, self.cost * len(batch))
+
+    def _wait(self, answered: Answered, started: int) -> None:
+        seconds = retry_after(answered.headers.get(b"retry-after", b""), time.time())
+        if seconds > 0:
+            self._not_before = self._clock() + round(1e9 * seconds)
+            reason = f"{self.name}: it answered {answered.status} and is to be asked again in {seconds:.3g} s"
+            raise Busy(reason, seconds, attempts=self._tried(started, reason))
 
     def _tried(self, started: int, failure: str) -> tuple[Attempt, ...]:
         return (Attempt(self.name, (self._clock() - started) // 1000, failure),)

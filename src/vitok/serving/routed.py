@@ -6,6 +6,7 @@ once, as a model is; else the route runs as a task of the event loop, and each r
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitok.errors import InvalidInput, NotFound, ServiceError, VitokError
+from vitok.serving.costs import RouteTime
 from vitok.serving.hosting import Catalogue, ModelHost
 from vitok.serving.inference import (
     ROUTE,
@@ -22,12 +24,15 @@ from vitok.serving.inference import (
     Hosted,
     InferEndpoint,
     Recorder,
+    by_rows,
     ids_and_latency,
     record_all,
 )
 from vitok.serving.inference_messages import Job, error_reply
-from vitok.serving.messages import HotRequest, Later, Reply
+from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
+from vitok.serving.opening import answered
 from vitok.serving.problems import FAULT, from_error, problem
+from vitok.serving.remote import Busy
 from vitok.serving.runners import Tensors
 from vitok.serving.runtime import PackageFiles, Runtime
 from vitok.serving.targets import (
@@ -42,6 +47,7 @@ from vitok.serving.targets import (
     close_all,
 )
 from vitok.serving.tensors import TensorSpec
+from vitok.serving.tracing import Traced
 
 logger = logging.getLogger("vitok.serving")
 
@@ -50,7 +56,6 @@ REQUEST_ID = "request_id"
 
 _SCORE = (TensorSpec("score", "FP64", (-1,)),)
 _GRACE = 50_000_000
-_RETRY = b"retry-after: 1\r\n"
 
 
 class _Face:
@@ -108,6 +113,7 @@ class RoutedEndpoint(InferEndpoint):
 
     Attributes:
         target: The route.
+        unit: What a canary is drawn by.
         at_once: Whether it is answered without leaving the turn.
 
     Raises:
@@ -152,22 +158,27 @@ class RoutedEndpoint(InferEndpoint):
         if rules is not None and columns:
             raise InvalidInput("rules", "given", "be for a matrix without columns beside it")
         self.target = target
+        self.unit = unit
         self.at_once = answers_at_once(target)
         runtime = Runtime(face, version=f"{name}/{version}")
         # "Queueing" is what the endpoint calls a reply that comes later.
         hosted = Hosted(name, runtime, rules=rules, recorder=recorder, deadline=deadline, queue=not self.at_once)
         super().__init__(hosted)
+        self._time = RouteTime(target)
         self._matrix = matrix.name
         self._columns = tuple(spec.name for spec in columns)
         self._features = features
-        self._unit = unit
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
+        """Answers requests of whatever door in the order of their arrival."""
+        return answered(self, requests)
 
     def answer(
         self, requests: Sequence[HotRequest], take: Callable[[Runtime, HotRequest, int], Job]
     ) -> Sequence[Reply | Later]:
         """Answers requests of whatever door, on the thread of its event loop."""
-        if self._unit != REQUEST_ID:
+        if self.unit != REQUEST_ID:
             return super().answer(requests, take)
 
         def with_id(runtime: Runtime, request: HotRequest, at: int) -> Job:
@@ -190,17 +201,24 @@ class RoutedEndpoint(InferEndpoint):
         jobs: list[Job],
         X: np.ndarray,
         replies: list[Reply | None],
-        started: int,
+        moments: list[int],
         cpu: int,  # noqa: ARG002 - the route says what it costs
     ) -> None:
         for part, batch, deadline in self._parts(runtime, jobs, X):
-            self._ask(part, batch, deadline, replies, started)
+            self._ask(part, batch, deadline, replies, moments[0])
 
-    def _answer_tensors(self, runtime: Runtime, jobs: list[Job], replies: list[Reply | None]) -> None:
-        self._answer_rows(runtime, jobs, self._rows_of(jobs), replies, time.perf_counter_ns(), 0)
+    def _answer_tensors(
+        self, runtime: Runtime, jobs: list[Job], replies: list[Reply | None], moments: list[int]
+    ) -> None:
+        self._answer_rows(runtime, jobs, self._rows_of(jobs), replies, moments, 0)
 
     def _enqueue(
-        self, runtime: Runtime, jobs: Sequence[Job], X: np.ndarray, replies: list[Reply | None]
+        self,
+        runtime: Runtime,
+        jobs: Sequence[Job],
+        X: np.ndarray,
+        replies: list[Reply | None],
+        traced: Mapping[int, Traced],  # noqa: ARG002 - a route's own calls are no stages of a batch
     ) -> list[Reply | Later]:
         out: list[Reply | Later] = list(replies)  # type: ignore[arg-type]
         if not jobs:
@@ -240,10 +258,10 @@ class RoutedEndpoint(InferEndpoint):
         for name in self._columns:
             fields[name] = _plain(np.concatenate([job.inputs[name] for job in jobs]))
         units: list[str] = []
-        if self._unit == REQUEST_ID:
+        if self.unit == REQUEST_ID:
             units = [job.id for job in jobs for _ in range(job.n)]
-        elif self._unit:
-            units = [str(value) for value in fields[self._unit]]
+        elif self.unit:
+            units = [str(value) for value in fields[self.unit]]
         first = jobs[0]
         seconds = first.timeout_us / 1e6 if first.timeout_us else self.hosted.deadline
         return Batch(rows, units, fields), min(job.arrived for job in jobs) + int(1e9 * seconds)
@@ -303,7 +321,9 @@ class RoutedEndpoint(InferEndpoint):
     def _failed(self, jobs: Sequence[Job], error: VitokError, replies: list[Reply | None]) -> None:
         reply = from_error(error)
         if reply.status >= 500:
-            reply = problem(503, "Service Unavailable", str(error), headers=_RETRY)
+            seconds = math.ceil(error.retry_after) if isinstance(error, Busy) else 1
+            headers = b"retry-after: %d\r\n" % max(1, seconds)
+            reply = problem(503, "Service Unavailable", str(error), headers=headers)
             self.hosted.counts["failed"] += len(jobs)
         else:
             self.hosted.counts["refused"] += len(jobs)
@@ -319,8 +339,12 @@ class RoutedEndpoint(InferEndpoint):
         try:
             outputs: Mapping[str, np.ndarray] = self._outputs(scored, n)
             if scored is not None:
-                if hosted.recorder is not None:
-                    ids = hosted.recorder.record(self._entry(jobs, batch, scored, outputs))
+                if hosted.recorder is not None or hosted.meter is not None:
+                    entry = self._entry(jobs, batch, scored, outputs)
+                    if hosted.meter is not None:
+                        entry.cost = hosted.meter.charge(entry, self._time.taken())
+                    if hosted.recorder is not None:
+                        ids = hosted.recorder.record(entry)
                 if hosted.disclose is not None:
                     outputs = hosted.disclose(batch.rows, outputs)
         except VitokError as error:
@@ -366,7 +390,15 @@ class RoutedEndpoint(InferEndpoint):
         runtime = self.hosted.runtime
         X = np.asarray(batch.rows, np.float64)
         return Answered(
-            runtime.version, X, runtime.scores_of(outputs), request_ids, latency, scored.cost / n, chosen=chosen
+            runtime.version,
+            X,
+            runtime.scores_of(outputs),
+            request_ids,
+            latency,
+            scored.cost / n,
+            chosen=chosen,
+            tenants=by_rows(jobs, n, "tenant"),
+            trace_ids=by_rows(jobs, n, "trace_id"),
         )
 
     def _count(self, scored: Scored, n: int) -> None:
@@ -461,11 +493,35 @@ class RoutedHost(ModelHost):
     """
 
     def __init__(self, catalogue: Catalogue, routes: Sequence[RoutedEndpoint], **options: Any) -> None:
-        self._routes = {endpoint.hosted.name: endpoint for endpoint in routes}
-        if len(self._routes) != len(routes):
-            raise InvalidInput("routes", [endpoint.hosted.name for endpoint in routes], "have different names")
+        self._routes: dict[str, RoutedEndpoint] = {}
         super().__init__(_WithRoutes(catalogue, self._routes), **options)
-        self.endpoints.update({endpoint.path: endpoint for endpoint in routes})
+        for endpoint in routes:
+            self.add(endpoint)
+
+    def add(self, endpoint: RoutedEndpoint) -> None:
+        """Adds a route.
+
+        Raises:
+            InvalidInput: If there is one of this name.
+        """
+        if endpoint.hosted.name in self._routes:
+            raise InvalidInput("routes", endpoint.hosted.name, "have different names")
+        self._routes[endpoint.hosted.name] = endpoint
+        self._enter(endpoint)
+        self._tell()
+
+    def endpoint(
+        self, name: str, version: str | None = None, *, entered: Callable[[], object] = lambda: None
+    ) -> Endpoint:
+        """Returns what answers for a name, with the guard before it.
+
+        Raises:
+            NotFound: If a route has no such version.
+        """
+        if name not in self._routes:
+            return super().endpoint(name, version, entered=entered)
+        self.get(name, version)
+        return self.endpoints[self._routes[name].path]
 
     def get(self, name: str, version: str | None = None) -> Hosted:
         """Returns a route, or a model, loaded.

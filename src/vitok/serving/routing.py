@@ -7,6 +7,7 @@ without an event loop.
 
 import abc
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from vitok.contracts.predicates import Node, UnsupportedError, parse
 from vitok.errors import InvalidInput, VitokError
 from vitok.serving.balance import checked
+from vitok.serving.breaker import Nanoseconds
 from vitok.serving.retries import NO_DEADLINE
 from vitok.serving.routes import Route
 from vitok.serving.targets import (
@@ -23,13 +25,16 @@ from vitok.serving.targets import (
     Scored,
     Target,
     all_local,
+    asked,
+    asked_here,
     close_all,
     labelled,
     merged,
 )
 
-_MILLISECOND = 1_000_000
 _FEW = 48
+# Routes below count their own timeouts, and must not be cancelled in the middle of that.
+_GRACE = 2_000_000
 
 
 class Split:
@@ -61,10 +66,11 @@ class Split:
 class _Choosing(abc.ABC):
     """A route that chooses a target for each request."""
 
-    def __init__(self, name: str, targets: Sequence[Target]) -> None:
+    def __init__(self, name: str, targets: Sequence[Target], clock: Nanoseconds) -> None:
         if not targets:
             raise InvalidInput("targets", targets, "hold at least one")
         self.name = name
+        self._clock = clock
         self.targets = tuple(targets)
         self._local = all_local(targets)
 
@@ -109,8 +115,10 @@ class _Choosing(abc.ABC):
         groups = split.groups()
         if len(groups) < 2:
             k = groups[0][0] if groups else 0
-            return labelled(split.told[k], self._local[k].score(batch, deadline))
-        parts = [(at, labelled(split.told[k], self._local[k].score(batch.take(at), deadline))) for k, at in groups]
+            return labelled(split.told[k], asked_here(self._local[k], batch, deadline))
+        parts = [
+            (at, labelled(split.told[k], asked_here(self._local[k], batch.take(at), deadline))) for k, at in groups
+        ]
         return merged(len(batch), parts)
 
     async def call(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
@@ -124,9 +132,9 @@ class _Choosing(abc.ABC):
         groups = split.groups()
         if len(groups) < 2:
             k = groups[0][0] if groups else 0
-            return labelled(split.told[k], await self.targets[k].call(batch, deadline))
+            return labelled(split.told[k], await self._asked(k, batch, deadline))
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_caught(self.targets[k], batch.take(at), deadline)) for k, at in groups]
+            tasks = [group.create_task(self._caught(k, batch.take(at), deadline)) for k, at in groups]
         parts = []
         for (k, at), task in zip(groups, tasks, strict=True):
             found = task.result()
@@ -135,20 +143,22 @@ class _Choosing(abc.ABC):
             parts.append((at, labelled(split.told[k], found)))
         return merged(len(batch), parts)
 
+    async def _asked(self, k: int, batch: Batch, deadline: int) -> Scored:
+        return await asked(self.targets[k], batch, deadline, self._clock, grace=_GRACE)
+
+    async def _caught(self, k: int, batch: Batch, deadline: int) -> Scored | VitokError:
+        # A task group wraps what its tasks raise; a caller wants the error itself.
+        try:
+            return await self._asked(k, batch, deadline)
+        except VitokError as error:
+            return error
+
     async def aclose(self) -> None:
         """Closes what the targets hold open; call it on the event loop that has used them, before that ends."""
         await close_all(self.targets)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self.targets)} targets)"
-
-
-async def _caught(target: Target, batch: Batch, deadline: int) -> Scored | VitokError:
-    # A task group wraps what its tasks raise; a caller wants the error itself.
-    try:
-        return await target.call(batch, deadline)
-    except VitokError as error:
-        return error
 
 
 class Weighted(_Choosing):
@@ -161,6 +171,7 @@ class Weighted(_Choosing):
         weights: One each, at least 0, not all 0.
         name: What errors call it.
         seed: Of the draws.
+        clock: Of the deadlines.
 
     Raises:
         InvalidInput: If targets and weights do not fit together.
@@ -176,9 +187,15 @@ class Weighted(_Choosing):
     """
 
     def __init__(
-        self, targets: Sequence[Target], *, weights: Sequence[float], name: str = "weighted", seed: int = 0
+        self,
+        targets: Sequence[Target],
+        *,
+        weights: Sequence[float],
+        name: str = "weighted",
+        seed: int = 0,
+        clock: Nanoseconds = time.perf_counter_ns,
     ) -> None:
-        super().__init__(name, targets)
+        super().__init__(name, targets, clock)
         weights = checked("weights", weights, len(self.targets))
         total = sum(weights)
         if total <= 0:
@@ -209,6 +226,7 @@ class Canary(_Choosing):
         champion: Answers for the route's champion.
         canary: Answers for its canary.
         name: What errors call it.
+        clock: Of the deadlines.
 
     Raises:
         InvalidInput: If the targets' versions are not those of the route.
@@ -221,8 +239,16 @@ class Canary(_Choosing):
         constant as canary: hash of the unit is within the 50 % of the canary fraud/4; the answer is always 1
     """
 
-    def __init__(self, route: Route, champion: Target, canary: Target, *, name: str = "canary") -> None:
-        super().__init__(name, [champion, canary])
+    def __init__(
+        self,
+        route: Route,
+        champion: Target,
+        canary: Target,
+        *,
+        name: str = "canary",
+        clock: Nanoseconds = time.perf_counter_ns,
+    ) -> None:
+        super().__init__(name, [champion, canary], clock)
         for field, target, wanted in (("champion", champion, route.champion), ("canary", canary, route.canary)):
             if target.version != wanted:
                 raise InvalidInput(field, target.version, f"be of the version {wanted}, which the route names")
@@ -261,6 +287,7 @@ class ContentRules(_Choosing):
         types: Type of each field that conditions name: `"number"`, `"integer"`, `"string"`, `"boolean"`, `"date"` or
             `"timestamp"`. Times are microseconds, dates are days since 1970.
         name: What errors call it.
+        clock: Of the deadlines.
 
     Raises:
         InvalidInput: If a condition cannot be read.
@@ -284,8 +311,9 @@ class ContentRules(_Choosing):
         otherwise: Target,
         types: Mapping[str, str],
         name: str = "content rules",
+        clock: Nanoseconds = time.perf_counter_ns,
     ) -> None:
-        super().__init__(name, [*(target for _, target in rules), otherwise])
+        super().__init__(name, [*(target for _, target in rules), otherwise], clock)
         self._nodes: list[Node] = []
         for k, (condition, _) in enumerate(rules):
             try:

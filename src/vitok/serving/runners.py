@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import json
+import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +17,8 @@ from vitok.serving.tensors import DATATYPES, TensorSpec
 if TYPE_CHECKING:
     from vitok.models.forest import Forest
 
+_LOG = logging.getLogger("vitok.serving")
+
 FOREST = "model.forest"
 ONNX = "model.onnx"
 CALLABLE = "callable.json"
@@ -23,7 +27,10 @@ FILES = (FOREST, ONNX, CALLABLE)
 Tensors = Mapping[str, np.ndarray]
 
 # The first that is there runs the model, the others take what it cannot.
-_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+_PROCESSOR = "CPUExecutionProvider"
+_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", _PROCESSOR)
+_GPU = frozenset(_PROVIDERS) - {_PROCESSOR}
+_GIVEN_UP = 3
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -62,6 +69,10 @@ class Runner(Protocol):
 class OnnxRunner:
     """Runs an ONNX model with ONNX Runtime, on a GPU where its provider is installed, else on the processor.
 
+    A provider that is installed and cannot be started, for want of its driver or library, is passed over, and the log
+    `vitok.serving` says why. Where a run fails on the GPU, the processor runs it; after three such runs in a row the
+    GPU is not asked any more. What fails on the processor as well is the input's fault or the model's.
+
     Args:
         path: The model.
         name: What errors call it.
@@ -83,12 +94,23 @@ class OnnxRunner:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        providers = [provider for provider in _PROVIDERS if provider in onnxruntime.get_available_providers()]
         refusals = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel)
-        where = name or path.parent.name
+        others = (state.NoSuchFile, state.NotImplemented, state.RuntimeException, state.EPFail, ValueError)
+        self._refusals: tuple[type[Exception], ...] = (*refusals, *others)
+        self._where = where = name or path.parent.name
+        self._lock = threading.Lock()
+        self._spare: Any = None
+        self._failed = 0
+
+        def opened(providers: Sequence[str]) -> Any:
+            # Its own way back prints to standard output, and says nothing where a provider merely lacks.
+            return onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
+
+        self._opened = opened
+        available = onnxruntime.get_available_providers()
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except (*refusals, state.NoSuchFile, state.NotImplemented, state.RuntimeException) as error:
+            self._session = self._started([provider for provider in _PROVIDERS if provider in available])
+        except self._refusals as error:
             raise ServiceError(f"{where}: {path.name} cannot be run: {error}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         strange = [f"{item.name}: {item.type}" for item in inputs if item.type not in _ONNX_TYPES]
@@ -100,9 +122,31 @@ class OnnxRunner:
             kinds = ", ".join(f"{item.name}: {item.type}" for item in outputs)
             raise ServiceError(f"{where}: no output is a tensor ({kinds}); export it with zipmap=False")
         self.platform = "onnx_onnxruntime"
-        self.providers = tuple(self._session.get_providers())
         self._names = [item.name for item in self.outputs]
         self._texts = {item.name for item in self.inputs if item.datatype == "BYTES"}
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What runs it."""
+        return tuple(self._session.get_providers())
+
+    def _started(self, wanted: Sequence[str]) -> Any:
+        # The best that can be started: a model that none can run is told of by the error of the processor.
+        failed: list[str] = []
+        while True:
+            try:
+                session = self._opened(wanted)
+                break
+            except self._refusals as error:
+                if len(wanted) < 2:
+                    raise
+                failed.append(f"{wanted[0]}: {error}")
+                wanted = wanted[1:]
+        here = session.get_providers()
+        failed += [f"{provider}: its driver or library is missing" for provider in wanted if provider not in here]
+        if failed:
+            _LOG.warning("%s runs on %s; not started: %s", self._where, here[0], "; ".join(failed))
+        return session
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Runs the model."""
@@ -111,7 +155,29 @@ class OnnxRunner:
             texts = np.empty(fed[name].size, object)
             texts[:] = [item.decode("utf-8", "replace") for item in fed[name].flat]
             fed[name] = texts.reshape(fed[name].shape)
-        return dict(zip(self._names, self._session.run(self._names, fed), strict=True))
+        session = self._session
+        try:
+            found = session.run(self._names, fed)
+        except self._refusals as error:
+            if session.get_providers()[0] == _PROCESSOR:
+                raise
+            found = self._run_instead(fed, error)
+        else:
+            self._failed = 0
+        return dict(zip(self._names, found, strict=True))
+
+    def _run_instead(self, fed: Tensors, error: Exception) -> Sequence[np.ndarray]:
+        with self._lock:
+            if self._spare is None:
+                self._spare = self._opened([_PROCESSOR])
+        found: Sequence[np.ndarray] = self._spare.run(self._names, fed)
+        with self._lock:
+            self._failed += 1
+            if self._failed >= _GIVEN_UP:
+                self._session = self._spare
+            what = "it runs on the processor from now on" if self._failed >= _GIVEN_UP else "the processor ran it"
+        _LOG.warning("%s failed on the GPU, %s: %s", self._where, what, error)
+        return found
 
 
 class ForestRunner:
@@ -194,7 +260,12 @@ def open_runner(path: Path, *, name: str = "") -> Runner:
         ServiceError: If it cannot be run.
     """
     if path.name == ONNX:
-        return OnnxRunner(path, name=name)
+        runner = OnnxRunner(path, name=name)
+        if _GPU.isdisjoint(runner.providers):
+            return runner
+        from vitok.serving.costs import GpuRunner
+
+        return GpuRunner(runner)
     if path.name == FOREST:
         from vitok.models.forest import Forest
 

@@ -167,7 +167,10 @@ class Runtime:
             if got is None or got.shape != wanted.shape:
                 shapes = " and ".join(str(values.shape) for values in (*fed.values(), wanted))
                 raise ServiceError(f"{self.version}: {examples.name} has the shapes {shapes}, not those of the model")
-            off = np.abs(got - wanted)
+            # A missing score is missing in both, and what is infinite is so in both.
+            same = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
+            with np.errstate(invalid="ignore"):
+                off = np.where(same, 0.0, np.abs(got - wanted))
             if not (off <= tolerance).all():
                 row = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
                 raise ServiceError(
@@ -351,7 +354,10 @@ class RuntimeSet:
             gone = tuple(sorted(set(self._loaded) - set(versions)))
             for version in gone:
                 self._loaded.pop(version, None)
-                self._locks.pop(version, None)
+            # A lock that somebody holds belongs to a load under way.
+            for version in [version for version, lock in self._locks.items() if version not in self._loaded]:
+                if not self._locks[version].locked():
+                    del self._locks[version]
         return gone
 
     @property

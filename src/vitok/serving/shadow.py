@@ -75,17 +75,25 @@ class Mirror:
         if self._closing or self._queue.full():
             self.dropped += 1
             return False
-        if self._thread is None:
-            self._start()
         fields = {
-            name: column.copy() if isinstance(column, np.ndarray) else column for name, column in batch.fields.items()
+            name: column.copy() if isinstance(column, np.ndarray) else list(column)
+            for name, column in batch.fields.items()
         }
-        try:
-            self._queue.put_nowait((Batch(batch.rows.copy(), batch.units, fields), beside))
-        except queue.Full:
-            self.dropped += 1
-            return False
-        self.taken += 1
+        copied = Batch(batch.rows.copy(), list(batch.units), fields)
+        # Under the lock, so that nothing gets into the queue of a thread that has ended.
+        with self._lock:
+            if self._closing:
+                self.dropped += 1
+                return False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="vitok-mirror", daemon=True)
+                self._thread.start()
+            try:
+                self._queue.put_nowait((copied, beside))
+            except queue.Full:
+                self.dropped += 1
+                return False
+            self.taken += 1
         return True
 
     def drain(self) -> None:
@@ -100,12 +108,6 @@ class Mirror:
         if thread is not None:
             thread.join()
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._work, name="vitok-mirror", daemon=True)
-                self._thread.start()
-
     def _work(self) -> None:
         asyncio.run(self._answer_all())
 
@@ -114,7 +116,7 @@ class Mirror:
             try:
                 batch, beside = self._queue.get(timeout=_PATIENCE)
             except queue.Empty:
-                if self._closing:
+                if self._closing and self._queue.empty():
                     await close_all([self.target])
                     return
                 # A connection that the server has closed is noticed here.

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -84,6 +85,8 @@ class SharedMetrics:
         self._metrics = metrics
         self._latencies = latencies
         self._closed = False
+        # It is written by the event loop once a second, and by whoever is asked for all.
+        self._writing = threading.Lock()
         # Not the process id: the next process may have the same.
         self.worker = f"{os.getpid()}-{ids.text(ids.uuid7())}"
         try:
@@ -169,7 +172,8 @@ class SharedMetrics:
 
     def _write(self, page: _Page) -> None:
         try:
-            _replace(self._path(_DATA), page)
+            with self._writing:
+                _replace(self._path(_DATA), page)
         except OSError as error:
             raise StoreError(f"metrics cannot be written to {self._folder}: {error}") from error
 

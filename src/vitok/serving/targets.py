@@ -140,8 +140,12 @@ def merged(n: int, parts: Sequence[tuple[Places, Scored]]) -> Scored:
         parts: Places in the batch, and the answers to the requests there; together they must be all of it.
 
     Raises:
-        ServiceError: If the targets give answers of different shapes.
+        ServiceError: If the targets give answers of different shapes, or another number of them.
     """
+    for at, scored in parts:
+        if len(scored.values) != len(at):
+            # One answer for several requests would else be spread over all of them.
+            raise ServiceError(f"{scored.choices[0].target}: {len(scored.values)} answers for {len(at)} rows")
     shapes = {scored.values.shape[1:] for _, scored in parts}
     if len(shapes) != 1:
         raise ServiceError(f"the targets of a route must give answers of one shape, got {sorted(map(str, shapes))}")
@@ -153,6 +157,11 @@ def merged(n: int, parts: Sequence[tuple[Places, Scored]]) -> Scored:
         places[at] = len(choices) if scored.places is None else scored.places + len(choices)
         choices.extend(scored.choices)
     return Scored(values, tuple(choices), places, sum(scored.cost for _, scored in parts))
+
+
+def part(scored: Scored, places: Places) -> Scored:
+    """Returns the answers at some places; the cost stays with the whole."""
+    return Scored(scored.values[places], scored.choices, None if scored.places is None else scored.places[places])
 
 
 def labelled(told: tuple[str, str, float], scored: Scored) -> Scored:
@@ -340,10 +349,10 @@ class LocalModel:
         started = time.thread_time_ns()
         try:
             values = np.asarray(self._function(batch.rows))
-        except VitokError:
+        except (InvalidInput, ServiceError):
             raise
         except Exception as error:  # whatever the model's own code raises
-            raise TargetFailed(f"{self.name}: {error!r}") from error
+            raise _failed(self.name, error) from error
         if values.shape[:1] != (n,):
             raise TargetFailed(f"{self.name}: answers have the shape {values.shape} for {n} rows")
         spent = time.thread_time_ns() - started
@@ -402,12 +411,12 @@ class Rules:
 
     Args:
         rule: From a batch to one answer a request, shape (n,).
-        otherwise: The answer where the rule raises, or gives something else.
+        otherwise: The answer where the rule raises, gives something else, or gives what is not finite for a request.
         name: What choices call it.
         version: What the decision's `model_version` says.
 
     Attributes:
-        failed: How often the rule itself has failed.
+        failed: How many batches there were for which the rule gave no answer, or not for all requests.
 
     Example:
         >>> rules = Rules(lambda batch: (batch.rows[:, 0] > 200) * 0.9, otherwise=0.5)
@@ -441,7 +450,14 @@ class Rules:
             return self._instead(batch, deadline, repr(error))
         if values.shape != (len(batch),):
             return self._instead(batch, deadline, f"answers of the shape {values.shape}")
-        return Scored(values, self._choices)
+        nothing = unanswered(values)
+        if not len(nothing):
+            return Scored(values, self._choices)
+        without = self._instead(batch.take(nothing), deadline, "no finite number")
+        if len(nothing) == len(values):
+            return without
+        well = np.flatnonzero(np.isfinite(values))
+        return merged(len(values), [(well, Scored(values[well], self._choices)), (nothing, without)])
 
     def _instead(self, batch: Batch, deadline: int, failure: str) -> Scored:
         self.failed += 1
@@ -483,6 +499,50 @@ def _until(name: str, deadline: int, now: int) -> Iterator[None]:
         raise TimedOut(f"{name}: no answer within {left:.3g} ms") from None
 
 
+def unanswered(values: np.ndarray) -> Places:
+    """Returns the places of the requests that have no answer: a number that is not finite, one column of many enough.
+
+    Example:
+        >>> unanswered(np.array([0.5, np.nan, np.inf])).tolist()
+        [1, 2]
+    """
+    if values.dtype.kind != "f":
+        return _NOBODY
+    finite = np.isfinite(values)
+    if finite.all():
+        return _NOBODY
+    return np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
+
+
+_NOBODY: Places = np.empty(0, np.intp)
+
+
+def _failed(name: str, error: Exception) -> TargetFailed:
+    return TargetFailed(f"{name}: {error if isinstance(error, VitokError) else repr(error)}")
+
+
+def _kept(target: Target, batch: Batch, scored: Scored) -> Scored:
+    if len(scored.values) != len(batch):
+        raise TargetFailed(f"{target.name}: {len(scored.values)} answers for {len(batch)} rows", cost=scored.cost)
+    return scored
+
+
+def asked_here(target: LocalTarget, batch: Batch, deadline: int) -> Scored:
+    """Asks a target of this process, as `asked`; nothing can cut it off.
+
+    Raises:
+        InvalidInput: As the target.
+        ServiceError: As the target; also where it gives another number of answers or raises something else.
+    """
+    try:
+        scored = target.score(batch, deadline)
+    except (InvalidInput, ServiceError):
+        raise
+    except Exception as error:  # a target of the caller's own may raise anything
+        raise _failed(target.name, error) from error
+    return _kept(target, batch, scored)
+
+
 async def asked(target: Target, batch: Batch, deadline: int, clock: Nanoseconds, *, grace: int = 0) -> Scored:
     """Asks a target and sees to it that it keeps its promise: an answer for each request, in time, or a known error.
 
@@ -508,12 +568,13 @@ async def asked(target: Target, batch: Batch, deadline: int, clock: Nanoseconds,
         else:
             async with asyncio.timeout((deadline + grace - now) / 1e9):
                 scored = await target.call(batch, deadline)
-    except TimeoutError:
+    except TimeoutError as error:
+        if deadline >= NO_DEADLINE:
+            # Its own, since nobody here has cut it off.
+            raise TimedOut(f"{target.name}: {error!r}") from None
         raise TimedOut(f"{target.name}: no answer within {(deadline - now) / 1e6:.3g} ms") from None
-    except VitokError:
+    except (InvalidInput, ServiceError):
         raise
     except Exception as error:  # a target of the caller's own may raise anything
-        raise TargetFailed(f"{target.name}: {error!r}") from error
-    if len(scored.values) != len(batch):
-        raise TargetFailed(f"{target.name}: {len(scored.values)} answers for {len(batch)} rows")
-    return scored
+        raise _failed(target.name, error) from error
+    return _kept(target, batch, scored)

@@ -121,6 +121,29 @@ class CascadeFrontier:
         found = self.point(k)
         return CascadePoint(**{**vars(found), "threshold": float(threshold)})
 
+    def table(self, n: int = 11) -> tuple[CascadePoint, ...]:
+        """Returns loss against cost from the small model alone to the large one alone, as evenly as ties allow.
+
+        Args:
+            n: Most points, at least 2.
+
+        Raises:
+            InvalidInput: If it is less.
+
+        Example:
+            >>> curve = frontier([0.9, 0.6, 0.8, 0.7], [0, 1, 0, 1], [0] * 4, cost_small=1.0, cost_large=9.0)
+            >>> for point in curve.table(3):
+            ...     print(point)
+            threshold 0.6: 0 % escalated, cost 1, loss 0.5, total 1.5 (n = 4)
+            threshold 0.8: 50 % escalated, cost 5.5, loss 0, total 5.5 (n = 4)
+            threshold inf: 100 % escalated, cost 10, loss 0, total 10 (n = 4)
+        """
+        if n < 2:
+            raise InvalidInput("n", n, "be at least 2")
+        shares = np.linspace(self.escalated[0], self.escalated[-1], n)
+        places = np.minimum(np.searchsorted(self.escalated, shares), len(self) - 1)
+        return tuple(self.point(k) for k in np.unique(places).tolist())
+
     @property
     def best(self) -> CascadePoint:
         """The smallest total; of equal ones the one that escalates least."""
@@ -247,6 +270,8 @@ def judged(
         >>> print(judged(0.7, [0.9, 0.6], [0, 1], [0, 0], cost_small=1.0, cost_large=9.0))
         total cost 5.5 (95 % interval -51.68 to 62.68, n = 2)
     """
+    if math.isnan(threshold):
+        raise InvalidInput("threshold", threshold, "be a number")
     conf, small, large = _columns(confidence, small_loss, large_loss)
     up = ~(conf >= threshold)
     total = cost_small + np.where(up, cost_large + loss_price * large, loss_price * small)

@@ -70,7 +70,7 @@ def read_traceparent(value: bytes) -> TraceParent | None:
 
 def trace_id_of(request: HotRequest) -> str:
     """Returns the trace id that came with a request, sampled or not, as a decision keeps it; empty where none did."""
-    value = request.header(TRACEPARENT)
+    value = None if request.plain else request.header(TRACEPARENT)
     found = None if value is None else read_traceparent(value)
     return "" if found is None else f"{found.trace_id:032x}"
 
@@ -249,7 +249,7 @@ class Tracing:
         """
         picked: list[Traced] = []
         for place, request in enumerate(requests):
-            for name, value in request.headers:
+            for name, value in () if request.plain else request.headers:
                 if name == TRACEPARENT:
                     # The usual case is told by its end: only who records a trace has to be read.
                     unsampled = len(value) == _LENGTH and value.endswith(b"-00")

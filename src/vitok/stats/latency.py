@@ -215,12 +215,14 @@ class LatencyHistogram:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON can hold: only the buckets in use."""
+        # Counted anew: whoever reads from another thread may come between two additions, and they must add up.
+        buckets = self.buckets()
         return {
-            "count": self._count,
+            "count": sum(count for _, count in buckets),
             "total_us": self._total,
             "min_us": self._min,
             "max_us": self._max,
-            "buckets": [list(pair) for pair in self.buckets()],
+            "buckets": [list(pair) for pair in buckets],
         }
 
     @classmethod

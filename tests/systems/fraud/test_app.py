@@ -27,7 +27,7 @@ BODY = {
 def client(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     home = tmp_path_factory.mktemp("http") / "home"
     shutil.copytree(template, home)
-    service = FraudService(home, clock=EventClock())
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
     with running(application(service), [service]) as server, httpx.Client(base_url=server.url) as client:
         yield client
     service.close()
@@ -68,6 +68,7 @@ def test_the_document_names_every_path(client: httpx.Client) -> None:
         "/healthz",
         "/readyz",
         "/metrics",
+        "/v1/systems/fraud/latency",
     }
     references = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
     assert set(references) <= set(document["components"]["schemas"])

@@ -1,6 +1,7 @@
 """A live service is sketched and watched by itself; a log of the past is not judged by today's clock."""
 
 import threading
+import time
 from pathlib import Path
 
 from vitok.clock import DAY, EventClock
@@ -20,7 +21,7 @@ def fill(home: Path, world, days: int) -> EventClock:
         for outcomes in hour.outcomes:
             service.learn(outcomes)
         if hour.bodies:
-            service.handle([HotRequest(body, 0, []) for body in hour.bodies])
+            service.handle([HotRequest(body, time.perf_counter_ns(), []) for body in hour.bodies])
     service.close()
     return clock
 

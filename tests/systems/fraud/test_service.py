@@ -38,7 +38,7 @@ def body(**changes: object) -> bytes:
 
 @pytest.fixture
 def service(home: Path):
-    service = FraudService(home, clock=EventClock(), checkpoint_every=500)
+    service = FraudService(home, clock=EventClock(), checkpoint_every=500, deadline=5.0)
     yield service
     service.close()
 
@@ -166,7 +166,7 @@ def test_a_restart_goes_on_from_checkpoint_and_log(home: Path, world) -> None:
     start = world.timeline.replay_start
     n = 0
     for day in range(3):
-        service = FraudService(home, clock=EventClock(), checkpoint_every=300)
+        service = FraudService(home, clock=EventClock(), checkpoint_every=300, deadline=5.0)
         part = list(hours(world.transactions, world.labels, start=start + day * DAY, end=start + (day + 1) * DAY))
         for hour in part:
             for outcomes in hour.outcomes:
@@ -177,10 +177,10 @@ def test_a_restart_goes_on_from_checkpoint_and_log(home: Path, world) -> None:
         if day == 1:
             service.close()
         else:  # as after a crash: nothing is saved, the log's lock is let go
-            service._wait_for_save()
+            service.state._wait()
             service._log.close()
             service._outcomes.close()
-            service._store.close()
+            service.state._store.close()
     assert_parity(home, world, n)
 
 
@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_written_refuses_and_leaves_no_trace(
 
 
 def test_rules_answer_where_no_model_does(world, tmp_path: Path) -> None:
-    service = FraudService(world.home(tmp_path / "home", model=False), clock=EventClock())
+    service = FraudService(world.home(tmp_path / "home", model=False), clock=EventClock(), deadline=5.0)
     [reply] = ask(service, body(amount=500))
     answer = json.loads(reply.body)
     assert (answer["route"], answer["model_version"], answer["action"]) == ("fallback", "rules", "block")
@@ -215,12 +215,13 @@ def test_rules_answer_where_no_model_does(world, tmp_path: Path) -> None:
 
 
 def test_a_model_that_fails_degrades_the_answer(service: FraudService, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert service.champion is not None
+    champion = service.versions.current.champion
+    assert champion is not None
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(type(service.champion.runtime._runner), "run", broken)
+    monkeypatch.setattr(type(champion.runtime._runner), "run", broken)
     [reply] = ask(service, body())
     answer = json.loads(reply.body)
     assert (reply.status, answer["route"]) == (200, "fallback")
@@ -233,7 +234,7 @@ def test_canary_takes_its_share_and_both_are_scored(service: FraudService, home:
     now = world.timeline.replay_start
     version = registry.register(SYSTEM, files, now=now, actor="test")
     registry.ledger.start_canary(SYSTEM, version.version, 0.3, reason="t", actor="t", now=now, override="a test")
-    service._next_look = 0
+    service.versions.refresh()
     n = replay(service, world, 1)
     logged = decisions.read(home / "log" / "decisions")
     share = (logged["route"] == "canary").mean()
@@ -244,11 +245,11 @@ def test_canary_takes_its_share_and_both_are_scored(service: FraudService, home:
     assert by_customer["route"].max() == 1
     np.testing.assert_allclose(logged["probability"], logged["shadow_probability"])
     registry.ledger.promote(SYSTEM, version.version, "Production", reason="t", actor="t", now=now, override="a test")
-    service._next_look = 0
+    service.versions.refresh()
     [reply] = ask(service, body(event_time="2018-05-13T00:00:00Z"))
     assert json.loads(reply.body)["model_version"] == "fraud/2"
     registry.ledger.rollback(SYSTEM, reason="t", actor="t", now=now)
-    service._next_look = 0
+    service.versions.refresh()
     [reply] = ask(service, body(transaction_id="n2", event_time="2018-05-13T00:00:00Z"))
     assert json.loads(reply.body)["model_version"] == "fraud/1"
     assert n == len(logged)

@@ -1,6 +1,10 @@
 """The HTTP side of the fraud service: outcomes, look-ups, health, metrics, and the OpenAPI document."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,12 +13,16 @@ import numpy as np
 from vitok import __version__, contracts, ids
 from vitok.clock import isoformat
 from vitok.decision import Decision
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, VitokError
 from vitok.models import BoostedTrees
 from vitok.registry import Registry
 from vitok.serving import Metrics, handlers
+from vitok.serving.guarded import Guard
+from vitok.serving.shared_metrics import described
+from vitok.systems.fraud.edge import GuardedApplication
+from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, Answer, OutcomeBatch
-from vitok.systems.fraud.service import CONTRACT, FraudService
+from vitok.systems.fraud.service import FraudService
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -23,21 +31,36 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 PROBLEM = "application/problem+json"
-Explain = Callable[[Decision], list[tuple[str, float]]]
+FOLLOW_SECONDS = 0.05
+_LOG = logging.getLogger("vitok.fraud")
 
 
-def application(service: FraudService, *, pages: "Sequence[BaseRoute]" = ()) -> "Starlette":
+def application(
+    service: FraudService, *, pages: "Sequence[BaseRoute]" = (), guard: Guard | None = None
+) -> "Starlette | GuardedApplication":
     """Makes the ASGI application; decisions themselves take the hot door beside it.
+
+    While it runs, a thread follows the ledger, so that a version is loaded beside the requests and not among them.
 
     Args:
         service: What it shows.
         pages: Further routes, such as the console's.
+        guard: Stands before all but health, metrics and the document; None for nothing.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    metrics = _metrics(service)
+    metrics = _metrics(service, guard)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=follow, args=(service, stop), name="follower", daemon=True)
+        thread.start()
+        yield
+        stop.set()
+        await asyncio.to_thread(thread.join)
 
     async def outcomes(request: "Request") -> "Response":
         reply = service.learn(await request.body())
@@ -61,26 +84,49 @@ def application(service: FraudService, *, pages: "Sequence[BaseRoute]" = ()) -> 
     async def ready(_: "Request") -> "Response":
         parts = service.ready()
         good = all(parts[name] == "ok" for name in ("online_store", "decision_log"))
-        return JSONResponse({"status": "ok" if good else "not ready", **parts}, 200 if good else 503)
+        told = {"status": "ok" if good else "not ready", **parts, "revision": service.versions.current.revision}
+        return JSONResponse(told, 200 if good else 503)
 
     async def exposition(_: "Request") -> "Response":
         return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def latency(_: "Request") -> "Response":
+        return JSONResponse({"name": SYSTEM, "stages": described(service.stages.histograms)})
+
     async def document(_: "Request") -> "Response":
         return JSONResponse(openapi())
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/outcomes", outcomes, methods=["POST"]),
             Route("/v1/decisions/{decision_id}", decision),
             Route("/healthz", healthy),
             Route("/readyz", ready),
             Route("/metrics", exposition),
+            Route("/v1/systems/fraud/latency", latency),
             Route("/openapi.json", document),
             *pages,
         ],
         exception_handlers=handlers(),
+        lifespan=lifespan,
     )
+    return app if guard is None else GuardedApplication(app, guard)
+
+
+def follow(service: FraudService, stop: threading.Event, *, every: float = FOLLOW_SECONDS) -> None:
+    """Puts in force what the ledger says, every so many seconds, until `stop` is set.
+
+    Made for a thread of its own. A ledger that cannot be read is said once, and what was in force goes on.
+    """
+    said = ""
+    while not stop.wait(every):
+        try:
+            service.versions.refresh()
+            said = ""
+        except VitokError as error:
+            if str(error) != said:
+                _LOG.exception("the ledger cannot be read; the versions in force go on")
+            said = str(error)
 
 
 def reasons(registry: Registry, decision: Decision, *, most: int = 6) -> list[tuple[str, float]]:
@@ -107,8 +153,21 @@ def _is_uuid(text: str) -> bool:
         return False
 
 
-def _metrics(service: FraudService) -> Metrics:
+def _metrics(service: FraudService, guard: Guard | None) -> Metrics:
     metrics = Metrics()
+    if guard is not None:
+        metrics.read_counter(
+            "vitok_guard_refused_total",
+            "Requests that the guard has refused, by reason.",
+            lambda: {(reason,): float(n) for reason, n in dict(guard.refused).items()},
+            labels=("reason",),
+        )
+    metrics.latencies(
+        "vitok_stage_seconds",
+        "Where the time of a decision goes: of each request `wait` and `total`, of each turn the rest.",
+        lambda: {(stage,): found for stage, found in service.stages.histograms.items()},
+        labels=("stage",),
+    )
     metrics.read_counter(
         "vitok_events_total",
         "What happened, by kind.",
@@ -117,7 +176,7 @@ def _metrics(service: FraudService) -> Metrics:
     )
     metrics.latencies(
         "vitok_decision_seconds",
-        "From the arrival of a request to the write of its record.",
+        "From the arrival of a request until its answer was made.",
         lambda: {(): service.latency},
     )
     metrics.gauge(
@@ -158,8 +217,11 @@ def openapi() -> dict[str, Any]:
 
     refused = {
         "400": trouble("The body is not JSON."),
+        "401": trouble("Where keys are asked for: there is none, or it is not good."),
+        "403": trouble("The key does not allow this, or the address may not ask."),
         "413": trouble("The body is too large."),
         "422": trouble("A field is missing, unknown, of the wrong type, or breaks the contract."),
+        "429": trouble("Too many requests of this key, user or address; Retry-After says when."),
         "503": trouble("The log cannot be written; nothing was decided."),
     }
 
@@ -209,6 +271,12 @@ def openapi() -> dict[str, Any]:
                 }
             },
             "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": text}},
+            "/v1/systems/fraud/latency": {
+                "get": {
+                    "summary": "Where the time of decisions goes, by stage.",
+                    "responses": {"200": response("Quantiles in microseconds, and histograms that can be added up")},
+                }
+            },
         },
         "components": {"schemas": components},
     }

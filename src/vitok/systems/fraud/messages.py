@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-from typing import Any
 
 import msgspec
 
@@ -65,35 +64,6 @@ def log_schema(features: FeatureSet = FEATURES) -> decisions.LogSchema:
         request=(("amount", "float64"),),
         features=features.names,
     )
-
-
-class Batch:
-    """The accepted requests of one batch, by columns."""
-
-    __slots__ = (
-        "amount",
-        "customer",
-        "decision_id",
-        "event_time",
-        "index",
-        "notes",
-        "rows",
-        "status",
-        "terminal",
-        "transaction_id",
-    )
-
-    def __init__(self) -> None:
-        self.index: list[int] = []
-        self.decision_id: list[bytes] = []
-        self.transaction_id: list[str] = []
-        self.event_time: list[int] = []
-        self.customer: list[str] = []
-        self.terminal: list[str] = []
-        self.amount: list[float] = []
-        self.rows: list[dict[str, Any]] = []
-        self.notes: dict[str, bytes] = {}
-        self.status: list[str] = []
 
 
 def microseconds(moment: dt.datetime) -> int:

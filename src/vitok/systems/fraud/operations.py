@@ -26,7 +26,7 @@ from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.releases import Workshop, load, register
-from vitok.systems.fraud.service import PROBATION
+from vitok.systems.fraud.versions import PROBATION
 
 if TYPE_CHECKING:
     import polars as pl

@@ -43,7 +43,8 @@ class ServiceProcess:
         self._log_path = home / "service.log"
         self._announcement.unlink(missing_ok=True)
         command = [sys.executable, "-m", "vitok", "serve", "fraud", "--home", str(home), "--port", str(port)]
-        command += ["--clock", "events", "--quiet"]
+        # Nobody waits for the past: a pause of the machine must not change who answers.
+        command += ["--clock", "events", "--deadline", "10", "--quiet"]
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + seconds
@@ -188,6 +189,22 @@ class Replay:
         """
         self.learn(hour.outcomes)
         self.decide(hour.bodies, rate=rate)
+
+    def until(self, revision: int, *, seconds: float = 30.0) -> None:
+        """Waits until the service has put in force what the ledger says: a second of it is half a day of the replay.
+
+        Args:
+            revision: The entry of the ledger.
+            seconds: How long at most.
+
+        Raises:
+            ServiceError: If it takes longer.
+        """
+        deadline = time.monotonic() + seconds
+        while msgspec.json.decode(self._client.get("/readyz").body)["revision"] < revision:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"the service does not follow the ledger to its entry {revision}")
+            time.sleep(0.01)
 
     def learn(self, outcomes: Sequence[bytes]) -> None:
         """Sends outcomes."""

@@ -1,12 +1,15 @@
 """The rules a bank starts with: the yardstick of every model, and the answer when no model answers in time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vitok.policies import ALLOW, BLOCK, REVIEW
+from vitok.serving import Rules
 
 VERSION = "rules"
+_REVIEWED = 0.3
+_BLOCKED = 0.95
 
 
 def rule_score(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -30,4 +33,23 @@ def rule_score(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def rule_actions(score: np.ndarray) -> list[str]:
     """Blocks from 0.95, reviews from 0.3, allows the rest."""
-    return np.where(score >= 0.95, BLOCK, np.where(score >= 0.3, REVIEW, ALLOW)).tolist()
+    return np.where(score >= _BLOCKED, BLOCK, np.where(score >= _REVIEWED, REVIEW, ALLOW)).tolist()
+
+
+def as_target(names: Sequence[str]) -> Rules:
+    """Returns the rules as the end of a chain of fallbacks; should they fail themselves, people look at it.
+
+    Args:
+        names: The features, in the order of the columns of a batch.
+
+    Example:
+        >>> from vitok.serving import Batch
+        >>> names = ["amount", "customer_count_1h", "amount_to_mean", "terminal_labels_risk_7d"]
+        >>> as_target(names).score(Batch(np.array([[950.0, 1, 2, 0], [9.0, 1, np.nan, np.nan]]))).values
+        array([1., 0.])
+    """
+    return Rules(
+        lambda batch: rule_score({name: batch.rows[:, i] for i, name in enumerate(names)}),
+        otherwise=_REVIEWED,
+        version=VERSION,
+    )

@@ -1,7 +1,7 @@
 """From rows with labels to a version: trees, calibrator, tiers, reference profile, and the gate that judges it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,6 +12,8 @@ from vitok.errors import InvalidInput
 from vitok.features import FeatureSet
 from vitok.models import BoostedTrees, Forest, fit_best, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, IsotonicCalibrator, PlattCalibrator
+from vitok.models.convert import convert
+from vitok.models.tradeoffs import time_in_turns
 from vitok.monitoring import ReferenceProfile
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Check, Verdict, at_most, evaluate, not_worse
@@ -21,7 +23,8 @@ from vitok.systems.fraud.features import CALENDAR, FEATURES, LABELS
 if TYPE_CHECKING:
     import polars as pl
 
-EXAMPLES = 64
+EXAMPLES = 2_000
+BATCH_SIZES = (1, 16, 256)
 ENOUGH_FOR_STEPS = 500
 
 
@@ -166,23 +169,41 @@ class Candidate:
     examples: np.ndarray
 
     def files(self, features: FeatureSet = FEATURES) -> dict[str, Any]:
-        """Returns the files of the model package."""
-        X = self.examples.astype(np.float32)
+        """Returns the files of the model package.
+
+        Raises:
+            GateRefused: If what will be served does not score as the trees do.
+        """
+        # In 32 bits, as the trees were fitted and as they are asked.
+        converted = convert(self.trees, self.examples.astype(np.float32), names=features.names)
         return {
-            "model.forest": Forest.of(self.trees).to_bytes(),
-            "model.onnx": self.trees.to_onnx(),
+            **converted.files(),
             "model.txt": self.trees.text,
-            "signature.json": {"inputs": list(features.names), "dtype": "float32", "output": "probability of fraud"},
             "features.json": {"version": features.version, **features.describe()},
             "calibrator.json": self.calibrator.to_dict(),
             "policy.json": self.policy.describe(),
             "profile.json": self.profile.to_dict(),
             "metrics.json": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
-            "examples.json": {
-                "inputs": [[None if value != value else float(value) for value in row] for row in X],
-                "outputs": self.trees.score(X).tolist(),
-            },
+            "latency.json": latency_profile(self.trees, self.examples.astype(np.float32)),
         }
+
+
+def latency_profile(trees: BoostedTrees, rows: np.ndarray) -> dict[str, Any]:
+    """Returns how long the model takes as it will be served, in microseconds of a batch, by the rows of the batch.
+
+    Args:
+        trees: The model.
+        rows: Rows as they will be served, shape (n, features), float32.
+    """
+    forest = Forest.of(trees)
+    X = np.resize(rows, (max(BATCH_SIZES), rows.shape[1])).astype(forest.input_dtype)
+
+    def form(n: int) -> Callable[[], object]:
+        batch = np.ascontiguousarray(X[:n])
+        return lambda: forest.predict(batch)
+
+    found = time_in_turns({"forest": form}, BATCH_SIZES)["forest"]
+    return {"engine": "forest", "microseconds": {str(item.batch_size): round(item.microseconds, 2) for item in found}}
 
 
 def measure(sample: Sample, score: np.ndarray, *, k: int = 100) -> dict[str, stats.Estimate]:

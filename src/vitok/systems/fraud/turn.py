@@ -21,12 +21,12 @@ from vitok.loop import RetrainTrigger
 from vitok.policies import Costs
 from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.features import FEATURES, online_features
+from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, history_note
 from vitok.systems.fraud.operations import CANARY_SHARE, Operator
 from vitok.systems.fraud.releases import Workshop, load, register
 from vitok.systems.fraud.replay import Replay, ServiceProcess, hours
 from vitok.systems.fraud.report import Report, Scored, by_rules, comparison, numbers
-from vitok.systems.fraud.service import CONTRACT
 from vitok.systems.fraud.training import Sample, Timeline, not_filled
 from vitok.systems.fraud.transactions import Transactions
 
@@ -219,10 +219,14 @@ class Turn:
         timeline = prepared.timeline
         replay = Replay(service)
         drill_at = max(timeline.replay_start + DAY, timeline.end - _DRILL_BEFORE_END)
-        paced = 0
+        paced = followed = 0
         for hour in hours(prepared.transactions, prepared.labels, start=timeline.replay_start, end=timeline.end):
             if self.drill_at is None and hour.start >= drill_at and operator.drill(hour.start):
                 self.drill_at = hour.start
+            revision = operator.registry.ledger.revision()
+            if revision != followed:
+                replay.until(revision)
+                followed = revision
             replay.send(hour, rate=PACED_RATE if paced < PACED_DECISIONS else None)
             paced += len(hour.bodies)
             now = hour.start + HOUR

@@ -1,0 +1,160 @@
+"""Which versions answer: what the ledger says, loaded beside the requests and put in force as a whole."""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from vitok.clock import DAY
+from vitok.errors import VitokError
+from vitok.features import FeatureSet
+from vitok.registry import ModelState, Registry
+from vitok.serving import Breaker, BreakerRules, Fallback, Route
+from vitok.systems.fraud import rules
+from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.model import LoadedModel
+
+PROBATION = 3 * DAY
+NO_MODEL = "no version is in Production"
+_LOG = logging.getLogger("vitok.fraud")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InForce:
+    """The versions that answer, from one entry of the ledger to the next.
+
+    Attributes:
+        chain: Champion, the version before it, rules: who is asked until one answers.
+        champion: The version in Production, or None.
+        canary: The version on trial, or None.
+        previous: The version before the champion, or None.
+        route: Which customers the canary answers; None without a champion.
+        champion_absent: Why another version stands in for the one in Production; empty where none does.
+        canary_absent: Whether there should be a canary, but it cannot be loaded.
+        probation_end: Until when the version before is scored beside a new champion, microseconds.
+        revision: The entry of the ledger that says so.
+    """
+
+    chain: Fallback
+    champion: LoadedModel | None = None
+    canary: LoadedModel | None = None
+    previous: LoadedModel | None = None
+    route: Route | None = None
+    champion_absent: str = ""
+    canary_absent: bool = False
+    probation_end: int = 0
+    revision: int = -1
+
+    def model(self, version: str) -> LoadedModel | None:
+        """Returns a version by its name; None for the rules."""
+        for model in (self.champion, self.canary, self.previous):
+            if model is not None and model.version == version:
+                return model
+        return None
+
+    def beside(self, now: int) -> LoadedModel | None:
+        """Returns the version that is scored beside the champion: the canary, or the one before in the probation."""
+        if self.canary is not None:
+            return self.canary
+        return self.previous if now < self.probation_end else None
+
+
+class Versions:
+    """Follows the ledger. `current` is read by the requests, `refresh` is called beside them.
+
+    A version that cannot be loaded must not stop decisions: the one before it, or the rules, go on.
+
+    Args:
+        registry: Where versions stand and packages lie.
+        features: What the service computes.
+        slow_after: Seconds from which a call of a model counts as slow.
+        count: Counts `model_load_failures`.
+
+    Attributes:
+        current: What is in force.
+    """
+
+    def __init__(
+        self, registry: Registry, features: FeatureSet, *, slow_after: float, count: Callable[[str, int], None]
+    ) -> None:
+        self._registry = registry
+        self._features = features
+        self._breaker = BreakerRules(slow_after=slow_after)
+        self._count = count
+        self._rules = rules.as_target(features.names)
+        self._refreshing = threading.Lock()
+        self.current = InForce(chain=Fallback([self._rules]))
+
+    def refresh(self) -> None:
+        """Loads the versions that the ledger names by now, and puts them in force together.
+
+        Raises:
+            StoreError: If the ledger cannot be read.
+        """
+        with self._refreshing:
+            revision = self._registry.ledger.revision()
+            if revision == self.current.revision:
+                return
+            before = self.current
+            self.current = self._read(self._registry.ledger.state(SYSTEM), before, revision)
+
+    def problem(self) -> str:
+        """Says why no model answers as the ledger wants it; empty where one does."""
+        current = self.current
+        if current.champion is None:
+            return f"{current.champion_absent or NO_MODEL}; rules answer"
+        if current.champion_absent:
+            return f"{current.champion_absent}; {current.champion.version} answers"
+        breaker = current.champion.target.breaker
+        return "" if breaker.admits else f"{current.champion.version} is out: {breaker.reason}"
+
+    def _read(self, state: ModelState, before: InForce, revision: int) -> InForce:
+        known = (before.champion, before.canary, before.previous)
+        loaded = {model.version: model for model in known if model is not None}
+        champion = self._load(state.production, "Production", loaded)
+        canary = self._load(state.canary, "Staging", loaded) if state.canary_share else None
+        previous = self._load(state.previous, "Archived", loaded)
+        absent = ""
+        if champion is None and state.production is not None:
+            champion = previous or before.champion
+            absent = f"{SYSTEM}/{state.production} cannot be loaded"
+        answering = {model.version: model.target for model in (champion, previous) if model is not None}
+        route = None
+        if champion is not None:
+            name = None if canary is None else canary.version
+            route = Route(
+                champion=champion.version, canary=name, share=state.canary_share if name else 0, salt=name or ""
+            )
+        return InForce(
+            chain=Fallback([*answering.values(), self._rules], name=SYSTEM, margin=0),
+            champion=champion,
+            canary=None if champion is None else canary,
+            previous=previous,
+            route=route,
+            champion_absent=absent,
+            canary_absent=bool(state.canary_share) and canary is None,
+            probation_end=self._probation(state.production),
+            revision=revision,
+        )
+
+    def _probation(self, production: int | None) -> int:
+        # 0 where there is no version before, or after a roll back.
+        for entry in reversed(self._registry.ledger.history(SYSTEM)):
+            if entry.kind == "promoted" and entry.version == production and entry.stage_to == "Production":
+                return 0 if "rollback_of" in entry.details else entry.time_us + PROBATION
+        return 0
+
+    def _load(self, number: int | None, stage: str, loaded: Mapping[str, LoadedModel]) -> LoadedModel | None:
+        if number is None:
+            return None
+        version = f"{SYSTEM}/{number}"
+        if version in loaded:
+            return dataclasses.replace(loaded[version], stage=stage)
+        try:
+            package = self._registry.load(SYSTEM, number)
+            breaker = Breaker(self._breaker, seed=number)
+            return LoadedModel.load(package, version, stage, self._features, breaker=breaker)
+        except VitokError:
+            _LOG.exception("model %s cannot be loaded", version)
+            self._count("model_load_failures", 1)
+            return None

@@ -1,0 +1,211 @@
+"""The service behind its guard, over TLS, and through ASGI: who may do what, and what is refused with which reason."""
+
+import base64
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from vitok import decisions
+from vitok.clock import EventClock
+from vitok.errors import InvalidInput
+from vitok.guard import AddressList, KeyRing, KeyStore, Limit, Limiter
+from vitok.serving import running
+from vitok.serving.guarded import Guard
+from vitok.serving.server import Tls
+from vitok.systems.fraud.app import application
+from vitok.systems.fraud.edge import DECIDE, LEARN, READ, one_process
+from vitok.systems.fraud.service import FraudService
+
+DECIDING, OUTCOMES = "/v1/systems/fraud/decide", "/v1/outcomes"
+
+
+def body(number: object) -> dict[str, Any]:
+    event = {"event_time": "2018-05-20T12:00:00Z", "customer_id": "1", "terminal_id": "2", "amount": 30.0}
+    return {"transaction_id": f"e-{number}", **event}
+
+
+class Served:
+    """A service behind a guard, and a client."""
+
+    def __init__(self, service: FraudService, client: httpx.Client, tokens: dict[str, str]) -> None:
+        self.service, self.client, self.tokens = service, client, tokens
+
+    def bearer(self, scope: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.tokens[scope]}"}
+
+
+@pytest.fixture(scope="module", params=["hot", "asgi"])
+def served(
+    request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("edge")
+    home = folder / "home"
+    shutil.copytree(template, home)
+    store = KeyStore(folder / "keys.sqlite")
+    tokens = {
+        scope: store.create(scope, tenant="shop", scopes=[scope], actor="test", now=0, expires=None).token
+        for scope in (DECIDE, LEARN, READ)
+    }
+    guard = Guard(keys=KeyRing(store))
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    with (
+        running(application(service, guard=guard), [guard.before(service, DECIDE)], door=request.param) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        yield Served(service, client, tokens)
+    service.close()
+
+
+def test_each_right_has_a_scope_of_its_own(served: Served) -> None:
+    calls = {
+        DECIDE: ("POST", DECIDING, body("scopes")),
+        LEARN: ("POST", OUTCOMES, {"outcomes": []}),
+        READ: ("GET", "/v1/systems/fraud/latency", None),
+    }
+    for wanted, (method, path, content) in calls.items():
+        for scope in calls:
+            reply = served.client.request(method, path, json=content, headers=served.bearer(scope))
+            assert reply.status_code == (200 if scope == wanted else 403), (wanted, scope)
+        refused = served.client.request(method, path, json=content)
+        assert refused.status_code == 401
+        assert refused.headers["content-type"].startswith("application/problem+json")
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_probes_and_scrapers_need_no_key(served: Served) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+        assert served.client.get(path).status_code == 200
+    served.client.post(DECIDING, json=body("refused"))
+    text = served.client.get("/metrics").text
+    assert 'vitok_guard_refused_total{reason="missing"}' in text
+    assert 'vitok_stage_seconds_bucket{stage="model"' in text
+
+
+def test_the_tenant_of_the_key_is_in_the_log(served: Served) -> None:
+    answer = served.client.post(DECIDING, json=body("tenant"), headers=served.bearer(DECIDE)).json()
+    story = served.client.get(f"/v1/decisions/{answer['decision_id']}", headers=served.bearer(READ)).json()
+    assert story["tenant"] == "shop"
+
+
+def test_a_browser_asks_for_a_key_and_only_reads_with_it(served: Served) -> None:
+    path = "/v1/systems/fraud/latency"
+    page = served.client.get(path, headers={"accept": "text/html"})
+    assert page.status_code == 401
+    assert page.headers["www-authenticate"].startswith("Basic ")
+    assert served.client.get(path, auth=("anyone", served.tokens[READ])).status_code == 200
+    assert served.client.get(path, auth=("anyone", "wrong")).status_code == 401
+    assert served.client.get(path, headers={"authorization": "Basic %%%"}).status_code == 401
+    password = base64.b64encode(f"anyone:{served.tokens[LEARN]}".encode()).decode()
+    learnt = served.client.post(OUTCOMES, json={"outcomes": []}, headers={"authorization": f"Basic {password}"})
+    assert learnt.status_code == 401
+
+
+def test_latency_is_told_by_stage(served: Served) -> None:
+    served.client.post(DECIDING, json=body("latency"), headers=served.bearer(DECIDE))
+    found = served.client.get("/v1/systems/fraud/latency", headers=served.bearer(READ)).json()
+    assert set(found["stages"]) == {"wait", "read", "model", "log", "write", "total"}
+    assert found["stages"]["total"]["p50_us"] > 0
+
+
+def test_limits_and_addresses_hold_for_all_that_is_asked(home: Path) -> None:
+    guard = Guard(key_limit=Limiter(Limit(2, "1h")), addresses=AddressList(allow=["127.0.0.0/8"]))
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    with (
+        running(application(service, guard=guard), [guard.before(service, DECIDE)]) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        assert client.post(DECIDING, json=body(1)).headers["ratelimit"].startswith('"default";r=1')
+        assert client.post(OUTCOMES, json={"outcomes": []}).status_code == 200
+        refused = [client.post(DECIDING, json=body(2)), client.get("/v1/systems/fraud/latency")]
+        assert [reply.status_code for reply in refused] == [429, 429]
+        assert int(refused[0].headers["retry-after"]) > 0
+    service.close()
+    assert len(decisions.read(home / "log" / "decisions")) == 1
+
+
+def test_strangers_are_refused(home: Path) -> None:
+    guard = Guard(addresses=AddressList(allow=["203.0.113.0/24"]))
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    with (
+        running(application(service, guard=guard), [guard.before(service, DECIDE)]) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        assert client.post(DECIDING, json=body(1)).status_code == 403
+        assert client.post(OUTCOMES, json={"outcomes": []}).status_code == 403
+        assert client.get("/healthz").status_code == 200
+    service.close()
+
+
+def certificate(folder: Path) -> Tls:
+    made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    places = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    done = subprocess.run(
+        ("openssl", *made.split(), "-addext", "subjectAltName=IP:127.0.0.1", *places), capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"openssl makes no certificate: {done.stderr.decode()}")
+    return Tls(folder / "cert.pem", folder / "key.pem")
+
+
+def test_decisions_over_tls(home: Path, tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    trusting = ssl.create_default_context(cafile=str(tls.certificate))
+    with (
+        running(application(service), [service], tls=tls) as server,
+        httpx.Client(base_url=server.url, verify=trusting) as client,
+    ):
+        assert client.post(DECIDING, json=body(1)).status_code == 200
+    service.close()
+
+
+def test_several_processes_are_refused_with_the_reason() -> None:
+    one_process(1)
+    with pytest.raises(InvalidInput, match="each see half of a customer's payments"):
+        one_process(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--workers", "2"], "vitok serve-models"),
+        (["--door", "back"], "hot or asgi"),
+        (["--tls-cert", "cert.pem"], "--tls-key"),
+        (["--keys", "nowhere.sqlite"], "nowhere.sqlite"),
+        (["--key-limit", "many"], "100/1s"),
+        (["--deadline", "0"], "deadline"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, options: list[str], told: str) -> None:
+    command = [sys.executable, "-m", "vitok", "serve", "fraud", "--home", str(tmp_path / "home"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_ledger_is_followed_while_the_service_runs(home: Path) -> None:
+    from vitok.registry import Registry
+    from vitok.systems.fraud.messages import SYSTEM
+
+    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    with running(application(service), [service]) as server, httpx.Client(base_url=server.url) as client:
+        assert client.post(DECIDING, json=body(1)).json()["model_version"] == "fraud/1"
+        registry = Registry(home)
+        package = registry.load(SYSTEM, 1)
+        version = registry.register(SYSTEM, {n: package.bytes(n) for n in package.files}, now=0, actor="test")
+        why = {"reason": "test", "actor": "test", "override": "a test"}
+        registry.ledger.promote(SYSTEM, version.version, "Production", now=package.created, **why)
+        registry.close()
+        answers = (client.post(DECIDING, json=body(number)).json() for number in range(2, 5_000))
+        assert next(answer for answer in answers if answer["model_version"] == version.name)["route"] == "champion"
+        assert json.loads(client.get("/readyz").text)["model"] == "ok"
+    service.close()
