@@ -379,22 +379,37 @@ class RouteTime:
     """
 
     def __init__(self, target: Target) -> None:
-        self._models = list({id(model): model for model in _models(target)}.values())
-        self._seen = self._total()
+        # A model of the host is another one after a swap, and then counts from 0 again.
+        self._models = _distinct(_models(target))
+        self._seen = [(model(), _spent(model())) for model in self._models]
 
     def taken(self) -> int:
         """Returns nanoseconds since it was last asked."""
-        total = self._total()
-        taken, self._seen = total - self._seen, total
+        taken = 0
+        for at, (model, spent) in enumerate(self._seen):
+            now = self._models[at]()
+            total = _spent(now)
+            taken += total - spent if now is model else total
+            self._seen[at] = (now, total)
         return taken
 
-    def _total(self) -> int:
-        return sum(model._measured[1] for model in self._models)  # noqa: SLF001 - it tells only the mean
+
+def _spent(model: LocalModel) -> int:
+    if model._cost is not None:  # noqa: SLF001 - what it measures is its cost only where it has no other
+        return 0
+    return model._measured[1]  # noqa: SLF001 - it tells only the mean
 
 
-def _models(target: Any) -> list[LocalModel]:
+def _models(target: Any) -> list[Callable[[], LocalModel]]:
     if isinstance(target, LocalModel):
-        return [target] if target._cost is None else []  # noqa: SLF001 - what it measures is its cost then
+        return [lambda: target]
+    if hasattr(target, "now"):
+        return [target.now]
     inner = list(getattr(target, "targets", ()))
     inner += [getattr(target, name) for name in ("main", "small", "large") if hasattr(target, name)]
     return [model for item in inner for model in _models(item)]
+
+
+def _distinct(models: list[Callable[[], LocalModel]]) -> list[Callable[[], LocalModel]]:
+    # One that stands in a route twice is counted once.
+    return list({id(model()): model for model in models}.values())

@@ -96,8 +96,8 @@ class Guarded:
         seen: dict[bytes | None, Key] = {}
         now_us, now_ns = self._clock.now(), time.monotonic_ns()
         for place, request in enumerate(requests):
-            refusal = self._outside(request)
-            caller, tenant = request.peer, ""
+            caller, refusal = self._outside(request)
+            tenant = ""
             if refusal is None and self.keys is not None:
                 shown = _shown(request)
                 key = seen.get(shown)
@@ -139,17 +139,19 @@ class Guarded:
                 out[place] = _with(reply, headers) if headers else reply
         return out  # type: ignore[return-value]
 
-    def _outside(self, request: HotRequest) -> Reply | None:
-        # What can be said before it is known whose request it is.
+    def _outside(self, request: HotRequest) -> tuple[str, Reply | None]:
+        # What can be said before it is known whose request it is; and where it comes from.
         if self.max_body is not None and _size(request) > self.max_body:
             detail = f"body: must be at most {self.max_body} bytes long"
-            return self._refuse("size", problem(413, "Content Too Large", detail, field="body"))
-        if self.addresses is not None:
-            forwarded = request.header(b"x-forwarded-for")
-            verdict = self.addresses.check(request.peer, "" if forwarded is None else forwarded.decode("latin-1"))
-            if not verdict.admitted:
-                return self._refuse("address", problem(403, "Forbidden", str(verdict)))
-        return None
+            return request.peer, self._refuse("size", problem(413, "Content Too Large", detail, field="body"))
+        if self.addresses is None:
+            return request.peer, None
+        # A proxy may append a line of its own instead of adding to the caller's: all lines are one list.
+        forwarded = b",".join(value for name, value in request.headers if name == b"x-forwarded-for")
+        verdict = self.addresses.check(request.peer, forwarded.decode("latin-1"))
+        if not verdict.admitted:
+            return request.peer, self._refuse("address", problem(403, "Forbidden", str(verdict)))
+        return verdict.address, None
 
     def _unknown(self, refusal: Refusal) -> Reply:
         lines = b"".join(b"%b: %b\r\n" % (k.encode(), v.encode()) for k, v in refusal.headers().items())

@@ -129,7 +129,7 @@ class Meter(Protocol):
 class Hosted:
     """A model under its name: the version that answers, and what goes with each answer.
 
-    The version is replaced as a whole, between two batches: `hosted.runtime = other`. A model that takes longer than
+    The version is replaced as a whole, between two batches: `hosted.replace(other)`. A model that takes longer than
     `INLINE_SECONDS` for one row has a queue and a thread of its own, so that the event loop goes on meanwhile.
 
     Args:
@@ -176,7 +176,8 @@ class Hosted:
         self.recorder = recorder
         self.deadline = deadline
         self.queue: BatchQueue | None = None
-        self.queueing = runtime.seconds_per_run > INLINE_SECONDS if queue is None else queue is not False
+        self.queueing = _is_slow(runtime) if queue is None else queue is not False
+        self._as_it_needs = queue is None
         self._queue_options = queue if isinstance(queue, Mapping) else {}
         self.disclose: Callable[[np.ndarray, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None
         self.describe: Callable[[np.ndarray], Mapping[str, Any]] | None = None
@@ -187,6 +188,12 @@ class Hosted:
         self.cache = cache
         self.meter = meter
         self.stages = Stages(self.waited, self.latency)
+
+    def replace(self, runtime: Runtime) -> None:
+        """Has another version answer from the next batch on, with a queue where that one needs it."""
+        self.runtime = runtime
+        if self._as_it_needs:
+            self.queueing = _is_slow(runtime)
 
     def open_queue(self, run: Callable[[Sequence[Task]], None], expire: Callable[[Task], None]) -> BatchQueue:
         """Returns the queue; starts it where it does not run yet."""
@@ -200,3 +207,7 @@ class Hosted:
         """Finishes what waits."""
         if self.queue is not None:
             self.queue.close()
+
+
+def _is_slow(runtime: Runtime) -> bool:
+    return runtime.seconds_per_run > INLINE_SECONDS

@@ -379,7 +379,7 @@ class ModelHost:
             raise ServiceError(
                 f"{runtime.version} takes or gives other tensors than {hosted.runtime.version}; unload it"
             )
-        hosted.runtime = runtime
+        hosted.replace(runtime)
         self.failures.pop(name, None)
         self.swaps += 1
         return [runtime.version]

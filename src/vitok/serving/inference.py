@@ -442,7 +442,8 @@ class InferEndpoint:
                 self._charge(self.hosted.meter, runtime, group, rows, time.thread_time_ns() - cpu)
             for job in group:
                 if job.explain:
-                    job.told = {"batch_rows": rows, "batch_requests": len(group)}
+                    waited = (moments[0] - job.arrived) // 1000
+                    job.told = {"batch_rows": rows, "batch_requests": len(group), "waited_us": waited}
             self._write(runtime, group, outputs, (), replies)
 
     def _charge(self, meter: Meter, runtime: Runtime, jobs: Sequence[Job], rows: int, spent: int) -> None:

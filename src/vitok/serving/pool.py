@@ -19,6 +19,7 @@ from vitok.serving.targets import (
     TimedOut,
     all_local,
     asked,
+    asked_here,
     because,
     close_all,
 )
@@ -206,7 +207,7 @@ class Pool:
             member, permit, reason = request.pick()
             started = self._begin(member)
             try:
-                scored = self._local[member].score(batch, deadline)
+                scored = asked_here(self._local[member], batch, deadline)
             except VitokError as error:
                 request.failed(self._ended(request, member, permit, started, error))
                 continue

@@ -36,6 +36,9 @@ class QueuedModel:
         max_delay: Seconds that a batch which is not full waits for more.
         budget: Most seconds that a batch should take; None for no bound.
 
+    Attributes:
+        now: Gives the model in force.
+
     Raises:
         InvalidInput: If a number is out of its range.
 
@@ -63,8 +66,8 @@ class QueuedModel:
     ) -> None:
         if not 0 < seconds_per_run < 1e6:
             raise InvalidInput("seconds_per_run", seconds_per_run, "be above 0 and finite")
-        self._now: Callable[[], LocalModel] = (lambda: model) if isinstance(model, LocalModel) else model
-        self.name = self._now().name
+        self.now: Callable[[], LocalModel] = (lambda: model) if isinstance(model, LocalModel) else model
+        self.name = self.now().name
         first = 1e9 * seconds_per_run
         self.queue = BatchQueue(
             self._run,
@@ -80,17 +83,17 @@ class QueuedModel:
     @property
     def version(self) -> str:
         """Version in force."""
-        return self._now().version
+        return self.now().version
 
     @property
     def cost(self) -> float:
         """What a row costs."""
-        return self._now().cost
+        return self.now().cost
 
     @property
     def quality(self) -> float | None:
         """How good it is."""
-        return self._now().quality
+        return self.now().quality
 
     async def call(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
         """Answers a batch.
@@ -101,7 +104,7 @@ class QueuedModel:
             TargetFailed: If there is no room, or the model fails.
         """
         if not len(batch):
-            return self._now().score(batch)
+            return self.now().score(batch)
         now = time.perf_counter_ns()
         job = _Job(batch, asyncio.get_running_loop())
         refusal = self.queue.submit(Task(job, rows=len(batch), arrived=now, deadline=deadline))
@@ -137,7 +140,7 @@ class QueuedModel:
         jobs: list[_Job] = [task.job for task in tasks]
         try:
             rows = jobs[0].batch.rows if len(jobs) == 1 else np.concatenate([job.batch.rows for job in jobs])
-            scored = self._now().score(Batch(rows))
+            scored = self.now().score(Batch(rows))
         except InvalidInput as error:
             if len(tasks) == 1:
                 return [(jobs[0], error)]

@@ -1,11 +1,9 @@
 """Makes the routes of a file: its targets, the endpoints that answer for them, and an account of what each would do."""
 
-import asyncio
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from vitok.serving.chains import Fallback
 from vitok.serving.hosted import Hosted
 from vitok.serving.outliers import OutlierRules
 from vitok.serving.pool import Pool
+from vitok.serving.queued import QueuedModel
 from vitok.serving.remote import RemoteModel
 from vitok.serving.retries import NO_DEADLINE, Budget, Hedge
 from vitok.serving.route_files import (
@@ -77,7 +76,6 @@ class HostedModel:
         self.quality = quality
         self._hosted = hosted
         self._cost = cost
-        self._executor: ThreadPoolExecutor | None = None
         self._runtime = hosted.runtime
         self._model = self._made(hosted.runtime)
 
@@ -103,7 +101,7 @@ class HostedModel:
         return await self.now().call(batch, deadline)
 
     def _made(self, runtime: Runtime) -> LocalModel:
-        return LocalModel.of(runtime, name=self.name, cost=self._cost, quality=self.quality, executor=self._executor)
+        return LocalModel.of(runtime, name=self.name, cost=self._cost, quality=self.quality)
 
 
 class QuickModel(HostedModel):
@@ -112,20 +110,6 @@ class QuickModel(HostedModel):
     def score(self, batch: Batch, deadline: int = NO_DEADLINE) -> Scored:
         """Answers a batch at once."""
         return self.now().score(batch, deadline)
-
-
-class SlowModel(HostedModel):
-    """One that has a thread of its own."""
-
-    def _made(self, runtime: Runtime) -> LocalModel:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"vitok-{self.name}")
-        return super()._made(runtime)
-
-    async def aclose(self) -> None:
-        """Ends the thread, once it has done what it was given."""
-        if self._executor is not None:
-            await asyncio.to_thread(self._executor.shutdown)
 
 
 class Timed:
@@ -343,8 +327,10 @@ class _Builder:
         if isinstance(spec, ModelTarget):
             hosted = self._models[name]
             assert hosted is not None  # noqa: S101
-            kind = SlowModel if hosted.queueing else QuickModel
-            return kind(name, hosted, cost=spec.cost, quality=spec.quality)
+            if not hosted.queueing:
+                return QuickModel(name, hosted, cost=spec.cost, quality=spec.quality)
+            slow = HostedModel(name, hosted, cost=spec.cost, quality=spec.quality)
+            return QueuedModel(slow.now, seconds_per_run=max(hosted.runtime.seconds_per_run, 1e-6))
         if isinstance(spec, RemoteTarget):
             return self._remote(name, spec)
         if isinstance(spec, ConstantTarget):
