@@ -24,6 +24,7 @@ from vitok.console.model_guarding import GuardPlan, read_limit
 from vitok.console.model_serving import ServingPlan
 from vitok.errors import InvalidInput, NotFound, StoreError
 from vitok.guard import AnomalyScorer, KeyStore, confidence_of, fit_floor
+from vitok.serving.budgets import BudgetBook, SpendingBudget
 from vitok.serving.hosted import Answered
 from vitok.serving.hosting import FolderCatalogue, ModelHost
 from vitok.stats import FrozenEdges
@@ -247,6 +248,10 @@ def test_options_that_do_not_fit(folder: Path) -> None:
         (["--models", str(models), "--pin", "nobody", "--port", "0"], "'nobody' does not exist"),
         (["--models", str(models), "--cache", "lots"], "--cache"),
         ([], "--models"),
+        (["--home", str(folder / "nowhere")], "--home"),
+        (["--home", str(folder), "--stage", "Nope"], "--stage"),
+        (["--models", str(models), "--stage", "Staging"], "--home"),
+        (["--models", str(models), "--budgets", str(folder / "none"), "--port", "0"], "file of budgets"),
     ):
         done = runner.invoke(app, ["serve-models", *options])
         assert done.exit_code == 2, done.output
@@ -324,3 +329,29 @@ def test_a_worker_gets_all_options(folder: Path) -> None:
     ):
         assert part in line
     assert "--workers" not in line
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_team_that_has_spent_its_budget_is_told_so(folder: Path, workers: int) -> None:
+    now = time.time_ns() // 1000
+    book = BudgetBook(folder / "budgets.sqlite")
+    book.set(SpendingBudget(team="checkout", amount=1e-7, period="month", then="block"), actor="ann", now=now)
+    book.close()
+    store = KeyStore(folder / "keys.sqlite")
+    made = store.create("web", tenant="shop", team="checkout", scopes=["infer:*"], actor="ann", now=now)
+    options = ("--keys", str(folder / "keys.sqlite"), "--budgets", str(folder / "budgets.sqlite"))
+    options += ("--workers", str(workers))
+    with process(folder, "--pin", "bare", *options) as (_, found):
+        statuses = []
+        for _ in range(12):
+            connection = http.client.HTTPConnection(*place(found), timeout=20)
+            body = b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2.5]}]}'
+            connection.request("POST", "/v2/models/bare/infer", body, {"x-api-key": made.token})
+            answer = connection.getresponse()
+            statuses.append(answer.status)
+            if answer.status == 402:
+                assert "budget" in json.loads(answer.read())["error"]
+            connection.close()
+    # What costs nothing yet may pass; then there is nothing left.
+    assert set(statuses) <= {200, 402}
+    assert statuses[-1] == 402

@@ -8,7 +8,7 @@ import pytest
 
 from vitok.clock import DAY, EventClock
 from vitok.errors import InvalidInput
-from vitok.guard import AddressList, KeyRing, KeyStore, Limit, Limiter
+from vitok.guard import AddressList, Allowance, KeyRing, KeyStore, Limit, Limiter, SharedLimiter
 from vitok.serving import Door, HotRequest, Later, Reply
 from vitok.serving.guarded import Guarded
 
@@ -167,3 +167,46 @@ def test_a_turn_takes_its_tokens_together_or_as_far_as_they_reach(store: KeyStor
     assert [reply.status for reply in second] == [200, 200, 429]
     assert [header(reply, "ratelimit").partition(";t=")[0][-1] for reply in second] == ["1", "0", "0"]
     assert guarded.refused == {"rate": 1}
+
+
+def test_every_line_of_forwarded_for_counts() -> None:
+    edge = AddressList(allow=["203.0.113.0/24"], trusted=["10.0.0.0/8"])
+    guarded = Guarded(Echo(), scope="", addresses=edge)
+    # The caller wrote the first line, the proxy appended what it saw.
+    lied = request(("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "198.51.100.1"), peer="10.0.0.2")
+    honest = request(("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "10.0.0.3"), peer="10.0.0.2")
+    assert [reply.status for reply in ask(guarded, lied, honest)] == [403, 200]
+
+
+def test_callers_behind_a_proxy_have_a_rate_each() -> None:
+    limiter = Limiter(Limit(1, "1h"))
+    edge = AddressList(allow=["0.0.0.0/0"], trusted=["10.0.0.0/8"])
+    guarded = Guarded(Echo(), scope="", addresses=edge, key_limit=limiter)
+    asked = [request(("x-forwarded-for", address), peer="10.0.0.2") for address in ("192.0.2.1", "192.0.2.2")]
+    assert [reply.status for reply in ask(guarded, *asked)] == [200, 200]
+    assert [reply.status for reply in ask(guarded, *asked)] == [429, 429]
+
+
+class Shared(SharedLimiter):
+    """One that needs no server and counts how often it is asked."""
+
+    def __init__(self, limit: Limit) -> None:
+        self.inner = Limiter(limit)
+        self.trips = 0
+
+    def check_many(self, callers: Sequence[str], now: int, *, costs: Sequence[int] | None = None) -> list[Allowance]:
+        self.trips += 1
+        return [self.inner.check(name, now, n) for name, n in zip(callers, costs or [1] * len(callers), strict=True)]
+
+
+def test_a_turn_is_one_round_trip_to_the_limit_that_processes_share() -> None:
+    shared = Shared(Limit(10, "1h"))
+    guarded = Guarded(Echo(), scope="", key_limit=shared)
+    asked = [request(peer=f"192.0.2.{place % 8}") for place in range(64)]
+    replies = ask(guarded, *asked)
+    assert [reply.status for reply in replies] == [200] * 64
+    assert shared.trips == 1
+    assert header(replies[0], "ratelimit") == '"default";r=2;t=2880'
+    # Two more are there for each; of eight each, two pass.
+    assert sorted(reply.status for reply in ask(guarded, *asked)) == [200] * 16 + [429] * 48
+    assert shared.trips == 3

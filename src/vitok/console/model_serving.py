@@ -39,6 +39,7 @@ from vitok.serving.workers import Workers, until_orphaned
 from vitok.stats import LatencyHistogram
 
 _FOLLOW_EVERY_S = 0.05
+_STAGES = ("Production", "Staging", "canary", "latest")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 Way = Literal["hot", "asgi"]
@@ -112,6 +113,13 @@ class ServingPlan:
     def __post_init__(self) -> None:
         if (self.models is None) == (self.home is None):
             raise InvalidInput("--models", self.models, "be given, or --home, and not both")
+        if self.home is not None and not self.home.is_dir():
+            # Made now, it would serve nothing, and look like one whose path is misspelt.
+            raise InvalidInput("--home", str(self.home), "be a folder that there is")
+        if self.stage not in _STAGES:
+            raise InvalidInput("--stage", self.stage, f"be one of {', '.join(_STAGES)}")
+        if self.models is not None and self.stage != _STAGES[0]:
+            raise InvalidInput("--stage", self.stage, "go with --home", "In --models the highest number answers")
         if (self.certificate is None) != (self.key is None):
             raise InvalidInput("--tls-key", self.key, "go with --tls-cert")
         if self.workers < 1:

@@ -222,6 +222,14 @@ class Limiter:
         """Admits one request of each caller, in order; see `admit`."""
         return [self.admit(caller, now) for caller in callers]
 
+    def left(self, caller: Hashable, now: int) -> tuple[int, int]:
+        """Returns how many requests a caller that was just admitted has left, and in how many nanoseconds all."""
+        arrival = self._young.get(caller)
+        if arrival is None:
+            arrival = self._young[_OTHERS]
+        ahead = arrival - now * self._rate
+        return (self._size - ahead) // self._cost, -(-ahead // self._rate)
+
     def peek(self, caller: Hashable, now: int) -> Allowance:
         """Says what is left and takes nothing; `admitted` tells whether one request would pass."""
         arrival = self._young.get(caller, self._old.get(caller))

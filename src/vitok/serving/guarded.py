@@ -91,52 +91,53 @@ class Guarded:
     def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
         """Hands on what may pass, and refuses the rest."""
         out: list[Reply | Later | None] = [None] * len(requests)
-        known: list[tuple[int, HotRequest, str, str]] = []
-        # A key that a turn shows several times is checked once.
-        seen: dict[bytes | None, Key] = {}
-        now_us, now_ns = self._clock.now(), time.monotonic_ns()
-        for place, request in enumerate(requests):
-            caller, refusal = self._outside(request)
-            tenant = ""
-            if refusal is None and self.keys is not None:
-                shown = _shown(request)
-                key = seen.get(shown)
-                if key is None:
-                    found = self.keys.check(_token(shown), self.scope, now_us)
-                    if isinstance(found, Refusal):
-                        refusal = self._unknown(found)
-                    else:
-                        key = seen[shown] = found
-                if key is not None:
-                    caller, tenant = key.key_id, key.tenant
-            if refusal is None:
-                known.append((place, request, caller, tenant))
-            else:
-                out[place] = refusal
         passed: list[HotRequest] = []
         places: list[int] = []
-        told: list[bytes] = []
-        together = self._together(known, now_ns) if self.key_limit is not None else {}
-        for place, request, caller, tenant in known:
-            headers = together.get(caller, b"")
-            refusal = None
-            if self.key_limit is not None and not headers:
-                allowance = self.key_limit.check(caller, now_ns)
-                if allowance.admitted:
-                    headers = self._left(allowance)
-                else:
-                    refusal = self._refuse("rate", _too_many(allowance, _lines(allowance)))
-            if refusal is None and self.user_limit is not None:
-                refusal = self._user(request, caller, now_ns)
-            if refusal is not None:
-                out[place] = refusal
-                continue
-            passed.append(_marked(request, tenant) if tenant else request)
+        callers: list[str] = []
+        # A key that a turn shows several times is checked once.
+        seen: dict[bytes | None, Key] = {}
+        keys, look = self.keys, self.max_body is not None or self.addresses is not None
+        now_us, now_ns = self._clock.now(), time.monotonic_ns()
+        for place, request in enumerate(requests):
+            caller = request.peer
+            if look:
+                caller, refusal = self._outside(request)
+                if refusal is not None:
+                    out[place] = refusal
+                    continue
+            if keys is not None:
+                shown = _shown(request.headers)
+                key = seen.get(shown)
+                if key is None:
+                    found = keys.check(_token(shown), self.scope, now_us)
+                    if isinstance(found, Refusal):
+                        out[place] = self._unknown(found)
+                        continue
+                    key = seen[shown] = found
+                caller = key.key_id
+                if key.tenant:
+                    request = _marked(request, key.tenant)
+            passed.append(request)
             places.append(place)
-            told.append(headers)
+            callers.append(caller)
+        told: Sequence[bytes] = ()
+        if self.key_limit is not None and passed:
+            told = self._rated(self.key_limit, callers, places, out, now_ns)
+        if self.user_limit is not None and passed:
+            self._by_user(passed, callers, places, out, now_ns)
+        if self.key_limit is not None or self.user_limit is not None:
+            kept = [at for at, place in enumerate(places) if out[place] is None]
+            if len(kept) < len(passed):
+                passed, places = [passed[at] for at in kept], [places[at] for at in kept]
+                told = [told[at] for at in kept] if told else ()
         if passed:
-            for place, headers, reply in zip(places, told, self.endpoint.handle(passed), strict=True):
-                out[place] = _with(reply, headers) if headers else reply
+            replies = self.endpoint.handle(passed)
+            if told:
+                for place, headers, reply in zip(places, told, replies, strict=True):
+                    out[place] = _with(reply, headers)
+            else:
+                for place, reply in zip(places, replies, strict=True):
+                    out[place] = reply
         return out  # type: ignore[return-value]
 
     def _outside(self, request: HotRequest) -> tuple[str, Reply | None]:
@@ -160,34 +161,71 @@ class Guarded:
             title = "Service Unavailable"
         return self._refuse(refusal.reason, problem(refusal.status, title, refusal.message, headers=lines))
 
-    def _together(self, known: Sequence[tuple[int, HotRequest, str, str]], now_ns: int) -> dict[str, bytes]:
+    def _rated(
+        self,
+        limit: Limiter | SharedLimiter,
+        callers: Sequence[str],
+        places: Sequence[int],
+        out: list[Reply | Later | None],
+        now_ns: int,
+    ) -> list[bytes]:
         # Takes the tokens of all requests of a caller at once; whoever has not that many is asked for one by one.
-        assert self.key_limit is not None  # noqa: S101
         counts: dict[str, int] = {}
-        for _, _, caller, _ in known:
+        for caller in callers:
             counts[caller] = counts.get(caller, 0) + 1
-        told = {}
-        for caller, n in counts.items():
-            allowance = self.key_limit.check(caller, now_ns, n) if n > 1 else None
-            if allowance is not None and allowance.admitted:
-                told[caller] = self._left(allowance)
+        left: dict[str, bytes] = {}
+        if isinstance(limit, Limiter):
+            for caller, n in counts.items():
+                if not limit.admit(caller, now_ns, n):
+                    left[caller] = self._left(limit.limit, *limit.left(caller, now_ns))
+        else:
+            # One round trip for the turn.
+            together = limit.check_many(list(counts), now_ns, costs=list(counts.values()))
+            for caller, said in zip(counts, together, strict=True):
+                if said.admitted:
+                    left[caller] = self._left(said.limit, said.remaining, said.reset)
+        if len(left) == len(counts):
+            return [left[caller] for caller in callers]
+        short = [caller for caller in callers if caller not in left]
+        each = iter(_one_by_one(limit, short, now_ns))
+        told = []
+        for caller, place in zip(callers, places, strict=True):
+            headers = left.get(caller)
+            if headers is None:
+                allowance = next(each)
+                headers = _lines(allowance)
+                if not allowance.admitted:
+                    out[place] = self._refuse("rate", _too_many(allowance, headers))
+            told.append(headers)
         return told
 
-    def _user(self, request: HotRequest, caller: str, now_ns: int) -> Reply | None:
-        user = request.header(self._user_header)
-        if user is None or self.user_limit is None:
-            return None
-        allowance = self.user_limit.check(f"{caller} {user.decode('latin-1')}", now_ns)
-        return None if allowance.admitted else self._refuse("user rate", _too_many(allowance, _lines(allowance)))
+    def _by_user(
+        self,
+        requests: Sequence[HotRequest],
+        callers: Sequence[str],
+        places: Sequence[int],
+        out: list[Reply | Later | None],
+        now_ns: int,
+    ) -> None:
+        assert self.user_limit is not None  # noqa: S101
+        asked: list[int] = []
+        users: list[str] = []
+        for request, caller, place in zip(requests, callers, places, strict=True):
+            user = request.header(self._user_header) if out[place] is None else None
+            if user is not None:
+                asked.append(place)
+                users.append(f"{caller} {user.decode('latin-1')}")
+        for place, allowance in zip(asked, _one_by_one(self.user_limit, users, now_ns), strict=True):
+            if not allowance.admitted:
+                out[place] = self._refuse("user rate", _too_many(allowance, _lines(allowance)))
 
-    def _left(self, allowance: Allowance) -> bytes:
-        # What `allowance.headers` says of a request that may pass, where most of it is the same each time.
-        limit = allowance.limit
+    def _left(self, limit: Limit, remaining: int, reset: int) -> bytes:
+        # What `Allowance.headers` says of a request that may pass, where most of it is the same each time.
         if limit is not self._limit:
             self._limit = limit
             name = limit.name.encode()
             self._policy = b'ratelimit-policy: %b\r\nratelimit: "%b";r=' % (limit.policy().encode(), name)
-        return b"%b%d;t=%d\r\n" % (self._policy, allowance.remaining, -(-allowance.reset // 1_000_000_000))
+        return b"%b%d;t=%d\r\n" % (self._policy, remaining, -(-reset // 1_000_000_000))
 
     def _refuse(self, reason: str, reply: Reply) -> Reply:
         self.refused[reason] = self.refused.get(reason, 0) + 1
@@ -290,6 +328,12 @@ class _Open:
 _LET_IN = Reply(200, b"")
 
 
+def _one_by_one(limit: Limiter | SharedLimiter, callers: Sequence[str], now_ns: int) -> list[Allowance]:
+    if isinstance(limit, Limiter):
+        return [limit.check(caller, now_ns) for caller in callers]
+    return limit.check_many(callers, now_ns) if callers else []
+
+
 def _marked(request: HotRequest, tenant: str) -> HotRequest:
     if type(request) is HotRequest:
         return HotRequest(request.body, request.arrived, request.headers, request.peer, tenant, request.plain)
@@ -301,13 +345,13 @@ def _size(request: Any) -> int:
     return size
 
 
-def _shown(request: HotRequest) -> bytes | None:
+def _shown(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     # The header that has a key, with a mark of its kind in front.
-    for name, value in request.headers:
-        if name == b"authorization" and value[:7].lower() == _BEARER:
-            return value
+    for name, value in headers:
         if name == b"x-api-key":
             return b" " + value
+        if name == b"authorization" and value[:7].lower() == _BEARER:
+            return value
     return None
 
 

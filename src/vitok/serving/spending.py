@@ -19,6 +19,7 @@ from vitok.guard import Key
 from vitok.serving.budgets import BudgetAlert, BudgetBook, SpendingBudget
 from vitok.serving.guarded import Outer
 from vitok.serving.holders import holder_name
+from vitok.serving.inference_messages import error_reply
 from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.problems import problem
 
@@ -51,7 +52,7 @@ class Unaffordable:
         """Returns the answer: 429, 402, or 503, with `Retry-After`."""
         status, title = _STATUS[self.then]
         header = b"retry-after: %d\r\n" % max(1, math.ceil(self.retry_after))
-        return problem(status, title, self.message, headers=header)
+        return error_reply(problem(status, title, self.message, headers=header))
 
 
 class _Purse:
