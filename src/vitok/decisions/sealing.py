@@ -4,8 +4,12 @@ The Parquet file is written beside, flushed to disk and renamed; only then does 
 in between leaves the open file, and the next start begins anew.
 """
 
+import itertools
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,11 +47,16 @@ def whole_rows(data: bytes) -> tuple[pa.Table, bool]:
         return pa.ipc.open_stream(pa.py_buffer(memoryview(data)[:whole])).read_all(), torn(data, whole)
 
 
-def seal(source: Path, target: Path) -> None:
+def seal(source: Path, target: Path, *, rest: Callable[[float], object] | None = None) -> None:
     """Writes the rows of the open segment `source` to the Parquet file `target` and removes `source`.
 
     What follows the last whole message is, as a rule, a write that was cut short and that nobody acknowledged: it
     goes. Bytes that are anything else mean a damaged disk; the file is then kept beside, named `.damaged`.
+
+    Args:
+        source: The open segment.
+        target: The sealed one.
+        rest: Gets how many seconds of work are done, a few milliseconds at a time, and may wait so that others work.
 
     Raises:
         OSError: If the disk refuses; then `source` is as it was.
@@ -55,35 +64,75 @@ def seal(source: Path, target: Path) -> None:
     if target.exists():
         source.unlink(missing_ok=True)
         return
-    table, usual = open_rows(source)
-    if table.num_rows:
-        _write(table, target)
+    data = source.read_bytes()
+    usual = True
+    try:
+        _write(data, target, rest)
+    except _CutShortError:
+        whole = 0
+        for frame in frames(data):
+            whole = frame.end
+        usual = torn(data, whole)
+        if whole:
+            _write(memoryview(data)[:whole], target, rest)
     if usual:
         source.unlink()
     else:
         source.rename(source.with_suffix(".damaged"))
 
 
-def _write(table: pa.Table, target: Path) -> None:
-    first = readable(table.slice(0, 0))
-    statistics = [name for name in _WITH_STATISTICS if name in first.schema.names]
-    once = {"decision_id", "request_id"} if "decision_id" in first.schema.names else {"request_id"}
-    repeated = [name for name in _repeated(table) if name not in once]
-    if "decision_id" in table.schema.names:
-        # Before the Parquet file has its name, so that a sealed segment always has its index.
-        write_index(target, table)
-    # One piece for each column: slices of thousands of small pieces would be slow, and hold the interpreter.
-    table = table.combine_chunks()
+class _CutShortError(Exception):
+    # What is read ends within a message.
+    pass
+
+
+def _pieces(data: bytes | memoryview) -> Iterator[pa.Table]:
+    # A few row groups at a time, each column in one part: slices of thousands of small parts would be slow, and to
+    # let go of all of them at once would hold the interpreter for longer than a request may take.
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    try:
+        reader = pa.ipc.open_stream(pa.py_buffer(data))
+        for batch in reader:
+            held.append(batch)
+            rows += batch.num_rows
+            if rows >= ROWS_PER_GROUP:
+                table = pa.Table.from_batches(held).combine_chunks()
+                full = rows // ROWS_PER_GROUP * ROWS_PER_GROUP
+                held, rows = table.slice(full).to_batches(), rows - full
+                yield table.slice(0, full)
+    except (pa.ArrowException, OSError) as error:
+        raise _CutShortError from error
+    if rows:
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+def _write(data: bytes | memoryview, target: Path, rest: Callable[[float], object] | None) -> None:
+    started = time.perf_counter()
+    pieces = _pieces(data)
+    first = next(pieces, None)
+    if first is None:
+        return
+    schema = readable(first.slice(0, 0)).schema
+    statistics = [name for name in _WITH_STATISTICS if name in schema.names]
+    indexed = [name for name in ("decision_id", "request_id") if "decision_id" in schema.names]
+    once = set(indexed) or {"request_id"}
+    repeated = [name for name in _repeated(first) if name not in once]
+    ids: list[pa.Table] = []
     temporary = target.with_name(target.name + ".tmp")
     # Arrow's own file: a Python file would ask for the interpreter at every page while requests wait for it.
-    with (
-        pa.OSFile(str(temporary), "wb") as file,
-        pq.ParquetWriter(
-            file, first.schema, compression="zstd", use_dictionary=repeated, write_statistics=statistics
-        ) as writer,
-    ):
-        for start in range(0, table.num_rows, ROWS_PER_GROUP):
-            writer.write_table(readable(table.slice(start, ROWS_PER_GROUP)), row_group_size=ROWS_PER_GROUP)
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": repeated, "write_statistics": statistics}
+    with pa.OSFile(str(temporary), "wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
+        for piece in itertools.chain((first,), pieces):
+            rows = readable(piece)
+            ids.append(rows.select(indexed))
+            writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
+            if rest is not None:
+                rest(time.perf_counter() - started)
+                started = time.perf_counter()
+    if indexed:
+        # Before the Parquet file has its name, so that a sealed segment always has its index.
+        write_index(target, pa.concat_tables(ids))
     sync(temporary)
     temporary.rename(target)
     sync(target.parent)

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ Durability = Literal["process", "fsync"]
 
 _NAME = re.compile(r"segment-(\d{8,})\.(arrows|parquet)")
 _sync = getattr(os, "fdatasync", os.fsync)
+_SEALER_NICE = 10
+# A sealer works a quarter of the time, unless so many segments wait for it.
+_RESTS, _BACKLOG = 3.0, 2
 
 
 class Position(NamedTuple):
@@ -135,7 +139,8 @@ class SegmentWriter:
         self._rows = 0
         self._closed = False
         self._seals: list[Future[None]] = []
-        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="vitok-seal")
+        self._hurry = threading.Event()
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="vitok-seal", initializer=_step_back)
         # At its first array pyarrow imports pandas where there is one; a first request should not wait for that.
         pa.array([0.0])
         left = segments(folder)
@@ -187,6 +192,7 @@ class SegmentWriter:
                 return
             self._closed = True
             self._roll()
+        self._hurry.set()
         self._sealer.shutdown(wait=True)
         os.close(self._lock_fd)
         # Each sealing takes up what earlier ones left, so only the last tells how things stand.
@@ -247,7 +253,20 @@ class SegmentWriter:
         for path in sorted(self.folder.glob("segment-*.arrows")):
             match = _NAME.fullmatch(path.name)
             if match and int(match[1]) < number:
-                seal(path, sealed_path(self.folder, int(match[1])))
+                seal(path, sealed_path(self.folder, int(match[1])), rest=self._rest)
+
+    def _rest(self, worked: float) -> None:
+        # A burst of work would slow down whoever answers requests on the same processors; but the next segment and
+        # whoever closes the log do not wait for a slow one.
+        if sum(not job.done() for job in self._seals) < _BACKLOG:
+            self._hurry.wait(_RESTS * worked)
+
+
+def _step_back() -> None:
+    # Who waits for an answer goes before a segment that nobody waits for. Only Linux gives each thread a rank.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _SEALER_NICE)
 
 
 @contextlib.contextmanager
