@@ -73,9 +73,6 @@ def main() -> None:
     max_batch, watching = options.pop("max_batch", MAX_BATCH), options.pop("watched", False)
 
     def dress(hosted: Hosted) -> None:
-        if options:
-            # The host makes it before it is dressed.
-            hosted.__init__(hosted.name, hosted.runtime, **options)  # type: ignore[misc]
         if names:
             check = contract(names).matrix_checker(names)
 
@@ -85,7 +82,8 @@ def main() -> None:
             hosted.rules = rules
             hosted.recorder = InferenceLog(Path(log) / hosted.name, system=hosted.name, features=names)
 
-    host = ModelHost(FolderCatalogue(Path(models)), dress=dress, pinned=sorted(p.name for p in Path(models).iterdir()))
+    pinned = sorted(place.name for place in Path(models).iterdir())
+    host = ModelHost(FolderCatalogue(Path(models)), dress=dress, pinned=pinned, **options)
     host.start()
     stop = threading.Event()
 

@@ -63,8 +63,8 @@ class ServiceCurve:
     def learn(self, rows: int, ns: int) -> None:
         """Takes in how long a batch took."""
         expected = self.expected_ns(rows)
-        if self._sums[0]:  # a first guess bounds nothing
-            ns = round(min(ns, _MOST_OFF * max(expected, 1.0)))
+        if expected > 0:  # where nothing was guessed nothing is bounded
+            ns = round(min(ns, _MOST_OFF * expected))
         self.margin_ns += 0.1 * (_DEVIATIONS * abs(ns - expected) - self.margin_ns)
         w, r, rr, t, rt = (value * _FORGET for value in self._sums)
         w, r, rr, t, rt = w + 1, r + rows, rr + rows * rows, t + ns, rt + rows * ns
