@@ -20,6 +20,7 @@ from vitok.decisions.schema import readable
 
 ROWS_PER_GROUP = 8_192
 _SAMPLE = 512
+_BATCHES_AT_ONCE = 64
 # Reads skip row groups by these columns; statistics of sixty features would only make every footer longer.
 _WITH_STATISTICS = ("decision_id", "request_id", "event_time", "ingest_time", "model_version", "kind")
 
@@ -56,7 +57,7 @@ def seal(source: Path, target: Path, *, rest: Callable[[float], object] | None =
     Args:
         source: The open segment.
         target: The sealed one.
-        rest: Gets how many seconds of work are done, a few milliseconds at a time, and may wait so that others work.
+        rest: Gets how many processor seconds were worked, a few hundredths at a time, and may wait so that others work.
 
     Raises:
         OSError: If the disk refuses; then `source` is as it was.
@@ -87,28 +88,33 @@ class _CutShortError(Exception):
 
 
 def _pieces(data: bytes | memoryview) -> Iterator[pa.Table]:
-    # A few row groups at a time, each column in one part: slices of thousands of small parts would be slow, and to
-    # let go of all of them at once would hold the interpreter for longer than a request may take.
-    held: list[pa.RecordBatch] = []
+    # A few row groups at a time, each column in one part, since slices of thousands of small parts would be slow. To
+    # join or to let go of so many at once holds the interpreter for longer than a request may take: a few at a time.
+    few: list[pa.RecordBatch] = []
+    joined: list[pa.Table] = []
     rows = 0
     try:
-        reader = pa.ipc.open_stream(pa.py_buffer(data))
-        for batch in reader:
-            held.append(batch)
+        for batch in pa.ipc.open_stream(pa.py_buffer(data)):
+            few.append(batch)
             rows += batch.num_rows
+            if len(few) >= _BATCHES_AT_ONCE or rows >= ROWS_PER_GROUP:
+                joined.append(pa.Table.from_batches(few).combine_chunks())
+                few = []
             if rows >= ROWS_PER_GROUP:
-                table = pa.Table.from_batches(held).combine_chunks()
+                table = pa.concat_tables(joined).combine_chunks()
                 full = rows // ROWS_PER_GROUP * ROWS_PER_GROUP
-                held, rows = table.slice(full).to_batches(), rows - full
+                joined, rows = [table.slice(full)], rows - full
                 yield table.slice(0, full)
     except (pa.ArrowException, OSError) as error:
         raise _CutShortError from error
+    if few:
+        joined.append(pa.Table.from_batches(few))
     if rows:
-        yield pa.Table.from_batches(held).combine_chunks()
+        yield pa.concat_tables(joined).combine_chunks()
 
 
 def _write(data: bytes | memoryview, target: Path, rest: Callable[[float], object] | None) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     pieces = _pieces(data)
     first = next(pieces, None)
     if first is None:
@@ -128,8 +134,8 @@ def _write(data: bytes | memoryview, target: Path, rest: Callable[[float], objec
             ids.append(rows.select(indexed))
             writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
             if rest is not None:
-                rest(time.perf_counter() - started)
-                started = time.perf_counter()
+                rest(time.thread_time() - started)
+                started = time.thread_time()
     if indexed:
         # Before the Parquet file has its name, so that a sealed segment always has its index.
         write_index(target, pa.concat_tables(ids))
