@@ -16,7 +16,9 @@ from vitok.serving.budgets import NS, BudgetBook, SpendingBudget
 from vitok.serving.chains import Fallback
 from vitok.serving.costs import CostMeter, GpuRunner, Prices, RouteTime, taken_gpu
 from vitok.serving.hosted import Answered, Chosen
+from vitok.serving.queued import QueuedModel
 from vitok.serving.response_cache import ResponseCache
+from vitok.serving.route_building import HostedModel, QuickModel
 from vitok.serving.runners import CallableRunner
 from vitok.serving.spending import Spending, teams_of
 from vitok.serving.targets import Batch, Constant
@@ -162,6 +164,40 @@ def test_local_models_of_a_route_are_counted_once() -> None:
     priced.score(Batch(np.ones((2, 3))))
     assert route.taken() == model._measured[1] > 0
     assert route.taken() == 0
+
+
+def test_a_model_of_the_host_is_counted_through_a_swap() -> None:
+    def version(number: str) -> Runtime:
+        return Runtime(adder(), version=f"adder/{number}")
+
+    hosted = Hosted("adder", version("1"))
+    quick, slow = QuickModel("quick", hosted), HostedModel("slow", hosted)
+    route = RouteTime(Fallback([quick, QueuedModel(slow.now), Constant(0.5)]))
+    quick.score(Batch(np.ones((2, 2))))
+    assert route.taken() == quick.now()._measured[1] > 0
+    slow.now().score(Batch(np.ones((2, 2))))
+    assert route.taken() == slow.now()._measured[1] > 0
+    hosted.replace(version("2"))
+    quick.score(Batch(np.ones((2, 2))))
+    assert quick.now().version == "adder/2"
+    assert route.taken() == quick.now()._measured[1] > 0
+    assert route.taken() == 0
+
+
+def test_a_runner_that_has_left_the_gpu_is_paid_as_processor_time() -> None:
+    there = [True]
+
+    def asked() -> list[int]:
+        taken_gpu()
+        runner = GpuRunner(adder(), wall=iter(range(0, 100, 5)).__next__, on_gpu=lambda: there[0])
+        runner.run({"x": np.ones((2, 2))})
+        found = [taken_gpu()]
+        there[0] = False
+        runner.run({"x": np.ones((2, 2))})
+        return [*found, taken_gpu()]
+
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(asked).result() == [5, 0]
 
 
 def test_gpu_time_is_paid_at_its_price() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from vitok import decisions
 from vitok.serving import HotRequest, InferenceLog, Reply, Runtime
-from vitok.serving.inference import Answered, Hosted, InferEndpoint
+from vitok.serving.inference import INLINE_SECONDS, Answered, Hosted, InferEndpoint
 from vitok.serving.response_cache import ResponseCache
 from vitok.serving.runners import CallableRunner
 from vitok.serving.tensors import TensorSpec
@@ -147,3 +147,17 @@ def test_the_log_has_a_trace_that_begins_here(tmp_path: Path) -> None:
     found = decisions.read(tmp_path)["trace_id"].to_list()
     roots = [f"{span.context.trace_id:032x}" for span in spans.get_finished_spans() if span.name.startswith("POST")]
     assert found == [roots[0], roots[0], roots[1]]
+
+
+def test_a_slow_version_brings_its_queue_and_a_quick_one_goes_without() -> None:
+    quick, slow = runtime_of("1"), runtime_of("2")
+    slow.seconds_per_run = 2 * INLINE_SECONDS
+    hosted, told, never = Hosted("sums", quick), Hosted("sums", quick, queue=True), Hosted("sums", quick, queue=False)
+    seen = []
+    for runtime in (slow, quick):
+        for one in (hosted, told, never):
+            one.replace(runtime)
+            assert one.runtime is runtime
+        seen.append((hosted.queueing, told.queueing, never.queueing))
+    # What was asked for stays.
+    assert seen == [(True, True, False), (False, True, False)]

@@ -106,7 +106,7 @@ def _pieces(data: bytes | memoryview) -> Iterator[pa.Table]:
                 joined, rows = [table.slice(full)], rows - full
                 yield table.slice(0, full)
     except (pa.ArrowException, OSError) as error:
-        raise _CutShortError from error
+        raise _CutShortError(str(error)) from error
     if few:
         joined.append(pa.Table.from_batches(few))
     if rows:

@@ -338,10 +338,14 @@ class GpuRunner:
     Args:
         runner: What runs on the GPU.
         wall: Time in nanoseconds.
+        on_gpu: Whether it runs there at present; one that has fallen back to the processor is paid as that.
     """
 
-    def __init__(self, runner: Runner, *, wall: Nanoseconds = time.perf_counter_ns) -> None:
+    def __init__(
+        self, runner: Runner, *, wall: Nanoseconds = time.perf_counter_ns, on_gpu: Callable[[], bool] = lambda: True
+    ) -> None:
         self.runner = runner
+        self._on_gpu = on_gpu
         self.inputs: tuple[TensorSpec, ...] = tuple(runner.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(runner.outputs)
         self.platform: str = runner.platform
@@ -353,7 +357,7 @@ class GpuRunner:
         try:
             return self.runner.run(inputs)
         finally:
-            if _taken.charged:
+            if _taken.charged and self._on_gpu():
                 _taken.gpu += self._wall() - started
 
 

@@ -265,7 +265,7 @@ def open_runner(path: Path, *, name: str = "") -> Runner:
             return runner
         from vitok.serving.costs import GpuRunner
 
-        return GpuRunner(runner)
+        return GpuRunner(runner, on_gpu=lambda: not _GPU.isdisjoint(runner.providers))
     if path.name == FOREST:
         from vitok.models.forest import Forest
 
