@@ -161,26 +161,6 @@ def test_arms_swapped_turn_the_interval_around() -> None:
     assert (one.lower, one.upper, one.value) == pytest.approx((-other.upper, -other.lower, -other.value))
 
 
-def test_expected_evidence_under_every_null_is_at_most_one() -> None:
-    # One block after a fixed past, every possible outcome weighted by its probability: the e-value's mean, exactly.
-    from scipy.stats import binom
-
-    from vitok.stats.confidence_sequences import _Blocks
-
-    n_a, n_b = 9, 4
-    outcomes = [(i, j) for i in range(n_a + 1) for j in range(n_b + 1)]
-    for d in (-0.2, 0.0, 0.15):
-        evidence = {}
-        for i, j in outcomes:
-            blocks = _Blocks(*(np.array(part, dtype=float) for part in ([3, i], [30, n_a], [6, j], [12, n_b])))
-            evidence[i, j] = math.exp(blocks.log_steps(np.array([d]))[0, 1])
-        for a in np.linspace(0, 1, 15):
-            for b in np.linspace(0, 1, 15):
-                if b - a <= d:
-                    mean = sum(binom.pmf(i, n_a, a) * binom.pmf(j, n_b, b) * e for (i, j), e in evidence.items())
-                    assert mean <= 1 + 1e-9
-
-
 def test_difference_at_the_edges() -> None:
     def call(*parts: Any) -> Any:
         names = ("control_successes", "control_n", "treatment_successes", "treatment_n")

@@ -10,19 +10,24 @@ from vitok.loop.durable import Durable
 from vitok.loop.judge import CANARY_FAILED, JudgeRules, PairedJudge, ReleaseVerdict
 from vitok.loop.records import Record, RecordEntry, Records
 from vitok.loop.releases import begin_canary, push, roll_back, settle_canary
+from vitok.loop.traffic_judge import CostRule, RateRule, TrafficJudge, TrafficVerdict
 from vitok.loop.triggers import Reason, RetrainTrigger
 
 __all__ = [
     "CANARY_FAILED",
+    "CostRule",
     "Durable",
     "JudgeRules",
     "PairedJudge",
+    "RateRule",
     "Reason",
     "Record",
     "RecordEntry",
     "Records",
     "ReleaseVerdict",
     "RetrainTrigger",
+    "TrafficJudge",
+    "TrafficVerdict",
     "begin_canary",
     "push",
     "roll_back",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from vitok.errors import Conflict, InvalidInput
-from vitok.loop.judge import ReleaseVerdict
+from vitok.loop.judge import State
 from vitok.loop.records import Record, Records
 from vitok.registry import Entry, Registry
 
@@ -23,6 +23,34 @@ class Reasoned(Protocol):
     @property
     def reason(self) -> str:
         """Why, in words."""
+        ...
+
+
+class Judged(Protocol):
+    """What a canary is settled by: a `ReleaseVerdict` of pairs, or a `TrafficVerdict` of split traffic."""
+
+    @property
+    def state(self) -> State:
+        """What is to be done: `"continue"`, `"accept"` or `"refuse"`."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        ...
+
+    @property
+    def candidate(self) -> str:
+        """Version that was judged, such as `"fraud/2"`."""
+        ...
+
+    @property
+    def incumbent(self) -> str:
+        """Version it was compared with."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was found as plain values."""
         ...
 
 
@@ -84,9 +112,7 @@ def begin_canary(
     return records.add(record.record_id, text, now=now, key=f"ledger {entry.seq}")
 
 
-def settle_canary(
-    registry: Registry, records: Records, model: str, verdict: ReleaseVerdict, *, now: int, actor: str
-) -> Record:
+def settle_canary(registry: Registry, records: Records, model: str, verdict: Judged, *, now: int, actor: str) -> Record:
     """Acts on a verdict: accept puts the candidate into Production, refuse ends its canary.
 
     Args:

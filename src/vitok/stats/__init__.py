@@ -40,6 +40,7 @@ from vitok.stats.intervals import (
 from vitok.stats.latency import LatencyHistogram
 from vitok.stats.multiplicity import AdjustedPValues, benjamini_hochberg, holm
 from vitok.stats.ranking import CardPrecision, average_precision, card_precision_at_k, precision_at_k, roc_auc
+from vitok.stats.rate_comparison import RateComparison
 from vitok.stats.results import Estimate, NullTest
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "FrozenEdges",
     "LatencyHistogram",
     "NullTest",
+    "RateComparison",
     "ReliabilityCurve",
     "average_precision",
     "benjamini_hochberg",

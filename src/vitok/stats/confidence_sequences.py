@@ -186,52 +186,80 @@ def rate_sequence(*, successes: int, n_obs: int, confidence_level: float = 0.95,
     )
 
 
+def log_evidence_step(
+    *,
+    bounds: Floats,
+    successes_a: Floats,
+    n_a: Floats,
+    successes_b: Floats,
+    n_b: Floats,
+    before: tuple[Floats, Floats, Floats, Floats],
+) -> Floats:
+    """Returns what blocks add to the log e-values against "rate of b less rate of a is at most the bound".
+
+    Args:
+        bounds: Shape (d,), each in (-1, 1).
+        successes_a: Successes of a in each block, shape (b,).
+        n_a: Trials of a.
+        successes_b: Successes of b.
+        n_b: Trials of b.
+        before: The sums of the four over the blocks before each; the bets rest on them.
+
+    Returns:
+        Shape (d, b); 0 where nothing is bet: in the first block, of which nothing is known, and where the bet itself
+        satisfies the null.
+    """
+    # Each arm is pulled towards the pooled rate by one success's worth of rows: an arm of which little is known would
+    # otherwise lose its evidence in one wild bet.
+    pooled = (before[0] + before[2] + 0.5) / (before[1] + before[3] + 1)
+    bet_a = ((before[0] + 1) / (before[1] + 1 / pooled))[None, :]
+    bet_b = ((before[2] + 1) / (before[3] + 1 / pooled))[None, :]
+    d = bounds[:, None]
+    rows_a, rows_b = n_a[None, :], n_b[None, :]
+    low = np.maximum(0.0, -d) + np.zeros_like(bet_a)
+    high = np.minimum(1.0, 1.0 - d) + np.zeros_like(bet_a)
+    # The null law nearest to the bet lies on the line b = a + d; its place solves a monotone equation.
+    for _ in range(_BISECTIONS):
+        at = (low + high) / 2
+        moved = at + d
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = rows_a * (at - bet_a) / (at * (1 - at)) + rows_b * (moved - bet_b) / (moved * (1 - moved))
+        rising = slope > 0
+        high = np.where(rising, at, high)
+        low = np.where(rising, low, at)
+    at = np.clip((low + high) / 2, 1e-15, 1 - 1e-15)
+    moved = np.clip((low + high) / 2 + d, 1e-15, 1 - 1e-15)
+    gain = (
+        successes_a * np.log(bet_a / at)
+        + (n_a - successes_a) * np.log((1 - bet_a) / (1 - at))
+        + successes_b * np.log(bet_b / moved)
+        + (n_b - successes_b) * np.log((1 - bet_b) / (1 - moved))
+    )
+    return np.where((bet_b - bet_a > d) & (before[1] + before[3] > 0), gain, 0.0)
+
+
 class _Blocks:
     """Evidence, look by look, that the difference of two rates exceeds a given one."""
 
     def __init__(self, successes_a: Floats, n_a: Floats, successes_b: Floats, n_b: Floats) -> None:
-        self.s_a, self.n_a, self.s_b, self.n_b = successes_a, n_a, successes_b, n_b
-        before = [np.concatenate(([0.0], np.cumsum(part)[:-1])) for part in (successes_a, n_a, successes_b, n_b)]
-        # Bets of a block rest on the blocks before it. Each arm is pulled towards the pooled rate by one success's
-        # worth of rows: an arm of which little is known would otherwise lose its evidence in one wild bet.
-        pooled = (before[0] + before[2] + 0.5) / (before[1] + before[3] + 1)
-        self.bet_a = (before[0] + 1) / (before[1] + 1 / pooled)
-        self.bet_b = (before[2] + 1) / (before[3] + 1 / pooled)
-        self.blind = before[1] + before[3] == 0
+        self.parts = (successes_a, n_a, successes_b, n_b)
 
     def swapped(self) -> "_Blocks":
-        return _Blocks(self.s_b, self.n_b, self.s_a, self.n_a)
+        return _Blocks(*self.parts[2:], *self.parts[:2])
 
     def log_evidence(self, bounds: Floats) -> Floats:
         """Returns the largest log e-value over the looks so far against "b - a <= bound", for each bound in (-1, 1)."""
-        return np.asarray(np.cumsum(self.log_steps(bounds), axis=1).max(axis=1))
-
-    def log_steps(self, bounds: Floats) -> Floats:
-        """Returns what each block adds to the log e-value, shape (bounds, blocks)."""
-        d = bounds[:, None]
-        a, b = self.bet_a[None, :], self.bet_b[None, :]
-        n_a, n_b = self.n_a[None, :], self.n_b[None, :]
-        low = np.maximum(0.0, -d) + np.zeros_like(a)
-        high = np.minimum(1.0, 1.0 - d) + np.zeros_like(a)
-        # The null law nearest to the bet lies on the line b = a + d; its place solves a monotone equation.
-        for _ in range(_BISECTIONS):
-            at = (low + high) / 2
-            moved = at + d
-            with np.errstate(divide="ignore", invalid="ignore"):
-                slope = n_a * (at - a) / (at * (1 - at)) + n_b * (moved - b) / (moved * (1 - moved))
-            rising = slope > 0
-            high = np.where(rising, at, high)
-            low = np.where(rising, low, at)
-        at = np.clip((low + high) / 2, 1e-15, 1 - 1e-15)
-        moved = np.clip((low + high) / 2 + d, 1e-15, 1 - 1e-15)
-        gain = (
-            self.s_a * np.log(a / at)
-            + (self.n_a - self.s_a) * np.log((1 - a) / (1 - at))
-            + self.s_b * np.log(b / moved)
-            + (self.n_b - self.s_b) * np.log((1 - b) / (1 - moved))
+        successes_a, n_a, successes_b, n_b = self.parts
+        sums = [np.concatenate(([0.0], np.cumsum(part)[:-1])) for part in self.parts]
+        steps = log_evidence_step(
+            bounds=bounds,
+            successes_a=successes_a,
+            n_a=n_a,
+            successes_b=successes_b,
+            n_b=n_b,
+            before=(sums[0], sums[1], sums[2], sums[3]),
         )
-        # No bet in the first block, of which nothing is known, nor where the bet itself satisfies the null.
-        return np.where((b - a > d) & ~self.blind, gain, 0.0)
+        return np.asarray(np.cumsum(steps, axis=1).max(axis=1))
 
 
 def _lower_bound(blocks: _Blocks, allowed: float) -> float:
