@@ -325,3 +325,140 @@ def test_importing_the_room_does_not_import_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def points(tracker: Tracker, run: TrackedRun, name: str = "a") -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client(tracker).get_metric_history(run.run_id, name))
+
+
+def test_what_is_logged_is_written_beside_the_program(tracker: Tracker) -> None:
+    with tracker.run("fraud", name="x", flush_seconds=0.01) as run:
+        run.log_metrics({"a": 1.0}, step=3)
+        for _ in range(1000):
+            if points(tracker, run):
+                break
+            threading.Event().wait(0.01)
+        assert points(tracker, run) == [(3, 1.0)]
+
+
+def test_the_latest_is_the_largest_by_step_and_copies_count_once(tracker: Tracker) -> None:
+    clock = EventClock(1_000)
+    with Tracker(tracker.home, clock=clock).run("fraud", name="x") as run:
+        for step, value in ((5, 1.0), (2, 9.0), (5, 1.0)):
+            run.log_metrics({"a": value}, step=step)
+        run.flush()
+        run.log_metrics({"a": 7.0}, step=4)
+        run.log_metrics({"a": 1.0}, step=5)
+    assert points(tracker, run) == [(2, 9.0), (4, 7.0), (5, 1.0)]
+    assert client(tracker).get_run(run.run_id).data.metrics == {"a": 1.0}
+
+
+def test_tables_of_another_shape_are_written_by_mlflow_itself(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitok.registry import metric_store
+
+    monkeypatch.setitem(metric_store._COLUMNS, "metrics", {"key", "value"})
+    assert metric_store.opened(tracker.uri) is None
+    assert metric_store.opened("mysql://localhost/x") is None
+    with tracker.run("fraud", name="x") as run:
+        run.log_history("a", range(1_000))
+    assert [step for step, _ in points(tracker, run)] == list(range(1_000))
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracker.run("fraud", name="x", flush_seconds=60)
+    real, broken = run._write_points, StoreError("disk is full")
+
+    def fail(_: Any) -> None:
+        raise broken
+
+    monkeypatch.setattr(run, "_write_points", fail)
+    run.log_history("a", range(10))
+    with pytest.raises(StoreError, match="disk is full"):
+        run.flush()
+    monkeypatch.setattr("vitok.registry.runs._MOST_POINTS", 10)
+    with pytest.raises(StoreError, match="disk is full"):
+        run.log_metrics({"a": 10.0}, step=10)
+    monkeypatch.setattr(run, "_write_points", real)
+    run.log_metrics({"a": 11.0}, step=11)
+    run.end()
+    assert [step for step, _ in points(tracker, run)] == list(range(12))
+
+
+def test_a_checkpoint_comes_after_its_metrics(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "w.bin").write_bytes(b"w")
+    with tracker.run("fraud", name="x", flush_seconds=60) as run:
+        run.log_checkpoint("weights.bin", b"1", step=10, metrics={"a": 0.5})
+        assert points(tracker, run) == [(10, 0.5)]
+        run.log_checkpoint("state", tmp_path / "state", step=20)
+        with pytest.raises(InvalidInput, match="step"):
+            run.log_checkpoint("weights.bin", b"1", step=-1)
+        with pytest.raises(InvalidInput, match="name"):
+            run.log_checkpoint("../weights.bin", b"1", step=1)
+    folder = artifacts(tracker, run) / "checkpoints"
+    assert (folder / "0000000010" / "weights.bin").read_bytes() == b"1"
+    assert (folder / "0000000020" / "state" / "w.bin").read_bytes() == b"w"
+
+
+KILLED = """
+import os, signal, sys, time
+from vitok.registry import Tracker
+run = Tracker(sys.argv[1]).run("fraud", name="x", flush_seconds=0.2)
+print(run.run_id, flush=True)
+began = time.monotonic()
+for step in range(10**9):
+    while time.monotonic() < began + step / 20_000:
+        pass
+    run.log_metrics({"a": float(step)}, step=step)
+    if step % 100 == 0:
+        print(step, time.monotonic(), flush=True)
+"""
+
+LEFT = """
+import os, sys
+from vitok.errors import StoreError
+from vitok.registry import Tracker
+run = Tracker(sys.argv[1]).run("fraud", name="x", flush_seconds=60)
+run.log_metrics({"a": 1.0})
+child = os.fork()
+if child == 0:
+    run.end()
+    try:
+        run.log_metrics({"a": 2.0}, step=1)
+    except StoreError:
+        os._exit(7)
+print(run.run_id, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_its_last_window_at_most(tracker: Tracker) -> None:
+    told: list[tuple[int, float]] = []
+    command = [sys.executable, "-c", KILLED, str(tracker.home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        for line in process.stdout:
+            # The last line may be cut in two.
+            step, _, at = line.partition(" ")
+            if not line.endswith("\n"):
+                break
+            told.append((int(step), float(at)))
+            if told[-1][1] - told[0][1] > 1.5:
+                process.kill()
+    kept = {point.step for point in client(tracker).get_metric_history(run_id, "a")}
+    assert kept == set(range(len(kept)))
+    # A window of 0.2 s, and the time that its write may have taken.
+    before = [step for step, at in told if at < told[-1][1] - 1.0]
+    assert max(before) in kept
+
+
+@pytest.mark.slow
+def test_a_run_that_nobody_ended_is_written_at_the_exit_and_not_by_a_fork(tracker: Tracker) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT, str(tracker.home)], capture_output=True, text=True, check=True)
+    run_id, child = done.stdout.split()
+    assert child == "7"
+    assert [point.value for point in client(tracker).get_metric_history(run_id, "a")] == [1.0]
+    assert client(tracker).get_run(run_id).info.status == "RUNNING"

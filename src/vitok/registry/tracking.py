@@ -13,6 +13,7 @@ from typing import Any
 from vitok.clock import Clock, SystemClock
 from vitok.errors import InvalidInput
 from vitok.registry.files import exclusive
+from vitok.registry.metric_store import opened
 from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
 from vitok.registry.package import check_model_name
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
@@ -100,6 +101,7 @@ class Tracker:
         seeds: Mapping[str, int] | None = None,
         data: Mapping[str, DataSnapshot] | None = None,
         source: Path | None = None,
+        flush_seconds: float = 1.0,
     ) -> "TrackedRun":
         """Starts a run; use it in a `with` block, which ends it as finished, failed or killed.
 
@@ -113,6 +115,7 @@ class Tracker:
             seeds: Seed of each random part, kept as parameters `seed.<name>`.
             data: The data that was read, by role, kept as parameters `data.<role>.digest` and `data.<role>.rows`.
             source: A folder of the code that runs, for git; None for the working folder.
+            flush_seconds: How long what is logged is kept back before it is written, in seconds.
 
         Raises:
             MissingExtra: If MLflow or its SQL part is not installed.
@@ -127,7 +130,9 @@ class Tracker:
         client = self._client()
         with store_errors(f"run {name!r} cannot be started"):
             created = client.create_run(self._experiment(experiment), start_time=self._now_ms(), run_name=name)
-        run = TrackedRun(client, created.info.run_id, clock=self._clock)
+        run = TrackedRun(
+            client, created.info.run_id, clock=self._clock, points=opened(self.uri), flush_seconds=flush_seconds
+        )
         try:
             run.set_tags({**_origin_tags(origin), **(tags or {})})
             run.log_params(collected)
