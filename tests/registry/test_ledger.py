@@ -192,6 +192,53 @@ def test_approval_by_a_second_person(ledger: Ledger, add: Add) -> None:
         ledger.propose("fraud", 1, reason="again", actor="bob", now=5)
 
 
+def test_an_override_stands_for_no_approval(ledger: Ledger, add: Add) -> None:
+    add()
+    ledger.propose("fraud", 1, reason="looks good", actor="ann", now=1)
+    for _ in range(2):
+        with pytest.raises(GateRefused, match="waits for somebody else's approval"):
+            ledger.promote("fraud", 1, "Production", reason="now", actor="ann", now=2, override="I am sure")
+
+
+def test_a_model_whose_versions_all_need_two_people(ledger: Ledger, add: Add) -> None:
+    ledger.require_approvals("fraud", 2, reason="audit", actor="ann", now=0)
+    add()
+    who: dict[str, Any] = {"reason": "r", "now": 1}
+    for override in (None, "I am sure"):
+        with pytest.raises(GateRefused, match="2 people to approve it, and was not proposed"):
+            ledger.promote("fraud", 1, "Production", actor="ann", override=override, **who)
+    ledger.propose("fraud", 1, actor="ann", **who)
+    ledger.approve("fraud", 1, actor="bob", **who)
+    with pytest.raises(Conflict, match="counts once"):
+        ledger.approve("fraud", 1, actor="bob", **who)
+    with pytest.raises(GateRefused, match="1 of 2 given"):
+        promote(ledger, 1)
+    ledger.approve("fraud", 1, actor="eve", **who)
+    assert ledger.state("fraud").version(1).approvers == ("bob", "eve")
+    promote(ledger, 1, now=2)
+    # The next version begins anew, also as a canary; going back needs nobody.
+    add()
+    with pytest.raises(GateRefused, match="not proposed"):
+        ledger.start_canary("fraud", 2, 0.1, actor="ann", **who)
+
+
+def test_fewer_approvals_take_two_people(ledger: Ledger) -> None:
+    who: dict[str, Any] = {"reason": "r", "now": 1}
+    ledger.require_approvals("fraud", 1, actor="ann", **who)
+    with pytest.raises(Conflict, match="already"):
+        ledger.require_approvals("fraud", 1, actor="ann", **who)
+    first = ledger.require_approvals("fraud", 0, actor="ann", key="k", **who)
+    assert first.details["waits"]
+    assert ledger.require_approvals("fraud", 0, actor="ann", key="k", **who).seq == first.seq
+    assert ledger.state("fraud").approvals == 1
+    with pytest.raises(Conflict, match="somebody else"):
+        ledger.require_approvals("fraud", 0, actor="ann", **who)
+    assert not ledger.require_approvals("fraud", 0, actor="bob", **who).details["waits"]
+    assert ledger.state("fraud").approvals == 0
+    with pytest.raises(InvalidInput, match="needed"):
+        ledger.require_approvals("fraud", -1, actor="ann", **who)
+
+
 def test_keys_make_every_step_repeatable(ledger: Ledger) -> None:
     def turn() -> list[object]:
         made: list[object] = [

@@ -125,7 +125,7 @@ def test_files_that_are_no_ledger(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE x (y)")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="layout 0"):
+    with pytest.raises(StoreError, match="does not hold ledger"):
         Ledger(other)
     with pytest.raises(StoreError):
         Ledger(tmp_path)
@@ -138,7 +138,8 @@ def test_files_that_are_no_ledger(tmp_path: Path) -> None:
 
 def test_full_disk_keeps_what_was_there(ledger: Ledger, add: Add) -> None:
     add()
-    connections = ledger._store._connections
+    connections = ledger._store._database._connections
+    assert connections is not None
     pages = connections.writer.execute("PRAGMA page_count").fetchone()[0]
     connections.writer.execute(f"PRAGMA max_page_count = {pages}")
     before = ledger.revision()
@@ -151,7 +152,7 @@ def test_full_disk_keeps_what_was_there(ledger: Ledger, add: Add) -> None:
 
 
 def test_somebody_who_never_stops_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_MS", 50)
+    monkeypatch.setattr(module, "_WAIT_SECONDS", 0.05)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     other = sqlite3.connect(ledger.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

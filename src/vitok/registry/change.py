@@ -63,10 +63,12 @@ class Change:
             raise Conflict(f"{told} in Production, not version {production} as expected; read the state again")
 
     def permitted(self, version: Version, override: str | None) -> dict[str, Any]:
-        """Returns what goes into the entry where the version may answer; raises where it may not."""
-        if version.proposed_by is not None and version.approved_by is None:
-            missing = f"{version.name} was proposed by {version.proposed_by!r} and waits for somebody else's approval"
-        elif version.gate is None:
+        """Returns what goes into the entry where the version may answer; raises where it may not.
+
+        An override stands for a verdict of the gate, never for somebody's approval.
+        """
+        self._approved(version)
+        if version.gate is None:
             missing = f"{version.name} has no valid gate verdict; run the gate and record it"
         elif not version.gate:
             verdicts = self._transaction.read(
@@ -79,6 +81,19 @@ class Change:
             raise GateRefused(missing)
         check_text("override", override)
         return {"override": override, "missing": missing}
+
+    def _approved(self, version: Version) -> None:
+        needed = max(self.state.approvals, int(version.proposed_by is not None))
+        if len(version.approvers) >= needed:
+            return
+        if version.proposed_by is None:
+            raise GateRefused(
+                f"{version.name} needs {_people(needed)} to approve it, and was not proposed; call propose first"
+            )
+        so_far = f", {len(version.approvers)} of {needed} given" if version.approvers else ""
+        raise GateRefused(
+            f"{version.name} was proposed by {version.proposed_by!r} and waits for somebody else's approval{so_far}"
+        )
 
     def end_canary(self, verdict: CanaryVerdict, *, main: bool = True) -> None:
         """Ends the running canary."""
@@ -119,6 +134,10 @@ class Change:
         self.state = replay([entry], start=self.state)
         if main:
             self._entry = entry
+
+
+def _people(n: int) -> str:
+    return "one person" if n == 1 else f"{n} people"
 
 
 def check_text(field: str, value: object) -> None:

@@ -139,16 +139,57 @@ class Ledger:
         """Approves a proposed version.
 
         Raises:
-            Conflict: If it was not proposed, or the same actor proposed it.
+            Conflict: If it was not proposed, or the same actor proposed or approved it.
         """
         with self._change(model, actor=actor, reason=reason, now=now, key=key) as change:
             if not change.repeated("approved", version, None):
-                proposer = change.state.version(version).proposed_by
+                present = change.state.version(version)
+                proposer = present.proposed_by
                 if proposer is None:
                     raise Conflict(f"{model}/{version} was not proposed; call propose first")
                 if proposer == actor:
                     raise Conflict(f"{model}/{version} was proposed by {actor!r}; somebody else has to approve it")
+                if actor in present.approvers:
+                    raise Conflict(f"{model}/{version} was approved by {actor!r} already; it counts once")
                 change.append("approved", version)
+        return change.entry
+
+    def require_approvals(
+        self, model: str, needed: int, *, reason: str, actor: str, now: int, key: str | None = None
+    ) -> Entry:
+        """Says how many people besides the proposer have to approve each version before it may answer anything.
+
+        To ask for more holds at once. To ask for fewer takes two people: it holds once a second one asks for the
+        same number. Roll backs need nobody's approval.
+
+        Args:
+            model: Name of the model; it need not be registered yet.
+            needed: How many, at least 0.
+            reason: Why, in words.
+            actor: Who asks for it.
+            now: The present, in microseconds.
+            key: Idempotency key.
+
+        Returns:
+            The entry; `details["waits"]` says whether it waits for a second person.
+
+        Raises:
+            InvalidInput: If the number is below 0.
+            Conflict: If that many are needed already, or the same actor asks for the same lower number again.
+        """
+        if isinstance(needed, bool) or not isinstance(needed, int) or needed < 0:
+            raise InvalidInput("needed", needed, "be a whole number of at least 0")
+        with self._change(model, actor=actor, reason=reason, now=now, key=key) as change:
+            if not change.repeated("approvals", None, None, {"needed": needed}):
+                present, asked = change.state.approvals, change.state.fewer_approvals
+                if needed == present:
+                    raise Conflict(f"{model} needs {needed} approvals already")
+                if asked == (needed, actor):
+                    raise Conflict(
+                        f"{actor!r} asked for {needed} approvals of {model}; somebody else has to confirm it"
+                    )
+                waits = needed < present and (asked is None or asked[0] != needed)
+                change.append("approvals", None, details={"needed": needed, "waits": waits})
         return change.entry
 
     def promote(
@@ -176,8 +217,8 @@ class Ledger:
             actor: Who does it.
             now: The present, in microseconds.
             expected: The version that must be in Production now, 0 for none; None does not ask.
-            override: Why it may go to Production although no valid gate verdict (or no approval) is on record;
-                written into the entry.
+            override: Why it may go to Production although no valid gate verdict is on record; written into the
+                entry. It stands for no approval.
             key: Idempotency key.
 
         Raises:
@@ -365,7 +406,9 @@ class Ledger:
 
     def at(self, model: str, time_us: int) -> int | None:
         """Returns the version that was in Production at a time, or None."""
-        return self.state(model, at=time_us).production
+        moved = "kind = 'promoted' AND stage_to = 'Production' OR kind = 'rolled_back'"
+        last = self._store.last(f"model = ? AND time_us <= ? AND ({moved})", (model, time_us))
+        return None if last is None or last.kind == "rolled_back" else last.version
 
     def history(self, model: str, *, version: int | None = None, after: int = 0) -> tuple[Entry, ...]:
         """Returns the entries of a model (or of one version), later than entry number `after`, in order."""
@@ -407,7 +450,11 @@ class Ledger:
         with self._store.writing() as transaction:
             known = self._known(model)
             entries = transaction.read("model = ? AND seq > ?", (model, known.revision))
-            yield Change(transaction, self._after(entries, known), actor=actor, reason=reason, now=now, key=key)
+            change = Change(transaction, self._after(entries, known), actor=actor, reason=reason, now=now, key=key)
+            yield change
+        # Only now is it kept.
+        if change.state.revision:
+            self._remember(change.state)
 
     def _known(self, model: str) -> ModelState:
         with self._states_lock:

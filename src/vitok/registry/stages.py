@@ -20,6 +20,7 @@ Kind = Literal[
     "canary_ended",
     "rolled_back",
     "archived",
+    "approvals",
     "note",
 ]
 CanaryVerdict = Literal["accepted", "refused", "inconclusive"]
@@ -87,7 +88,8 @@ class Version:
         gate: Whether its latest gate accepted it; None where no verdict is valid: none was given yet, or a roll
             back or a lost canary has voided it.
         proposed_by: Who proposed it for Production, or None.
-        approved_by: Who approved that proposal, or None.
+        approved_by: Who approved that proposal last, or None.
+        approvers: All who approved it, in order.
     """
 
     model: str
@@ -100,6 +102,7 @@ class Version:
     gate: bool | None = None
     proposed_by: str | None = None
     approved_by: str | None = None
+    approvers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -122,6 +125,8 @@ class ModelState:
         canary_share: That share, in [0, 1).
         canary_since: When it started, in microseconds, or None.
         served: The versions that served one after another up to the present one; a roll back takes the last away.
+        approvals: How many people besides the proposer have to approve each version.
+        fewer_approvals: A lower number that somebody asked for and nobody else has confirmed yet, with who asked.
         versions: All versions, by number.
         revision: `seq` of the latest entry of this model, 0 where there is none.
         time_us: Time of that entry.
@@ -133,6 +138,8 @@ class ModelState:
     canary_share: float = 0.0
     canary_since: int | None = None
     served: tuple[int, ...] = ()
+    approvals: int = 0
+    fewer_approvals: tuple[int, str] | None = None
     versions: tuple[Version, ...] = ()
     revision: int = 0
     time_us: int = 0
@@ -249,6 +256,8 @@ def replay(entries: Iterable[Entry], *, start: ModelState) -> ModelState:
             if entry.version != len(versions) + 1:
                 raise LookupError(f"entry {entry.seq} registers version {entry.version} after {len(versions)}")
             versions.append(_registered(entry))
+        elif entry.kind == "approvals":
+            changes |= _approvals(entry)
         elif entry.version is not None:
             index = entry.version - 1
             versions[index] = _moved(versions[index], entry)
@@ -276,16 +285,23 @@ def _moved(version: Version, entry: Entry) -> Version:
         case "gate":
             changes["gate"] = entry.details["accepted"]
         case "proposed":
-            changes |= {"proposed_by": entry.actor, "approved_by": None}
+            changes |= {"proposed_by": entry.actor, "approved_by": None, "approvers": ()}
         case "approved":
-            changes["approved_by"] = entry.actor
+            changes |= {"approved_by": entry.actor, "approvers": (*version.approvers, entry.actor)}
         case "promoted" if entry.stage_to == "Production":
-            changes |= {"proposed_by": None, "approved_by": None}
+            changes |= {"proposed_by": None, "approved_by": None, "approvers": ()}
         case "rolled_back":
             changes["gate"] = None
         case "canary_ended" if entry.details["verdict"] == "refused":
             changes["gate"] = None
     return replace(version, **changes)
+
+
+def _approvals(entry: Entry) -> dict[str, Any]:
+    needed = entry.details["needed"]
+    if entry.details["waits"]:
+        return {"fewer_approvals": (needed, entry.actor)}
+    return {"approvals": needed, "fewer_approvals": None}
 
 
 def _pointers(state: ModelState, entry: Entry) -> dict[str, Any]:

@@ -2,20 +2,18 @@
 
 import contextlib
 import json
-import os
 import sqlite3
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitok.clock import isoformat
-from vitok.errors import Conflict, StoreError
-from vitok.registry.files import exclusive
+from vitok.engines.sqlite import Database
+from vitok.errors import StoreError
 from vitok.registry.stages import NO_HASH, Entry, canonical, entry_hash
 
-BUSY_MS = 30_000
+_WAIT_SECONDS = 30.0
 _SCHEMA_VERSION = 1
 _COLUMNS = "seq, time_us, kind, model, version, stage_from, stage_to, actor, reason, details, key, previous_hash, hash"
 # REPLACE deletes rows without asking the delete trigger: the insert triggers close that way.
@@ -74,23 +72,6 @@ class Verification:
         return f"ledger ALTERED at entry {self.seq}: {self.reason}"
 
 
-class _Connections:
-    """One connection to read and one to write, each with its lock, in one process."""
-
-    def __init__(self, path: Path) -> None:
-        self.pid = os.getpid()
-        self.read_lock = threading.RLock()
-        self.write_lock = threading.RLock()
-        self.reader = _connect(path)
-        self.writer = _connect(path)
-        self.reader.execute("PRAGMA query_only = ON")
-
-    def close(self) -> None:
-        with self.read_lock, self.write_lock:
-            self.reader.close()
-            self.writer.close()
-
-
 class EntryStore:
     """Entries in a SQLite file, for any number of threads and processes.
 
@@ -103,36 +84,35 @@ class EntryStore:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._lock = threading.Lock()
-        # A connection that came over a fork must neither be used nor closed; it is kept so that nothing closes it.
-        self._inherited: list[_Connections] = []
-        with _sqlite_errors(self.path):
-            self._create()
-            self._connections = _Connections(self.path)
+        # Durable: a promotion that was confirmed is on the disk also after a power loss.
+        self._database = Database(
+            self.path, schema=_SCHEMA, kind="ledger", version=_SCHEMA_VERSION, durable=True, wait_seconds=_WAIT_SECONDS
+        )
 
     def close(self) -> None:
         """Closes the connections of this process."""
-        with self._lock:
-            if self._connections.pid == os.getpid():
-                self._connections.close()
+        self._database.close()
 
     def revision(self) -> int:
         """Returns the number of the latest entry, 0 where there is none."""
-        connections = self._opened()
-        with connections.read_lock, _sqlite_errors(self.path):
-            return connections.reader.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchall()[0][0]
+        return self._database.read("SELECT coalesce(max(seq), 0) FROM entry")[0][0]
 
     def read(self, where: str = "1", parameters: tuple[Any, ...] = ()) -> list[Entry]:
         """Returns entries in order; `where` is SQL of this package, never of a caller."""
-        connections = self._opened()
-        with connections.read_lock, _sqlite_errors(self.path):
-            return _select(connections.reader, where, parameters)
+        with self._database.reading() as connection, _damage(self.path):
+            return _select(connection, where, parameters)
+
+    def last(self, where: str, parameters: tuple[Any, ...]) -> Entry | None:
+        """Returns the latest of the entries that `read` would return, or None."""
+        # Backwards along the index, so that nothing but this entry is read where it is recent.
+        query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        with self._database.reading() as connection, _damage(self.path):
+            rows = connection.execute(query, parameters).fetchall()
+            return _entry(rows[0]) if rows else None
 
     def names(self) -> list[str]:
         """Returns the names of all models, sorted."""
-        connections = self._opened()
-        with connections.read_lock, _sqlite_errors(self.path):
-            return [row[0] for row in connections.reader.execute("SELECT DISTINCT model FROM entry ORDER BY model")]
+        return [row[0] for row in self._database.read("SELECT DISTINCT model FROM entry ORDER BY model")]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Writing"]:
@@ -142,23 +122,14 @@ class EntryStore:
             Conflict: If another process has been writing all the time.
             StoreError: If the disk is full or the file damaged.
         """
-        connections = self._opened()
-        with connections.write_lock, _sqlite_errors(self.path):
-            connections.writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield Writing(connections.writer)
-                connections.writer.execute("COMMIT")
-            except BaseException:
-                if connections.writer.in_transaction:
-                    connections.writer.execute("ROLLBACK")
-                raise
+        with self._database.writing() as connection, _damage(self.path):
+            yield Writing(connection)
 
     def verify(self, head: str | None = None) -> Verification:
         """Reads the whole ledger and checks the chain; see `Ledger.verify`."""
-        connections = self._opened()
         previous, count, heads = NO_HASH, 0, set()
-        with connections.read_lock, _sqlite_errors(self.path):
-            for row in connections.reader.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY seq"):  # noqa: S608
+        with self._database.reading() as connection:
+            for row in connection.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY seq"):  # noqa: S608
                 count += 1
                 wrong = _wrong(row, count, previous)
                 if wrong:
@@ -169,43 +140,6 @@ class EntryStore:
             reason = "the entry with the head that was kept is gone: the end was cut off, or all was written anew"
             return Verification(intact=False, n_entries=count, seq=count + 1, reason=reason, head=previous)
         return Verification(intact=True, n_entries=count, seq=None, reason="", head=previous)
-
-    def _opened(self) -> _Connections:
-        connections = self._connections
-        if connections.pid == os.getpid():
-            return connections
-        with self._lock:
-            if self._connections.pid != os.getpid():
-                self._inherited.append(self._connections)
-                with _sqlite_errors(self.path):
-                    self._connections = _Connections(self.path)
-            return self._connections
-
-    def _create(self) -> None:
-        if self.path.exists() and self._known():
-            return
-        # Two processes that switch a new file to WAL at once get "database is locked" without waiting.
-        with exclusive(self.path.with_name(self.path.name + ".lock")):
-            if self.path.exists() and self._known():
-                return
-            connection = _connect(self.path)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};COMMIT;")
-            finally:
-                connection.close()
-
-    def _known(self) -> bool:
-        connection = _connect(self.path)
-        try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                return False
-            if version != _SCHEMA_VERSION:
-                raise StoreError(f"ledger {self.path} has layout {version}; this vitok reads layout {_SCHEMA_VERSION}")
-            return True
-        finally:
-            connection.close()
 
 
 class Writing:
@@ -229,13 +163,6 @@ class Writing:
         marks = ", ".join(f":{name.strip()}" for name in _COLUMNS.split(","))
         self._connection.execute(f"INSERT INTO entry ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608
         return entry
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-    # FULL: a promotion that was confirmed is on the disk also after a power loss.
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
 
 
 def _select(connection: sqlite3.Connection, where: str, parameters: tuple[Any, ...]) -> list[Entry]:
@@ -272,16 +199,8 @@ def _when(entry: Entry) -> str:
 
 
 @contextlib.contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
+def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise Conflict(f"ledger {path} was being written by others for {BUSY_MS // 1000} s; try again") from error
-        raise StoreError(f"ledger {path} cannot be used: {error}") from error
-    except sqlite3.Error as error:
-        raise StoreError(f"ledger {path} cannot be used: {error}") from error
-    except OSError as error:
-        raise StoreError(f"ledger {path} cannot be used: {error}") from error
     except json.JSONDecodeError as error:
         raise StoreError(f"ledger {path} is damaged: details of an entry are not JSON; call verify()") from error
