@@ -211,6 +211,7 @@ def pages(url: str) -> dict[str, str]:
         "drift": "/drift",
         "alerts": "/alerts",
         "releases": "/releases",
+        "costs": "/costs",
     }
     for page in range(1, 40):
         rows = text(f"{url}/decisions?action=block&page={page}").split("<tr>")[2:]

@@ -8,28 +8,12 @@ import numpy as np
 from bench.features._claim import tell
 from bench.peers import environment, run, version
 
-from vitok.monitoring.estimation import PerformanceEstimator
+from vitok.monitoring.estimation import PerformanceEstimator, realised_performance
 
 REQUIREMENTS = ["nannyml==0.13.1", "statsmodels==0.15.0"]
 METRICS = ["roc_auc", "average_precision", "f1", "precision", "recall", "specificity", "accuracy"]
 CHUNK = 5_000
 BAR = 1e-3
-
-
-def realised(y, score, flagged):
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-
-    right = (y == flagged).mean()
-    hit = (y * flagged).sum()
-    return {
-        "roc_auc": roc_auc_score(y, score),
-        "average_precision": average_precision_score(y, score),
-        "f1": f1_score(y, flagged),
-        "precision": hit / flagged.sum(),
-        "recall": hit / y.sum(),
-        "specificity": ((1 - y) * (1 - flagged)).sum() / (1 - y).sum(),
-        "accuracy": right,
-    }
 
 
 def main() -> None:
@@ -45,7 +29,13 @@ def main() -> None:
     chunks = [slice(at, at + CHUNK) for at in range(0, len(data["score"]), CHUNK)]
     found = [estimator.estimate(data["score"][rows], flagged=data["flagged"][rows]) for rows in chunks]
     done = time.perf_counter()
-    truth = [realised(data["y"][rows], data["score"][rows], data["flagged"][rows]) for rows in chunks]
+    truth = [
+        {
+            each.name: each.value
+            for each in realised_performance(data["score"][rows], data["y"][rows], flagged=data["flagged"][rows])
+        }
+        for rows in chunks
+    ]
     differences, ours, theirs, covered, covered_peer = [], [], [], [], []
     for metric in METRICS:
         for at, one in enumerate(found):

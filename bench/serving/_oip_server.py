@@ -2,7 +2,8 @@
 
 With COLUMNS above 0 rows of so many numbers are checked against a contract. WAYS is a JSON object of what `Hosted`
 takes, `queue` and `deadline`, and of what `serve` takes, `max_batch`. The folder is followed for new versions.
-With `watched` refusals are timed, and `GET /bench` tells what has happened since it was asked the last time.
+With `watched` refusals are timed, `GET /bench` tells what has happened since it was asked the last time, and
+`POST /refuse` refuses whatever comes, so that it is seen what the client and the wire take by themselves.
 """
 
 import contextlib
@@ -50,6 +51,19 @@ class Watched:
         if refused:
             self.refused.record_since(refused, time.perf_counter_ns())
         return replies
+
+
+class Refusing:
+    """Refuses all at once."""
+
+    path = "/refuse"
+
+    def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
+        """Answers 503."""
+        return [_REFUSED] * len(requests)
+
+
+_REFUSED = Reply(503, b'{"status":503}', b"retry-after: 1\r\n")
 
 
 def contract(names: list[str]) -> contracts.Contract:
@@ -121,7 +135,7 @@ def main() -> None:
     app.router.routes.append(Route("/bench", seen))
     serve(
         app,
-        watched or list(host.endpoints.values()),
+        [*watched, Refusing()] if watched else list(host.endpoints.values()),
         port=int(port),
         max_body=1 << 20,
         max_batch=max_batch,

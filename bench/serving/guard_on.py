@@ -138,11 +138,16 @@ def in_process(folder: Path, model: Path) -> dict[str, float]:
     sent = bodies()
     tokens = issue(folder, len(sent))
     built = {name: build(folder, model, parts) for name, parts in ways.items()}
-    header = [[(b"host", b"a"), (b"authorization", f"Bearer {token}".encode())] for token in tokens]
+    shown = [f"Bearer {token}".encode() for token in tokens]
+    header = [[(b"host", b"a"), (b"authorization", value)] for value in shown]
 
     def ticks() -> list[list[HotRequest]]:
         now = time.perf_counter_ns()
-        every = [HotRequest(body, now, lines, "10.0.0.1") for body, lines in zip(sent, header, strict=True)]
+        # As the protocol makes them, which looks for a key while it reads the head.
+        every = [
+            HotRequest(body, now, lines, "10.0.0.1", plain=True, shown=key)
+            for body, lines, key in zip(sent, header, shown, strict=True)
+        ]
         return [every[at : at + TICK] for at in range(0, len(every), TICK)]
 
     for endpoint in built.values():

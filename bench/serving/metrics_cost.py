@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.features._claim import tell  # noqa: E402
 from bench.serving._drive import median_interval  # noqa: E402
-from bench.serving.tracing_cost import CONNECTIONS, FEATURES, REQUESTS, ROUNDS, Service, in_turn  # noqa: E402
+from bench.serving._side_by_side import CONNECTIONS, FEATURES, REQUESTS, ROUNDS, Service, in_turn  # noqa: E402
 from bench.serving.tree_kernel import trained  # noqa: E402
 
 from vitok.models.forest import Forest  # noqa: E402

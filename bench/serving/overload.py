@@ -4,6 +4,7 @@ Requests of an open loop never wait in the client: there are more connections th
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from bench.serving import _mlp  # noqa: E402
 from bench.serving._serve import Served, cpu_seconds, served  # noqa: E402
 
 from vitok.serving.load import varied  # noqa: E402
-from vitok.serving.load_report import quantile  # noqa: E402
+from vitok.serving.load_report import LoadReport, quantile  # noqa: E402
 from vitok.stats import LatencyHistogram  # noqa: E402
 
 INFER = "/v2/models/mlp/infer"
@@ -43,6 +44,19 @@ def seen(server: Served) -> dict[str, Any]:
     return found
 
 
+def _refusing(server: Served) -> str:
+    return f"http://{server.target.host}:{server.target.port}/refuse"
+
+
+def refusals(report: LoadReport) -> LatencyHistogram:
+    """Returns the latencies of what was refused."""
+    found = LatencyHistogram()
+    for status in REFUSALS:
+        if status in report.by_status:
+            found.merge(report.by_status[status])
+    return found
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,13 +75,13 @@ def main() -> None:
             report = server.load(2 * before.goodput, SECONDS, connections=CONNECTIONS, deadline=DEADLINE)
             spent = cpu_seconds(server.pid) - spent
             told = seen(server)
+            # What the client and the wire take by themselves, at this rate and over as many connections.
+            bare = dataclasses.replace(server, target=dataclasses.replace(server.target, url=_refusing(server)))
+            alone = bare.load(2 * before.goodput, SECONDS / 6, connections=CONNECTIONS)
             after = server.load(None, SECONDS / 6, connections=CLOSED)
     # The machine is shared: capacity is what was there on both sides of the overload.
     capacity = (before.goodput + after.goodput) / 2
-    refused = LatencyHistogram()
-    for status in REFUSALS:
-        if status in report.by_status:
-            refused.merge(report.by_status[status])
+    refused, by_themselves = refusals(report), refusals(alone)
     at_server, answered = (LatencyHistogram.from_dict(told[name]) for name in ("refused", "answered"))
     accepted = report.by_status.get(200, LatencyHistogram())
     good, times = report.goodput / capacity, 2 * before.goodput / capacity
@@ -96,7 +110,10 @@ def main() -> None:
             f"{late:,} of {accepted.count:,} late, {quantile(answered, 0.99)} at the "
             f"server; refused {refused.count:,}: "
             f"{quantile(refused, 0.5)}, {quantile(refused, 0.99)}, {quantile(refused, 0.999)} at the client and "
-            f"{quantile(at_server, 0.99)}, {quantile(at_server, 0.999)} at the server, {report.unasked} without "
+            f"{quantile(at_server, 0.99)}, {quantile(at_server, 0.999)} at the server; the same client at the same "
+            f"rate, from an endpoint that refuses all at once while no model runs: {quantile(by_themselves, 0.5)}, "
+            f"{quantile(by_themselves, 0.99)}, P99 of its lateness {alone.lateness.quantile(0.99):,.0f} us. "
+            f"Refused {report.unasked} without "
             f"Retry-After, {told['expired']:,} after they had been accepted; other answers "
             f"{report.offered - refused.count - accepted.count}; {told['batches']:,} batches; the server took "
             f"{spent / report.seconds:.2f} cores and the client {report.cpu_share:.2f}, P99 of whose lateness was "

@@ -1,17 +1,13 @@
 """What tracing costs a request: the service's processor time with traces off, at 1 % and at 100 % of the requests."""
 
 import contextlib
-import http.client
 import http.server
-import json
-import os
 import statistics
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -19,14 +15,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from bench import peers  # noqa: E402
 from bench.features._claim import tell  # noqa: E402
-from bench.serving._drive import median_interval, saturate, wire  # noqa: E402
+from bench.serving._drive import median_interval  # noqa: E402
+from bench.serving._side_by_side import CONNECTIONS, FEATURES, REQUESTS, ROUNDS, Service, in_turn  # noqa: E402
 
-SCALE = min(float(os.environ.get("VITOK_BENCH_SCALE", "1")), 1.0)
-REQUESTS = max(2_000, round(40_000 * SCALE))
-ROUNDS = 15 if SCALE >= 1 else 5
 OTLP = ["opentelemetry-exporter-otlp-proto-http==1.45.2"]
-FEATURES, CONNECTIONS = 30, 64
-PATH = "/v2/models/sum/infer"
 PARENT = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
 BAR = 0.5
 OFF, ONE, ALL, PLAIN, READ = "off", "1 %", "100 %", "off, with a traceparent", "0 %, with a traceparent not sampled"
@@ -69,57 +61,6 @@ def serve_it(mode: str, collector: str, python: str) -> None:
 
     app = Starlette(routes=[Route("/spent", spent)])
     serve(app, [InferEndpoint(hosted)], ready=lambda service: print(service.port, flush=True))
-
-
-class Service:
-    """One service in a process of its own, `file` run with `arguments`; the requests carry further header lines."""
-
-    def __init__(self, file: str, arguments: Sequence[str], header: str = "", *, tensor: str = "x") -> None:
-        self.process = subprocess.Popen([sys.executable, file, *arguments], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        sent = []
-        for place, row in enumerate(np.random.default_rng(0).normal(size=(256, FEATURES)).round(4).tolist()):
-            given = {"name": tensor, "shape": [1, FEATURES], "datatype": "FP64", "data": row}
-            sent.append(json.dumps({"id": f"r{place}", "inputs": [given]}).encode())
-        self.requests = wire(PATH, sent, [header] * len(sent) if header else ())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def ask(self, path: str) -> bytes:
-        """Returns what a GET gives."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request("GET", path)
-            reply = connection.getresponse()
-            if reply.status != 200:
-                raise RuntimeError(f"{path}: {reply.status}")
-            return reply.read()
-        finally:
-            connection.close()
-
-    def cost_us(self, n: int) -> float:
-        """Returns processor microseconds a request of n requests."""
-        before = float(self.ask("/spent"))
-        driven = saturate(self.port, self.requests, connections=CONNECTIONS, count=n)
-        return 1e6 * (float(self.ask("/spent")) - before) / driven.answered
-
-
-def in_turn(services: Mapping[str, Service], sizes: Mapping[str, int]) -> dict[str, list[float]]:
-    """Measures services in turn, forwards and backwards."""
-    costs: dict[str, list[float]] = {name: [] for name in services}
-    for service in services.values():
-        service.cost_us(2_000)
-    for turn in range(ROUNDS):
-        names = list(services)
-        for name in names if turn % 2 == 0 else reversed(names):
-            costs[name].append(services[name].cost_us(sizes.get(name, REQUESTS)))
-    return costs
 
 
 def collecting() -> Iterator[str]:

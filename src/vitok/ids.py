@@ -74,6 +74,9 @@ def uuid7s(n: int) -> Made:
         ms, counter = _last_ms, _counter + 1
         # Where the counter is full, the next millisecond begins early.
         _last_ms, _counter = ms + (counter + n - 1) // 4096, (counter + n - 1) % 4096
+    if n == 1:
+        word = ((ms + (counter >> 12)) << 16) | 0x7000 | (counter & 0xFFF)
+        return Made((word << 64 | int.from_bytes(os.urandom(8)) & _RANDOM | _VARIANT).to_bytes(16))
     words = [0] * (2 * n)
     head = (ms << 16) | 0x7000
     if counter + n <= 4096:

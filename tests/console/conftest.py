@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from vitok import decisions, ids, monitoring
-from vitok.clock import DAY, HOUR, parse_time
+from vitok.clock import DAY, HOUR, SystemClock, parse_time
 from vitok.console.pages import routes
 from vitok.decision import Outcome
 from vitok.loop import Records, begin_canary
@@ -21,6 +21,7 @@ from vitok.models import fit_boosted_trees
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, at_least, evaluate
 from vitok.serving import handlers
+from vitok.serving.budgets import NS, BudgetBook, SpendingBudget
 from vitok.stats import wilson
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.messages import SYSTEM, log_schema
@@ -56,10 +57,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     outcomes = decisions.OutcomeLog(folder / "log" / "outcomes")
     rows, labels = decide(log, outcomes, rng)
     watch(folder)
+    budget(folder)
     # The log stays open, so that pages read sealed segments and an open one.
     yield Home(folder, rows, labels)
     log.close()
     outcomes.close()
+
+
+def budget(folder: Path) -> None:
+    book = BudgetBook(folder / "costs" / "budgets.sqlite")
+    now = SystemClock().now()
+    for team, amount in (("checkout", 0.5), ("recommendations-of-the-web-shop", 250_000.0)):
+        book.set(SpendingBudget(team=team, amount=amount, period="month", then="alert"), actor="test", now=now)
+    book.lease("checkout", "test", spent=2 * NS, needed=1, now=now)
+    book.close()
 
 
 def values(rng: np.random.Generator, n: int, *, scale: float = 1.0) -> np.ndarray:

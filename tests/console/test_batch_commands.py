@@ -1,6 +1,9 @@
 """Oracle: the library call that the command wraps, and the model's definition."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+from tests.serving.batch_files import put_batch_model, same, spark_environment
 from typer.testing import CliRunner
 
+from vitok.console import batch_commands
 from vitok.console.batch_commands import batch
 from vitok.models.convert import convert
 from vitok.registry import Registry
+from vitok.serving.batch_inference import BatchResult, score_files
+from vitok.serving.runtime import Runtime
 
 app = typer.Typer()
 app.command()(batch)
@@ -65,10 +72,23 @@ def sums(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_done_is_said(rows: np.ndarray, tmp_path: Path) -> None:
     command = [str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]
-    for model in ("nothing", "none/1"):
+    for model in ("nothing", "none/1", "none/Productoin"):
         done = CliRunner().invoke(app, [*command, "--model", model])
         assert done.exit_code == 2
         assert "vitok:" in done.output
+
+
+def test_a_folder_of_versions_says_which_there_are(sums: Path) -> None:
+    version = sums.parent / "models" / "1"
+    version.parent.mkdir()
+    sums.rename(version)
+    command = [str(sums.parent / "nowhere.parquet"), "--out", str(sums.parent / "out"), "--model"]
+    done = CliRunner().invoke(app, [*command, str(version.parent)])
+    assert done.exit_code == 2
+    assert f"must be the folder of one version. There is {version}" in done.stderr
+    done = CliRunner().invoke(app, [*command, str(version)])
+    assert f"nowhere.parquet' does not exist; there is: {sums.parent / 'in.parquet'}" in done.stderr
+    assert not (sums.parent / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +100,11 @@ def test_what_cannot_be_done_is_said(rows: np.ndarray, tmp_path: Path) -> None:
         (("--model", "nothing"), "--model: got 'nothing', must be a folder"),
         (("--columns", "amount"), "--columns: got 1, must be the 2 features"),
         (("--cloud", "moon"), "--cloud: got ['moon']"),
+        (("--keep", "score"), "--keep and --columns: got"),
+        (("--wave", "0"), "--wave: got 0, must be at least 1"),
+        (("--wave", "2"), "--wave: got 2, must come with --spark. Here a checkpoint is every shard"),
+        (("--spark", "spark://local", "--lifetime", "2"), "--lifetime: got 2.0, must not come with --spark"),
+        (("--spark", "yarn"), "--spark: got 'yarn', must be the address of a master. Write spark://host:7077"),
     ],
 )
 def test_what_is_wrong_is_named(options: tuple[str, ...], told: str, sums: Path) -> None:
@@ -88,6 +113,76 @@ def test_what_is_wrong_is_named(options: tuple[str, ...], told: str, sums: Path)
     )
     assert done.exit_code == 2, done.exception
     assert told in done.stderr
+
+
+def test_without_spark_the_extra_is_named(sums: Path) -> None:
+    if importlib.util.find_spec("pyspark") is not None:
+        pytest.skip("pyspark is installed here")
+    command = [str(sums.parent / "in.parquet"), "--out", str(sums.parent / "out"), "--model", str(sums)]
+    done = CliRunner().invoke(app, [*command, "--spark", "spark://local[1]"])
+    assert done.exit_code == 2, done.exception
+    assert "pip install 'vitok[spark]'" in done.stderr
+
+
+def test_what_was_begun_on_spark_is_ended_here(sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Spark itself is in the test of the library; here is what the words become.
+    asked: dict[str, object] = {}
+
+    def on_spark(spark: str, package: Path, inputs: object, out: Path, **options: object) -> BatchResult:
+        asked.update(options, spark=spark, package=package)
+        for option in ("wave", "version", "checkpoint_every"):
+            del options[option]
+        version = str(asked["version"])
+        return score_files(Runtime.load(package, version=version), inputs, out, checkpoint_every=1, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch_commands, "score_files_on_spark", on_spark)
+    command = [str(sums.parent / "in.parquet"), "--out", str(sums.parent / "out"), "--model", str(sums)]
+    on = ["--spark", "spark://host:7077", "--wave", "3", "--checkpoint-every", "7"]
+    done = CliRunner().invoke(app, [*command, *on])
+    assert done.exit_code == 0, done.output
+    assert (asked["spark"], asked["package"], asked["version"]) == ("spark://host:7077", sums, str(sums))
+    assert (asked["wave"], asked["checkpoint_every"], asked["names"]) == (3, 7, ["amount", "age"])
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert "2 of 2 rows" in again.output
+
+
+@pytest.mark.jvm
+@pytest.mark.xdist_group("spark")
+def test_the_command_on_a_local_spark(tmp_path: Path) -> None:
+    package = put_batch_model(tmp_path)
+    values = np.random.default_rng(0).normal(size=(500, 2))
+    values[::90, 0] = 666
+    pq.write_table(pa.table({"a": values[:, 0], "b": values[:, 1]}), tmp_path / "in.parquet")
+    command = [sys.executable, "-m", "vitok", "batch", str(tmp_path / "in.parquet"), "--model", str(package)]
+    command += ["--columns", "a,b", "--batch-rows", "32"]
+    environment = spark_environment(tmp_path)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for out, options in ((here, []), (there, ["--spark", "spark://local[2]", "--checkpoint-every", "2"])):
+        done = subprocess.run(
+            [*command, "--out", str(out), *options],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "494 of 500 rows scored, 6 in quarantine" in done.stdout
+    assert same(here, there)
+    environment["JAVA_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "no java"), "--spark", "spark://local[2]"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "vitok: there is no Spark at spark://local[2]: [JAVA_GATEWAY_EXITED]" in done.stderr
+    assert "has Java 17 or newer" in done.stderr
 
 
 @pytest.mark.parametrize("signature", ["{oops", '{"x": 1}', "[]", '{"inputs": 5}', '{"inputs": [1, 2]}'])

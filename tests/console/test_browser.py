@@ -1,6 +1,7 @@
 """The pages in a real browser: they load, say nothing on its console, and fit a telephone."""
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ PAGES = (
     "/drift",
     "/alerts",
     "/releases",
+    "/costs",
+    "/costs?by=team",
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -98,7 +101,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("path", ["/", "/features", "/features/customer", "/models", "/alerts"])
+@pytest.mark.parametrize("path", ["/", "/features", "/features/customer", "/models", "/alerts", "/costs"])
 def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: bool) -> None:
     browser.open(url + path, size=tool.LAPTOP, dark=dark)
     pairs = browser.evaluate(
@@ -115,6 +118,20 @@ def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: boo
     assert len(pairs) > 20
     for colour, back, text in pairs:
         assert contrast(colour, back) >= 4.5, text
+
+
+@pytest.mark.parametrize("device", ["LAPTOP", "PHONE"])
+def test_costs_can_be_read(tool: Any, browser: Any, url: str, device: str) -> None:
+    # A name of a team may be broken between letters, but not into a column of them.
+    browser.open(f"{url}/costs?by=team", size=getattr(tool, device))
+    tables = browser.evaluate(
+        "[...document.querySelectorAll('table')].map(one => [one.querySelectorAll('tbody tr').length, "
+        "Math.min(...[...one.querySelectorAll('tbody th')].map(cell => cell.getBoundingClientRect().width))])"
+    )
+    assert [rows for rows, _ in tables] == [1, 2]
+    assert min(width for _, width in tables) > 120
+    text = browser.evaluate("document.querySelector('main').innerText")
+    assert not re.search(r"\de[+-]\d", text), "no number stands in powers of ten"
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -7,6 +7,7 @@ from tests.console.conftest import get
 from tests.console.test_pages import check_markup
 from tests.serving.test_cost_report import write
 
+from vitok import settings
 from vitok.clock import EventClock, parse_time
 from vitok.console.cost_reading import costs
 from vitok.errors import InvalidInput
@@ -36,6 +37,17 @@ def test_sums_and_budgets(decided: Path) -> None:
     assert [(line.decisions, line.hits, line.seconds) for line in seen.report.lines] == [(1, 0, 0.5), (2, 1, 0.25)]
     assert [state.left for state in seen.budgets] == [7.0]
     assert "7 left" in str(seen)
+
+
+def test_budgets_are_where_the_command_keeps_them(tmp_path: Path, decided: Path) -> None:
+    kept = decided / "costs"
+    above = tmp_path / "above"
+    above.mkdir()
+    with settings.using(home=above):
+        kept.rename(above / "costs")
+        assert [state.budget.amount for state in costs(decided).budgets] == [7.0]
+        assert "Budgets" in check_markup(get(decided, "/costs").text).text
+    assert costs(decided).budgets == ()
 
 
 def test_what_is_not_there(tmp_path: Path, decided: Path) -> None:

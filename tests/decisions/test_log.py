@@ -13,7 +13,8 @@ import pytest
 
 from vitok.decision import Outcome
 from vitok.decisions import DecisionLog, LogSchema, OutcomeBlock, OutcomeLog, Position, Tail, read
-from vitok.decisions.segments import segments
+from vitok.decisions import segments as layout
+from vitok.decisions.segments import sealed_path, segments
 from vitok.errors import InvalidInput, StoreError
 
 
@@ -161,11 +162,11 @@ def test_crash_between_rename_and_removal(tmp_path, schema, make_block):
     kept = (tmp_path / "segment-00000001.arrows").read_bytes()
     log.close()
     (tmp_path / "segment-00000001.arrows").write_bytes(kept)
-    (tmp_path / "segment-00000002.parquet.tmp").write_bytes(b"half")
+    (segments(tmp_path)[0].path.parent / "segment-00000001.parquet.tmp").write_bytes(b"half")
     assert requests(tmp_path) == names(3)
     DecisionLog(tmp_path, schema).close()
     assert requests(tmp_path) == names(3)
-    assert not list(tmp_path.glob("*.arrows")) + list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.rglob("*.arrows")) + list(tmp_path.rglob("*.tmp"))
 
 
 def test_damaged_bytes_are_kept_beside(tmp_path, schema, make_block):
@@ -228,7 +229,7 @@ def test_failed_sync_takes_the_rows_back(tmp_path, schema, make_block, monkeypat
             raise OSError(errno.EIO, "Input/output error")
 
         with monkeypatch.context() as patch:
-            patch.setattr("vitok.decisions.segments._sync", broken)
+            patch.setattr("vitok.decisions.writer._sync", broken)
             with pytest.raises(StoreError, match="Input/output error"):
                 log.append(make_block(99, 2))
         assert requests(tmp_path) == names(2)
@@ -254,14 +255,46 @@ def test_file_size_limit(tmp_path, schema, make_block):
     assert requests(tmp_path) == names(written + 20)
 
 
+@pytest.mark.parametrize("durability", ["process", "fsync"])
+def test_a_disk_that_is_full_for_a_while(tmp_path, schema, make_block, durability):
+    """Appends are refused in words, sealing waits, nothing acknowledged is lost, and all goes on when there is room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept: list[str] = []
+    refused: list[str] = []
+    tail = Tail(tmp_path)
+    with DecisionLog(tmp_path, schema, durability=durability, rows_per_segment=60) as log:
+        for start in range(0, 400, 20):
+            if start == 100:
+                # Not even the smallest file fits: no segment can be begun, and none sealed.
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            if start == 300:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            try:
+                log.append(make_block(start, 20))
+                kept += [f"r{i}" for i in range(start, start + 20)]
+            except StoreError as error:
+                refused.append(str(error))
+            finally:
+                if start == 380:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert len(refused) == 10
+        assert all("was not written" in text and "later appends then work again" in text for text in refused)
+        assert requests(tmp_path) == kept
+        log.seal()
+    assert requests(tmp_path) == kept
+    assert tail.read()["request_id"].to_list() == kept
+    assert all(part.sealed for part in segments(tmp_path))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_seal_that_fails_is_told_and_tried_again(tmp_path, schema, make_block, monkeypatch):
     log = DecisionLog(tmp_path, schema, rows_per_segment=2)
 
-    def refuse(source, target):
+    def refuse(source, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitok.decisions.segments.seal", refuse)
+        patch.setattr("vitok.decisions.writer.seal", refuse)
         log.append(make_block(0, 2))
         log.append(make_block(2, 1))
         with pytest.raises(StoreError, match="was not sealed"):
@@ -321,10 +354,71 @@ def test_outcomes_one_by_one_and_by_columns(tmp_path):
     assert frame["supersedes"].to_list() == [False, False, True]
 
 
-def test_listing_that_misses_a_segment_in_the_act_of_sealing(tmp_path, monkeypatch):
-    for number in (1, 2, 3):
-        (tmp_path / f"segment-0000000{number}.parquet").write_bytes(b"")
-    cls = type(tmp_path)
-    real = cls.iterdir
-    monkeypatch.setattr(cls, "iterdir", lambda self: (path for path in real(self) if "2." not in path.name))
-    assert [part.number for part in segments(tmp_path)] == [1, 2, 3]
+def test_listing_while_segments_are_sealed(tmp_path, schema, make_block, monkeypatch):
+    """A segment that is sealed between two looks is in the listing, once, in one of its forms."""
+    with DecisionLog(tmp_path, schema) as log:
+        for start in range(3):
+            log.append(make_block(start))
+            log.seal()
+        log.append(make_block(3))
+        look = layout._names
+        looked: list[str] = []
+
+        def names_then_seal(folder: str):
+            found = look(folder)
+            looked.append(folder)
+            if len(looked) == 1:
+                log.seal()
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "_names", names_then_seal)
+            found = segments(tmp_path)
+    assert [(part.number, part.sealed) for part in found] == [(number, True) for number in (1, 2, 3, 4)]
+
+
+def test_folders_of_a_sealed_log(tmp_path, schema, make_block):
+    """A segment lies in the folder of the UTC day and hour of its first row, whatever time that is."""
+    moments = {1: "day=1970-01-01/hour=00", 1_772_373_600_000_000: "day=2026-03-01/hour=14"}
+    moments |= {-5: "day=1970-01-01/hour=00", 2**62: "day=9999-12-31/hour=23"}
+    with DecisionLog(tmp_path, schema) as log:
+        for number, (moment, folder) in enumerate(moments.items(), 1):
+            log.append(make_block(number, 1, ingest_time=[moment]))
+            log.seal()
+            assert (tmp_path / folder / f"segment-{number:08d}.parquet").exists()
+            assert sealed_path(tmp_path, number) == tmp_path / folder / f"segment-{number:08d}.parquet"
+    assert requests(tmp_path) == names(5)[1:]
+
+
+def test_sealed_segments_of_old_logs_lie_beside_the_open_ones(tmp_path, schema, make_block):
+    with DecisionLog(tmp_path, schema) as log:
+        log.append(make_block(0, 3))
+    for path in tmp_path.rglob("segment-*"):
+        path.rename(tmp_path / path.name)
+    with DecisionLog(tmp_path, schema) as log:
+        assert log.append(make_block(3)) == Position(2, 1)
+        assert requests(tmp_path) == names(4)
+        assert Tail(tmp_path, [1, 2]).read()["request_id"].to_list() == ["r2", "r3"]
+
+
+def test_a_segment_ends_with_its_hour(tmp_path, schema, make_block, monkeypatch):
+    """Also where the clock steps forth and back: each step begins a segment, and the order stays that of the log."""
+    hour = 3_600_000_000_000
+    now = [hour * 1000]
+    monkeypatch.setattr("vitok.decisions.writer.time_ns", lambda: now[0])
+    with DecisionLog(tmp_path, schema) as log:
+        for start, step in enumerate((0, 10, hour, 5, -hour, 3, 24 * hour)):
+            now[0] += step
+            log.append(make_block(start))
+    assert [part.number for part in segments(tmp_path)] == [1, 2, 3, 4]
+    assert requests(tmp_path) == names(7)
+    assert Tail(tmp_path).read()["request_id"].to_list() == names(7)
+
+
+def test_numbers_are_not_used_anew(tmp_path, schema, make_block):
+    (tmp_path / "removed.json").write_text('{"0": 7}')
+    with DecisionLog(tmp_path, schema) as log:
+        assert log.append(make_block(0)) == Position(8, 1)
+    (tmp_path / "removed.json").write_text("[]")
+    with pytest.raises(StoreError, match="damaged"):
+        DecisionLog(tmp_path, schema)

@@ -11,6 +11,7 @@ import vitok.decisions.tail
 from vitok.decisions import DecisionLog, OutcomeLog, Position, Tail
 from vitok.decisions.messages import MessageMaker
 from vitok.decisions.schema import decision_message, open_schema
+from vitok.decisions.segments import sealed_path
 from vitok.errors import InvalidInput
 
 
@@ -93,7 +94,7 @@ def test_segment_removed_by_retention(tmp_path, schema, make_block):
     for start in range(3):
         with DecisionLog(tmp_path, schema) as log:
             log.append(make_block(start))
-    (tmp_path / "segment-00000001.parquet").unlink()
+    sealed_path(tmp_path, 1).unlink()
     assert follow(Tail(tmp_path)) == ["r1", "r2"]
     assert follow(Tail(tmp_path, (1, 1))) == ["r1", "r2"]
 

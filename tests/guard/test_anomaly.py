@@ -62,6 +62,27 @@ def test_as_the_plain_twin() -> None:
     np.testing.assert_allclose(SCORER.score(X[5:].astype(np.float32)).total, scores.total[5:], rtol=1e-2)
 
 
+@pytest.mark.parametrize("n_bins", [2, 8, 200, 600])
+def test_few_edges_are_counted_and_many_searched_with_one_result(n_bins: int) -> None:
+    X = traffic(4_000, 21)
+    columns = []
+    for name, column in zip(NAMES, X.T, strict=True):
+        edges = FrozenEdges.from_values(column, n_bins=n_bins)
+        columns.append({"name": name, **edges.to_dict(), "counts": edges.count(column).tolist()})
+    profile = {"kind": "vitok.reference_profile/1", "n": len(X), "ignored": [], "columns": columns}
+    # On an edge, too, both have to agree.
+    asked = np.vstack([traffic(300, 22), [[item["edges"][-1] for item in columns]]])
+    scores = AnomalyScorer.fit(profile, X, false_alarm_rate=0.01).score(asked)
+    np.testing.assert_allclose(scores.total, [sum(twin(profile, x)) for x in asked], rtol=1e-12)
+
+
+def test_the_quick_way_names_the_same_rows() -> None:
+    X = traffic(5_000, 23)
+    assert SCORER.odd(X) == np.flatnonzero(SCORER.score(X).flagged).tolist()
+    assert SCORER.odd(X[:0]) == []
+    assert SCORER.odd([[np.inf, 2.0, 0.0, 40.0, 1.0]]) == [0]
+
+
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_the_share_of_false_alarms_is_kept(seed: int) -> None:
     n = 50_000

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from vitok.clock import DAY, SECOND
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
 from vitok.guard import Issued, Key, KeyRing, KeyStore, Refusal, looks_whole
-from vitok.guard.keys import check_scopes, new_token
+from vitok.guard.keys import Snapshot, check_scopes, new_token
 
 NOW = 1_700_000_000 * SECOND
 SCOPE = "decide:fraud"
@@ -230,8 +231,9 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE t (x)")
     connection.close()
-    with pytest.raises(StoreError, match="layout 0"):
+    with pytest.raises(StoreError, match="does not hold keys"):
         KeyStore(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["other.sqlite"]
 
 
 _WRITER = """
@@ -252,3 +254,117 @@ def test_processes_share_a_new_file(tmp_path: Path) -> None:
     assert len(store.keys()) == 3 * 20 * 2
     assert [event.revision for event in store.events()] == list(range(1, 3 * 20 * 3 + 1))
     assert len(KeyRing(store)._keys) == 120
+
+
+class Memory:
+    """A store in memory, so that a test can change it as often as it likes."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, Key] = {}
+        self.revision = 0
+
+    def hasher(self) -> "hashlib.blake2b":
+        return hashlib.blake2b(key=b"secret", digest_size=32)
+
+    def newer(self, revision: int) -> Snapshot | None:
+        return None if revision == self.revision else Snapshot(self.revision, dict(self.keys))
+
+    def put(self, token: str, **changes: Any) -> Key:
+        digest = self.hasher()
+        digest.update(token.encode())
+        given = {"scopes": frozenset([SCOPE]), "created": 0, "not_before": 0, "digest": digest.digest(), **changes}
+        key = Key(key_id=token[6:18], name="web", tenant="shop", **given)
+        self.keys[key.key_id.encode()] = key
+        self.revision += 1
+        return key
+
+
+def test_many_keys_are_remembered_and_one_that_is_revoked_is_refused_within_a_refresh() -> None:
+    store = Memory()
+    tokens = [new_token()[1] for _ in range(2_000)]
+    for token in tokens:
+        store.put(token)
+    ring = KeyRing(store, refresh="1s")
+    headers = [f"Bearer {token}".encode() for token in tokens]
+    for token, header in zip(tokens, headers, strict=True):
+        assert reason(ring.check(token, SCOPE, NOW, shown=header)) == "let in"
+    good = ring.good(SCOPE, NOW)
+    assert good is not None
+    assert [good[header].key_id for header in headers] == [token[6:18] for token in tokens]
+    store.put(tokens[7], revoked=NOW)
+    assert headers[7] in (ring.good(SCOPE, NOW + SECOND - 1) or {})
+    assert ring.good(SCOPE, NOW + SECOND) == {}
+    found = [reason(ring.check(token, SCOPE, NOW + SECOND)) for token in tokens]
+    assert found.count("let in") == 1_999
+    assert found[7] == "revoked"
+
+
+def test_what_is_remembered_ends_with_the_key_to_the_microsecond() -> None:
+    store = Memory()
+    first, second, third = (new_token()[1] for _ in range(3))
+    store.put(first, expires=NOW + 500)
+    store.put(second, expires=NOW + 900)
+    store.put(third, not_before=NOW + 200)
+    ring = KeyRing(store, refresh="1h")
+    assert [reason(ring.check(token, SCOPE, NOW)) for token in (first, second, third)] == ["let in", "let in", "early"]
+    assert reason(ring.check(third, SCOPE, NOW + 200)) == "let in"
+    assert [token.encode() in (ring.good(SCOPE, NOW + 499) or {}) for token in (first, second, third)] == [True] * 3
+    assert ring.good(SCOPE, NOW + 500) == {}
+    assert [reason(ring.check(token, SCOPE, NOW + 500)) for token in (first, second)] == ["expired", "let in"]
+    assert reason(ring.check(second, SCOPE, NOW + 899)) == "let in"
+    assert reason(ring.check(second, SCOPE, NOW + 900)) == "expired"
+    # A clock that goes back brings neither the one that has ended nor the one that has not begun.
+    assert reason(ring.check(third, SCOPE, NOW + 950)) == "let in"
+    assert reason(ring.check(third, SCOPE, NOW + 199)) == "early"
+
+
+def test_a_rotated_key_is_remembered_until_the_end_of_its_overlap(store: KeyStore) -> None:
+    old = issue(store, expires="30d")
+    ring = KeyRing(store)
+    assert reason(ring.check(old.token, SCOPE, NOW)) == "let in"
+    new = store.rotate(old.key.key_id, actor="ann", now=NOW, overlap="5s")
+    for now in (NOW + SECOND, NOW + 5 * SECOND - 1):
+        assert {reason(ring.check(made.token, SCOPE, now)) for made in (old, new)} == {"let in"}
+    assert [reason(ring.check(made.token, SCOPE, NOW + 5 * SECOND)) for made in (old, new)] == ["expired", "let in"]
+
+
+def test_what_is_remembered_is_bounded_in_time_and_number_and_by_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitok.guard.keys._MOST_KEPT", 8)
+    store = Memory()
+    token = new_token()[1]
+    store.put(token, scopes=frozenset(["infer:*"]))
+    ring = KeyRing(store, refresh="1h")
+    for blanks in range(40):
+        header = b"Bearer " + b" " * blanks + token.encode()
+        assert reason(ring.check(token, "infer:a", NOW, shown=header)) == "let in"
+        assert len(ring.good("infer:a", NOW) or {}) <= 8
+    assert ring.good("infer:b", NOW) == {}
+    assert reason(ring.check(token, "admin", NOW)) == "scope"
+    assert reason(ring.check(token[:-1], "infer:a", NOW)) == "mistyped"
+    assert ring.good("admin", NOW) == {}
+    assert len(ring.good("infer:a", NOW) or {}) > 0
+    assert ring.good("infer:a", NOW + 10 * SECOND) == {}
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["check", "revoke", "end", "back"]), st.integers(0, 3), st.integers(0, 40)), max_size=60
+)
+
+
+@given(steps)
+def test_remembering_changes_no_answer(plan: list[tuple[str, int, int]]) -> None:
+    store, now = Memory(), NOW
+    tokens = [new_token()[1] for _ in range(4)]
+    for place, token in enumerate(tokens):
+        store.put(token, not_before=NOW + 10 * place, expires=NOW + 60 + 40 * place)
+    ring = KeyRing(store, refresh=1)
+    for what, place, step in plan:
+        now = now - step if what == "back" else now + 1 + step
+        token = tokens[place]
+        if what == "revoke":
+            store.put(token, revoked=now)
+        elif what == "end":
+            store.put(token, not_before=NOW, expires=now + step)
+        for asked in tokens:
+            # A ring that has just been made remembers nothing.
+            assert reason(ring.check(asked, SCOPE, now)) == reason(KeyRing(store).check(asked, SCOPE, now))

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -145,6 +146,28 @@ def test_a_batch_is_as_one_after_another() -> None:
     one, many = Limiter(Limit(2)), Limiter(Limit(2))
     names = ["a", "b", "a", "a"]
     assert many.admit_many(names, 0) == [one.admit(name, 0) for name in names] == [0, 0, 0, S // 2]
+
+
+turns = st.lists(
+    st.tuples(st.integers(-50_000_000, 200_000_000), st.lists(st.sampled_from("abcd"), min_size=1, max_size=8)),
+    max_size=30,
+)
+
+
+@given(limits, turns, st.integers(1, 4))
+def test_a_turn_takes_what_each_caller_needs_or_nothing(
+    limit: Limit, plan: list[tuple[int, list[str]]], capacity: int
+) -> None:
+    limiter, oracle, now = Limiter(limit, capacity=capacity), Limiter(limit, capacity=capacity), 0
+    for step, callers in plan:
+        now += step
+        counts = Counter(callers)
+        taken = limiter.take(counts, now)
+        for caller, n in counts.items():
+            said = oracle.check(caller, now, n)
+            assert (caller in taken) == said.admitted
+            if said.admitted:
+                assert taken[caller] == (said.remaining, said.reset)
 
 
 @pytest.mark.parametrize(

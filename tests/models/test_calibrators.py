@@ -217,3 +217,15 @@ def test_best_with_few_positives_uses_fewer_folds() -> None:
 def test_broken_json_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         calibrator_from_dict(data)
+
+
+@pytest.mark.parametrize("kind", [PlattCalibrator, BetaCalibrator, IsotonicCalibrator])
+def test_a_weight_of_two_is_the_row_twice(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 0.99, 4_000)
+    y = (rng.random(4_000) < p**2).astype(float)
+    weight = rng.integers(0, 3, 4_000)
+    weighted, repeated = kind.fit(p, y, weight=weight), kind.fit(np.repeat(p, weight), np.repeat(y, weight))
+    # Softened targets and pseudo-rows count rows at a mean weight of one, hence not exactly.
+    np.testing.assert_allclose(weighted(p), repeated(p), atol=1e-2)
+    np.testing.assert_allclose(kind.fit(p, y)(p), kind.fit(p, y, weight=np.full(4_000, 7.0))(p), atol=1e-9)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from vitok.clock import DAY
+from vitok.clock import DAY, MINUTE
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring import Alert, AlertRule, Alerts
+from vitok.monitoring.prometheus import Sample
+from vitok.monitoring.rules import Series, canonical, evaluate
 
 RULE = AlertRule(name="data_drift", severity="warning", playbook="look", windows=3, clear_after=2)
 
@@ -165,3 +168,77 @@ def test_refuses_windows_of_the_future_and_odd_rules(alerts: Alerts) -> None:
     for wrong in ({"windows": 0}, {"clear_after": 0}, {"every": 0}, {"playbook": ""}, {"severity": "loud"}):
         with pytest.raises(InvalidInput):
             AlertRule(**({"name": "x", "severity": "info", "playbook": "y"} | wrong))
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet="x. !", max_size=30), st.integers(1, 4), st.integers(1, 4))
+def test_the_gauge_of_windows_raises_and_clears_at_the_same_time(
+    tmp_path_factory: pytest.TempPathFactory, pattern: str, windows: int, clear_after: int
+) -> None:
+    rule = AlertRule(name="data_drift", severity="warning", playbook="look", windows=windows, clear_after=clear_after)
+    alerts = Alerts(tmp_path_factory.mktemp("alerts") / "alerts.sqlite")
+    values, is_open = [], []
+    for day, sign in enumerate(pattern, start=1):
+        if sign == "!":
+            for alert in alerts.open():
+                alerts.clear(alert.id, now=day * DAY, reason="by hand")
+        elif sign != " ":
+            see(alerts, day, sign == "x", rule)
+        values += [sample.value for sample in alerts.windows([rule], system="fraud")] or [math.nan]
+        is_open.append(bool(alerts.open()))
+    times = np.arange(1, len(pattern) + 1) * DAY
+    labels = {"rule": "data_drift", "system": "fraud", "version": "fraud/1"}
+    gauge = Series(metric="vitok_alert_windows", labels=labels, times=times, values=np.array(values))
+    assert [bool(firing) for firing in evaluate(rule, [gauge], times.tolist())] == is_open
+    alerts.close()
+
+
+GAUGES = (
+    AlertRule(name="high", severity="critical", playbook="p", metric="m", threshold=2.0, clear=1.0),
+    AlertRule(name="long", severity="warning", playbook="p", metric="m", for_us=2 * MINUTE, keep_firing_us=MINUTE),
+    AlertRule(name="gone", severity="info", playbook="p", metric="m", labels={"system": "b"}, absent=True),
+)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gauges_are_evaluated_as_series_are_over_restarts(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    times = np.arange(1, 40) * MINUTE
+    subjects = ({"system": "a", "version": "a/1"}, {"system": "b", "slice": "country=FR"})
+    series = [
+        Series(metric="m", labels=labels, times=times, values=rng.integers(-1, 4, 39) * 1.0, stale=rng.random(39) < 0.2)
+        for labels in subjects
+    ]
+    expected = [evaluate(rule, series, times.tolist()) for rule in GAUGES]
+    for place, time in enumerate(times.tolist()):
+        alerts = Alerts(tmp_path / "alerts.sqlite")
+        seen = [(one, one.at(time)) for one in series]
+        samples = [Sample(metric="m", labels=one.labels, value=value) for one, value in seen if value is not None]
+        alerts.evaluate(GAUGES, samples, now=time)
+        assert alerts.evaluate(GAUGES, [], now=time) == ()
+        open_now = {(alert.rule, alert.system, alert.version, alert.slice) for alert in alerts.open()}
+        wanted = set()
+        for rule, found in zip(GAUGES, expected, strict=True):
+            for labels in (dict(firing.labels) for firing in found[place]):
+                subject = (labels["system"], labels.get("version", "all"), labels.get("slice", ""))
+                wanted.add((rule.name, *subject))
+        assert open_now == wanted
+        alerts.close()
+
+
+def test_a_gauge_alert_says_of_whom_and_how_large(alerts: Alerts) -> None:
+    labels = {"system": "fraud", "slice": "country=FR", "column": "amount", "version": ""}
+    (raised,) = alerts.evaluate(GAUGES[:1], [Sample(metric="m", labels=labels, value=3.5)], now=MINUTE)
+    assert (raised.system, raised.version, raised.slice) == ("fraud", "all", "country=FR, column=amount")
+    assert (raised.value, raised.bound, raised.first_seen) == (3.5, 2.0, MINUTE)
+    assert raised.reason == "high of fraud, slice country=FR: m is 3.5, alarming from > 2"
+    assert alerts.get(raised.id) == alerts.after(0)[0] == raised
+    assert alerts.after(raised.id) == ()
+    with pytest.raises(NotFound, match="alert 9"):
+        alerts.get(9)
+    cleared = alerts.clear(raised.id, now=2 * MINUTE, reason="by hand")
+    assert cleared.fingerprint == raised.fingerprint
+    # Cleared by hand while it goes on: it is raised anew.
+    (again,) = alerts.evaluate(GAUGES[:1], [Sample(metric="m", labels=labels, value=3.5)], now=3 * MINUTE)
+    assert (again.id, again.fingerprint) == (raised.id + 1, raised.fingerprint)
+    assert canonical(labels) == (("column", "amount"), ("slice", "country=FR"), ("system", "fraud"))

@@ -7,7 +7,7 @@ import pytest
 
 from vitok.clock import DAY
 from vitok.errors import Conflict, InvalidInput, NotFound
-from vitok.monitoring import DriftRule, ReferenceProfile, WindowCounts, drift
+from vitok.monitoring import DriftRule, ReferenceProfile, WindowCounts, drift, frame_drift
 from vitok.stats import LatencyHistogram, count_matrix, psi
 
 
@@ -184,8 +184,36 @@ def test_other_bins_are_refused() -> None:
         {"false_discovery_rate": 1.0},
         {"min_n": 0},
         {"beyond_ordinary": 0.5},
+        {"leave": 0.0},
     ],
 )
 def test_rule_refuses_what_makes_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
         DriftRule(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_has_drifted_stays_drift_until_it_is_well_below_the_bounds() -> None:
+    profile = made()
+    X, p = world(3, 4_000)
+    X[:, 0] *= 1.085
+    report = drift(profile, windowed(profile, X, p))
+    low, high = DriftRule().bounds(report.of("a"))
+    assert 0.8 * high < report.of("a").shift < high
+    assert report.of("a").effect < low
+    assert DriftRule().judge(report).features == ()
+    assert DriftRule().judge(report, before=["a"]).features == ("a",)
+    assert DriftRule(leave=1.0).judge(report, before=["a"]).features == ()
+
+
+def test_a_frame_is_measured_as_its_window_is() -> None:
+    profile = made()
+    X, p = world(4, 3_000)
+    report, other = frame_drift(profile, [*X.T, p]), drift(profile, windowed(profile, X, p))
+    assert report.features == other.features
+    assert [found.name for found in report.of("a").statistics] == [
+        "psi", "ks", "wasserstein", "jensen_shannon", "hellinger", "chi_square",
+    ]  # fmt: skip
+    with pytest.raises(NotFound, match="psi"):
+        report.of("a").statistic("energy")
+    with pytest.raises(InvalidInput, match="one length"):
+        frame_drift(profile, [*X.T, p[:-1]])

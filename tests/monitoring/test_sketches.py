@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,7 +165,8 @@ def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
 def test_a_full_disk_counts_nothing(path: Path, profile: ReferenceProfile, decisions: Frames) -> None:
     sketches = Sketches(path)
     sketches.add(decisions(10), profile, position=(1, 10))
-    connection: sqlite3.Connection = sketches._database._connection
+    assert sketches._database._connections is not None
+    connection = sketches._database._connections.writer
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full"):
@@ -212,7 +212,8 @@ def test_usable_after_a_fork(path: Path, profile: ReferenceProfile, decisions: F
     sketches = Sketches(path)
     sketches.add(decisions(10), profile, position=(1, 10))
     # Stands for what os.fork leaves behind; forking here would copy the threads of polars.
-    sketches._database._pid = -1
+    assert sketches._database._connections is not None
+    sketches._database._connections.pid = -1
     assert sketches.add(decisions(5), profile, position=(1, 15)) == 5
     assert sketches.versions(0, DAY) == {"fraud/1": 15}
 

@@ -60,7 +60,9 @@ def test_stationary_traffic_raises_nothing_in_forty_days(
     assert world.alerts.history() == ()
     # Silence because all was judged and found quiet, not because nothing was looked at.
     judged = {finding.rule.name for finding in seen[-1].days[0].findings}
-    assert judged == {"absence", "fallback", "data_drift", "prediction_drift", "quality", "calibration"}
+    assert judged == {
+        "absence", "fallback", "data_quality", "data_drift", "prediction_drift", "quality", "calibration",
+    }  # fmt: skip
     # Single days may fire, above all with few customers who pay often; that is what the row of three is for.
     findings = [finding for tick in seen for day in tick.days for finding in day.findings]
     assert sum(finding.firing for finding in findings) <= 0.05 * len(findings)
@@ -208,3 +210,33 @@ def test_a_version_with_few_decisions_is_not_judged(tmp_path: Path, traffic: Any
 
     seen = world.run(range(REFERENCE, REFERENCE + 3), canary)
     assert {finding.version for tick in seen for day in tick.days for finding in day.findings} == {"all", "fraud/1"}
+
+
+def test_a_broken_feed_is_named_at_once_and_is_no_drift(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic())
+    world.run(range(REFERENCE, REFERENCE + 4))
+
+    def cents(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(pl.col("f_customer_sum_7d") * 100)
+
+    world.run(range(REFERENCE + 4, REFERENCE + 9), cents)
+    raised = world.alerts.history()
+    assert [(alert.rule, alert.raised_at // DAY) for alert in raised] == [("data_quality", REFERENCE + 5)]
+    assert "customer_sum_7d is multiplied by 100 in 100 % of the rows" in raised[0].reason
+
+
+def test_far_fewer_decisions_than_expected_are_absence(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic())
+    world.run(range(REFERENCE, REFERENCE + 15))
+    assert world.alerts.history() == ()
+    world.run(range(REFERENCE + 15, REFERENCE + 16), lambda frame: frame.head(frame.height // 2))
+    assert [alert.rule for alert in world.alerts.history()] == ["absence"]
+    assert "were expected, at least" in world.alerts.history()[0].reason
+
+
+def test_longer_windows_see_what_is_too_small_for_a_day(tmp_path: Path, traffic: Any) -> None:
+    rules = WatchRules(min_n=6_000, lengths=(DAY, 7 * DAY))
+    world = World(tmp_path, traffic(shift=1.6, shift_day=REFERENCE + 2), rules=rules)
+    world.run(range(REFERENCE, REFERENCE + 9))
+    assert {alert.rule for alert in world.alerts.history()} >= {"data_drift_7d"}
+    assert "data_drift" not in {alert.rule for alert in world.alerts.history()}

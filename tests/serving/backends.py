@@ -77,9 +77,11 @@ class Scripted:
         *,
         cost: float = 1.0,
         quality: float | None = None,
+        billed: bool = False,
     ) -> None:
         self.name = name
         self.version = f"{name}/1"
+        self.billed = billed
         self.cost = cost
         self.quality = quality
         self.calls = 0

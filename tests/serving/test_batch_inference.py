@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.serving.batch_files import NAMES, put_batch_model, read
 
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
 from vitok.serving.batch_inference import RESUME, BatchResult, Progress, checkpoint_seconds, score_files
@@ -25,29 +26,10 @@ from vitok.serving.batch_shards import QUARANTINE
 from vitok.serving.preemption import PreemptionWatch
 from vitok.serving.runtime import Runtime
 
-NAMES = ["a", "b"]
-MODEL = """
-def make(folder):
-    def run(tensors):
-        x = tensors["x"]
-        if (x[:, 0] == 666).any():
-            raise ValueError("666 cannot be scored")
-        return {"y": x[:, 0] * 2 + x[:, 1]}
-    return run
-"""
-
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    folder = tmp_path / "model" / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.py").write_text(MODEL)
-    inputs = [{"name": "x", "datatype": "FP64", "shape": [-1, 2]}]
-    outputs = [{"name": "y", "datatype": "FP64", "shape": [-1]}]
-    (folder / "callable.json").write_text(
-        json.dumps({"factory": "model.py:make", "inputs": inputs, "outputs": outputs})
-    )
-    return folder
+    return put_batch_model(tmp_path)
 
 
 @pytest.fixture
@@ -61,10 +43,6 @@ def write(path: Path, n: int, *, seed: int = 0, **columns: Any) -> dict[str, np.
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(data), path, row_group_size=70)
     return data
-
-
-def read(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
 
 
 def test_rows_keep_their_order_and_get_ids(runtime: Runtime, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Batches on a local Spark. Oracle: the same job by `score_files`, equal in every value."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,44 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.serving.batch_files import NAMES, put_batch_model, read, same, spark_environment
 
 from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.batch_inference import score_files
 from vitok.serving.batch_manifest import InputFile, Manifest, Shard
 from vitok.serving.batch_shards import QUARANTINE
-from vitok.serving.batch_spark import _plan, _reason, score_files_on_spark
+from vitok.serving.batch_spark import _cause, _plan, _reason, score_files_on_spark
 from vitok.serving.runtime import Runtime
-
-ROOT = Path(__file__).parents[2]
-PLACE = ROOT / ".venv" / "spark" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
-NAMES = ["a", "b"]
-# Each process that loads the package says so.
-MODEL = """
-import os
-from pathlib import Path
-
-def make(folder):
-    (Path(folder).parent / f"loaded-{os.getpid()}").write_text("once", encoding="utf-8")
-    def run(tensors):
-        x = tensors["x"]
-        if (x[:, 0] == 666).any():
-            raise ValueError("666 cannot be scored")
-        return {"y": x[:, 0] * 2 + x[:, 1]}
-    return run
-"""
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    folder = tmp_path / "model" / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.py").write_text(MODEL)
-    inputs = [{"name": "x", "datatype": "FP64", "shape": [-1, 2]}]
-    outputs = [{"name": "y", "datatype": "FP64", "shape": [-1]}]
-    (folder / "callable.json").write_text(
-        json.dumps({"factory": "model.py:make", "inputs": inputs, "outputs": outputs})
-    )
-    return folder
+    return put_batch_model(tmp_path)
 
 
 @pytest.fixture
@@ -68,18 +41,7 @@ def rows(tmp_path: Path) -> Path:
 
 def on_spark(tmp_path: Path, package: Path, inputs: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
     """Runs jobs in one driver, with this environment's packages and Spark from its own."""
-    if not (PLACE / "pyspark").exists():
-        pytest.skip("no environment for Spark; make .venv/spark makes it")
-    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        pytest.skip("no Java here; Spark needs version 17 or newer")
-    borrowed = tmp_path / "borrowed"
-    borrowed.mkdir(exist_ok=True)
-    for name in ("pyspark", "py4j"):
-        if not (borrowed / name).exists():
-            (borrowed / name).symlink_to(PLACE / name)
-    paths = os.pathsep.join([str(ROOT / "src"), str(borrowed)])
-    environment = os.environ | {"PYTHONPATH": paths, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment["SPARK_HOME"] = str(PLACE / "pyspark")
+    environment = spark_environment(tmp_path) | {"PYSPARK_PYTHON": sys.executable}
     command = [sys.executable, Path(__file__).with_name("batch_spark_runner.py"), "spark://local[2]", package, inputs]
     done = subprocess.run(
         [*map(str, command), str(tmp_path / "spark"), json.dumps({"jobs": [{"names": NAMES} | job for job in jobs]})],
@@ -92,14 +54,6 @@ def on_spark(tmp_path: Path, package: Path, inputs: Path, *jobs: dict[str, Any])
     assert done.returncode == 0, done.stderr[-4000:]
     answers: list[dict[str, Any]] = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
     return answers
-
-
-def read(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
-
-
-def same(one: Path, other: Path) -> bool:
-    return bool(read(one).equals(read(other)) and read(one / QUARANTINE).equals(read(other / QUARANTINE)))
 
 
 @pytest.mark.jvm
@@ -186,6 +140,13 @@ def test_the_reason_is_the_last_line_of_python() -> None:
     )
     assert _reason(f"{python}\n\tat org.apache.spark.A\n\tat B") == "vitok.errors.StoreError: disk"
     assert _reason("") == ""
+    java = "An error occurred while calling None.org.X.\n: java.lang.IllegalStateException: stopped\n\tat Y"
+    assert _cause(java) == "java.lang.IllegalStateException: stopped"
+    assert (
+        _cause("[JAVA_GATEWAY_EXITED] Java gateway process exited")
+        == "[JAVA_GATEWAY_EXITED] Java gateway process exited"
+    )
+    assert _cause("") == ""
 
 
 def test_ranges_go_on_after_the_manifest(tmp_path: Path) -> None:
@@ -205,6 +166,7 @@ def test_what_is_no_spark(package: Path, rows: Path, tmp_path: Path) -> None:
     for spark in ("yarn", "spark://", 5):
         with pytest.raises(InvalidInput, match="address of a master"):
             score_files_on_spark(spark, package, rows, tmp_path / "out", names=NAMES)
+        assert not (tmp_path / "out").exists()
     with pytest.raises(InvalidInput, match="be at least 1"):
         score_files_on_spark("spark://local", package, rows, tmp_path / "out", names=NAMES, wave=0)
 

@@ -222,6 +222,69 @@ def test_many_threads_and_books_never_take_more_than_there_is(tmp_path: Path) ->
         each.close()
 
 
+def test_who_asks_for_nothing_keeps_nothing_from_the_others(book: BudgetBook) -> None:
+    give(book, 10.0)
+    clock = MovingClock()
+    quiet, other = (Spending(book, clock=clock, idle="1m", on_alert=lambda alert: None) for _ in range(2))
+    assert quiet.admit("a", NS // 20) is None
+    clock.time += 2 * MINUTE
+    # A batch in work is not idle, however long it takes.
+    assert quiet.give_back_idle() == 1
+    quiet.spend("a", NS // 20)
+    quiet.release("a", NS // 20)
+    assert quiet.give_back_idle() == 1
+    assert book.state("a", now=clock.time).held == pytest.approx(0.1)
+    clock.time += MINUTE - 1
+    assert quiet.give_back_idle() == 1
+    clock.time += 1
+    assert quiet.give_back_idle() == 0
+    state = book.state("a", now=clock.time)
+    assert (state.spent, state.held, state.left) == (pytest.approx(0.05), 0, pytest.approx(9.95))
+    assert spend_all(other, NS // 100)[0] == 995
+    clock.time += DAY
+    # It goes on as if nothing had been: in the same period and in the next.
+    assert spend_all(quiet, NS // 100)[0] == 1000
+    clock.time -= 3 * DAY
+    quiet.close()
+    other.close()
+
+
+def test_a_clock_that_went_back_keeps_no_lease_for_ever(book: BudgetBook) -> None:
+    give(book, 10.0)
+    clock = MovingClock()
+    spending = Spending(book, clock=clock)
+    assert spending.admit("a", NS // 100) is None
+    spending.release("a", NS // 100)
+    clock.time -= DAY
+    assert spending.give_back_idle() == 0
+    assert book.state("a", now=NOW).left == pytest.approx(10.0)
+    with pytest.raises(InvalidInput, match="longer than zero"):
+        Spending(book, idle=0)
+
+
+def test_a_thread_gives_back_what_is_idle_and_then_ends(tmp_path: Path) -> None:
+    book = BudgetBook(tmp_path / "budgets.sqlite")
+    give(book, 10.0, period="month")
+    spending = Spending(book, clock=MovingClock(), idle=20_000)
+    assert spending.admit("a", NS // 100) is None
+    thread = spending._thread
+    assert thread is not None
+    spending.release("a", NS // 100)
+    assert isinstance(spending._clock, MovingClock)
+    spending._clock.time += SECOND
+    thread.join(30)
+    assert not thread.is_alive()
+    assert spending._thread is None
+    assert book.state("a", now=NOW).held == 0
+    assert spending.admit("a", NS // 100) is None
+    again = spending._thread
+    assert again is not None
+    spending.close()
+    again.join(30)
+    assert not again.is_alive()
+    book.close()
+
+
 def test_alerts_once_a_period_among_all(book: BudgetBook) -> None:
     give(book, 1.0, alerts=(0.5, 1.0))
     raised: list[BudgetAlert] = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.serving.backends import MS, Scripted, always, in_virtual_time
 
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.cascade import Cascade, Pairs
 from vitok.serving.targets import Batch, LocalModel, Scored, TargetFailed
 
@@ -53,6 +53,29 @@ def test_the_small_one_fails() -> None:
     assert scored.choice(0).route == "fallback"
     assert scored.choice(0).reason == "no memory"
     assert scored.cost == 6.5
+
+
+def test_what_both_have_cost_goes_with_the_error() -> None:
+    small = LocalModel("small", lambda rows: rows[:, 0] * np.nan, cost=1.0)
+
+    def unsure(values: np.ndarray) -> np.ndarray:
+        raise ValueError("no confidence")
+
+    def broken(rows: np.ndarray) -> np.ndarray:
+        raise ServiceError("no memory")
+
+    here = Cascade(small, LocalModel("large", broken), threshold=0.8, confidence=unsure)
+    with pytest.raises(TargetFailed, match="no memory") as caught:
+        here.score(Batch(ROWS))
+    assert caught.value.cost == len(ROWS)
+
+    async def main(clock: Callable[[], int]) -> float:
+        failing = [Scripted(name, always(0.001, TargetFailed(name, cost=0.5))) for name in ("small", "large")]
+        with pytest.raises(TargetFailed) as caught:
+            await Cascade(failing[0], failing[1], threshold=0.8, clock=clock).call(Batch(ROWS))
+        return caught.value.cost
+
+    assert in_virtual_time(main) == 1.0
 
 
 def test_the_large_one_hangs() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vitok.errors import InvalidInput
 from vitok.serving import Door, HotRequest, Later, Reply
-from vitok.serving.door import Pending
+from vitok.serving.door import RELEASED_AT_ONCE, Pending
 
 
 class HandLoop:
@@ -239,6 +239,29 @@ def test_later_replies_given_together_leave_in_one_write() -> None:
     loop.turn()
     ((_, count, close),) = sink.writes
     assert (bodies(sink), count, close) == ([b"a", b"b", b"c"], 3, True)
+    assert loop.due == []
+
+
+def test_who_asks_meanwhile_waits_for_a_few_of_those_that_were_owed_only() -> None:
+    loop, slow, quick = HandLoop(), Slow(), Numbers()
+    door, sinks, other = Door([slow, quick]), [Sink() for _ in range(50)], Sink()
+    for sink in sinks:
+        door.add(pending(sink, slow, b""), loop)
+    loop.turn()
+    for place, later in enumerate(slow.owed):
+        later.give(Reply(200, b"%d" % place))
+    loop.turn()
+    assert sum(len(sink.writes) for sink in sinks) == RELEASED_AT_ONCE
+    door.add(pending(other, quick, b"x"), loop)
+    late = Sink()
+    door.add(pending(late, slow, b""), loop)
+    loop.turn()
+    assert bodies(other) == [b"x"]
+    slow.owed[-1].give(Reply(200, b"late"))
+    for _ in range(4):
+        loop.turn()
+    assert [bodies(sink) for sink in sinks] == [[b"%d" % place] for place in range(50)]
+    assert bodies(late) == [b"late"]
     assert loop.due == []
 
 

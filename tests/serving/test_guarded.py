@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vitok.clock import DAY, EventClock
+from vitok.clock import DAY, SECOND, EventClock
 from vitok.errors import InvalidInput
 from vitok.guard import AddressList, Allowance, KeyRing, KeyStore, Limit, Limiter, SharedLimiter
 from vitok.serving import Door, HotRequest, Later, Reply
 from vitok.serving.guarded import Guarded
+from vitok.serving.messages import key_header
 
 
 class Echo:
@@ -31,6 +32,14 @@ class Echo:
 
 def request(*headers: tuple[str, str], peer: str = "10.0.0.1", body: bytes = b"{}") -> HotRequest:
     return HotRequest(body, 0, [(name.encode(), value.encode()) for name, value in headers], peer)
+
+
+def noted(*headers: tuple[str, str]) -> HotRequest:
+    """As the protocol makes it, which has looked for a key."""
+    asked = request(*headers)
+    found = (key_header(name, value) for name, value in asked.headers)
+    asked.shown = next((shown for shown in found if shown is not None), None)
+    return asked
 
 
 def bearer(token: str) -> tuple[str, str]:
@@ -210,3 +219,60 @@ def test_a_turn_is_one_round_trip_to_the_limit_that_processes_share() -> None:
     # Two more are there for each; of eight each, two pass.
     assert sorted(reply.status for reply in ask(guarded, *asked)) == [200] * 16 + [429] * 48
     assert shared.trips == 3
+
+
+def test_many_keys_are_let_in_as_each_by_itself(store: KeyStore) -> None:
+    made = [store.create(f"k{n}", tenant=f"t{n % 7}", scopes=["echo"], actor="ann", now=0) for n in range(100)]
+    clock, echo = EventClock(DAY), Echo()
+    guarded = Guarded(echo, scope="echo", keys=KeyRing(store), key_limit=Limiter(Limit(100, "1h")), clock=clock)
+    for asked in range(3):
+        for at in range(0, 100, 10):
+            turn = made[at : at + 10]
+            replies = ask(guarded, *(noted(bearer(one.token)) for one in turn))
+            assert [reply.status for reply in replies] == [200] * 10
+            assert {header(reply, "ratelimit").partition(";t=")[0] for reply in replies} == {
+                f'"default";r={99 - asked}'
+            }
+    assert [seen.tenant for seen in echo.seen] == [one.key.tenant for one in made] * 3
+    assert guarded.refused == {}
+
+
+def test_a_key_that_is_revoked_is_refused_at_the_next_look_and_no_other_with_it(store: KeyStore) -> None:
+    made = [store.create(f"k{n}", tenant="t", scopes=["echo"], actor="ann", now=0) for n in range(4)]
+    clock, echo = EventClock(DAY), Echo()
+    guarded = Guarded(echo, scope="echo", keys=KeyRing(store, refresh="1s"), clock=clock)
+
+    def statuses() -> list[int]:
+        return [reply.status for reply in ask(guarded, *(noted(bearer(one.token)) for one in made))]
+
+    assert statuses() == statuses() == [200] * 4
+    store.revoke(made[2].key.key_id, reason="lost", actor="ann", now=DAY)
+    clock.advance(DAY + SECOND - 1)
+    assert statuses() == [200] * 4
+    clock.advance(DAY + SECOND)
+    assert statuses() == [200, 200, 401, 200]
+    assert statuses() == [200, 200, 401, 200]
+
+
+def test_a_remembered_key_is_for_its_own_endpoint_only(store: KeyStore) -> None:
+    made = store.create("one", tenant="t", scopes=["echo:a"], actor="ann", now=0)
+    ring, clock = KeyRing(store), EventClock(DAY)
+    one, other = (Guarded(Echo(), scope=scope, keys=ring, clock=clock) for scope in ("echo:a", "echo:b"))
+    for _ in range(2):
+        assert ask(one, noted(bearer(made.token)))[0].status == 200
+        assert ask(other, noted(bearer(made.token)))[0].status == 403
+
+
+def test_the_first_header_with_a_key_counts_whoever_reads_it(store: KeyStore) -> None:
+    good, bad = (store.create(name, tenant=name, scopes=[name], actor="ann", now=0) for name in ("echo", "other"))
+    guarded = Guarded(Echo(), scope="echo", keys=KeyRing(store), clock=EventClock(DAY))
+    for make in (request, noted):
+        for _ in range(2):
+            replies = ask(
+                guarded,
+                make(("x-api-key", good.token), bearer(bad.token)),
+                make(bearer(bad.token), ("x-api-key", good.token)),
+                make(("authorization", "Basic abc"), ("authorization", f"bEARER  {good.token} ")),
+                make(("x-other", good.token)),
+            )
+            assert [reply.status for reply in replies] == [200, 403, 200, 401]

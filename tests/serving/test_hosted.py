@@ -70,6 +70,17 @@ def test_a_meter_says_what_each_row_costs_and_whose_it_is(tmp_path: Path) -> Non
     assert rows["trace_id"].to_list() == [""] * 4
 
 
+def test_tenants_are_logged_as_they_are_alone_together_and_many(tmp_path: Path) -> None:
+    log = InferenceLog(tmp_path, system="sums", features=["a", "b"])
+    endpoint = InferEndpoint(Hosted("sums", runtime_of(), recorder=log))
+    turns = [["acme"], ["acme"] * 3, ["acme", "zeta", "acme"], ["zeta"] * 100, [f"t{n}" for n in range(300)]]
+    turns += [[f"t{n}"] * 2 for n in range(300)]
+    for tenants in turns:
+        endpoint.handle([request((1, 2), tenant=tenant) for tenant in tenants])
+    log.close()
+    assert decisions.read(tmp_path)["tenant"].to_list() == [tenant for tenants in turns for tenant in tenants]
+
+
 def test_a_meter_without_a_log_and_for_tensors_of_any_kind() -> None:
     meter = Charges()
     endpoint = InferEndpoint(Hosted("sums", runtime_of(), meter=meter))

@@ -195,6 +195,38 @@ def test_a_slow_model_has_its_queue_and_its_deadline(calls: Stub, services: Serv
     assert "deadline" in details
 
 
+def test_a_stream_answers_in_order_and_goes_on_after_an_error(calls: Stub) -> None:
+    asked = [request(id="0"), request("no", id="1"), request("slow", id="2"), request(version="9", id="3")]
+    explain = {"explain": messages()["InferParameter"](bool_param=True)}
+    asked += [request("slow", id=str(k), parameters=explain) for k in range(4, 54)]
+    asked += [request(id=str(k)) for k in range(54, 204)]
+    answers = list(calls["ModelStreamInfer"](iter(asked)))
+    assert [answer.infer_response.id for answer in answers] == [str(k) for k in range(204)]
+    told = {k: answer.error_message for k, answer in enumerate(answers) if answer.error_message}
+    assert set(told) == {1, 3}
+    assert "model 'no' does not exist" in told[1]
+    assert [list(answers[k].infer_response.outputs[0].contents.fp64_contents) for k in (0, 2, 203)] == [[3.5]] * 3
+    assert "triton_final_response" not in answers[0].infer_response.parameters
+    # What came while the slow model was busy was one run.
+    together = [answers[k].infer_response.parameters["batch_requests"].int64_param for k in range(4, 54)]
+    assert max(together) > 5
+    assert list(calls["ModelStreamInfer"](iter(()))) == []
+
+
+def test_who_leaves_a_stream_leaves_the_service_well(calls: Stub) -> None:
+    left = threading.Event()
+
+    def endless() -> Iterator[Any]:
+        while not left.wait(0.001):
+            yield request("slow")
+
+    stream = calls["ModelStreamInfer"](endless())
+    assert next(iter(stream)).infer_response.outputs[0].name == "y"
+    stream.cancel()
+    left.set()
+    assert calls["ModelInfer"](request()).outputs[0].name == "y"
+
+
 def test_the_account_and_the_wishes(calls: Stub) -> None:
     asked = request(id="a")
     asked.parameters["explain"].bool_param = True

@@ -1,5 +1,6 @@
 """Clients that are slow, hasty or half gone, before models of both kinds: those answered at once, and those owed."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 from tests.serving.conftest import Wire, chunked, post, wire_to
 from tests.serving.model_folders import ROWS, SUM, Served, folder_host, put_model, served
 
-from vitok.serving import Runtime, running
+from vitok.serving import HotRequest, Later, Reply, Runtime, running
 from vitok.serving.inference import Hosted, InferEndpoint
 from vitok.serving.inference_http import inference_application
 from vitok.serving.runners import CallableRunner
@@ -145,6 +146,33 @@ def test_beyond_the_queue_requests_are_refused_at_once_and_what_waits_is_answere
         assert one.ended()
         assert endpoint.hosted.counts["refused"] == 1
     endpoint.hosted.close()
+
+
+def test_what_is_refused_whatever_it_holds_is_not_read() -> None:
+    endpoint, entered, released = held_model()
+    sent = [HotRequest(body(i), time.perf_counter_ns(), []) for i in range(6)]
+
+    async def ask() -> None:
+        first = endpoint.handle(sent[:1])
+        assert await asyncio.to_thread(entered.wait, 10)
+        waiting = endpoint.handle(sent[1:5])
+        assert [type(reply) for reply in (*first, *waiting)] == [Later] * 5
+        now = time.perf_counter_ns()
+        unread = [HotRequest(b"no JSON", now, []), HotRequest(b'{"timeout"', now, []), HotRequest(b"{}", now, [])]
+        refused = [*endpoint.handle(sent[5:]), *endpoint.handle(unread)]
+        # One that brings a deadline of its own is read, and then it is wrong.
+        assert [reply.status for reply in refused if isinstance(reply, Reply)] == [429, 429, 400, 429]
+        told = {reply.headers for reply in refused if isinstance(reply, Reply) and reply.status == 429}
+        assert len(told) == 1
+        assert b"retry-after: " in told.pop()
+        assert endpoint.hosted.counts["refused"] == 4
+        released.set()
+        endpoint.hosted.close()
+
+    asyncio.run(ask())
+    queue = endpoint.hosted.queue
+    assert queue is not None
+    assert queue.refused == 3
 
 
 def test_a_request_that_cannot_be_answered_in_time_is_refused_on_arrival(wire: Wire, services: Served) -> None:

@@ -15,8 +15,11 @@ from tests.serving.model_folders import ROWS, SUM, put_model
 from typer.testing import CliRunner, Result
 
 from vitok.console.export_commands import export_app
+from vitok.engines import open_rows
 from vitok.errors import InvalidInput
+from vitok.features import Entity, FeatureReader, FeatureSet, Latest, Source
 from vitok.serving import Metrics, running
+from vitok.serving.feature_service import FeatureEndpoint, feature_application
 from vitok.serving.hosting import FolderCatalogue, ModelHost
 from vitok.serving.inference import Answered
 from vitok.serving.inference_http import inference_application
@@ -389,9 +392,31 @@ def test_the_autoscaler_looks_at_what_served_models_show(tmp_path: Path) -> None
     assert objects["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
 
 
+def test_the_autoscaler_looks_at_what_the_feature_service_shows() -> None:
+    options = ("k8s", "features", "--image", "b", "--secret", "VITOK_ONLINE=redis/url")
+    rule = yaml.safe_load(run(*options, "--adapter-rule").stdout)
+    limits = Latest(
+        name="account", entity=Entity("customer", "customer_id"), source=Source("accounts"), columns=("limit",)
+    )
+    endpoint = FeatureEndpoint("account", FeatureReader(FeatureSet(views=(limits,)), open_rows("memory://k8s")))
+    with running(feature_application([endpoint]), [endpoint]) as service:
+        asked = httpx.post(service.url + endpoint.path, json={"keys": {"customer_id": "1"}})
+        shown = httpx.get(service.url + "/metrics").text
+        assert "/metrics" in httpx.get(service.url + "/openapi.json").json()["paths"]
+    assert asked.status_code == 200
+    count = rule["name"]["matches"].strip("^$")
+    assert f'{count}{{feature_set="account"}} 1' in shown
+    assert 'vitok_feature_requests_total{feature_set="account",kind="vectors"} 1' in shown
+    assert "vitok_ready 1" in shown
+    assert all(name in shown for name in re.findall(r"vitok_\w+", rule["metricsQuery"]))
+    own = ("k8s", "own", "--image", "b", "--command", "c", "--port", "80", "--adapter-rule", "--wait-metric", "waits")
+    assert yaml.safe_load(run(*own).stdout)["name"]["matches"] == "^waits_count$"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("fraud", "--adapter-rule"), "--adapter-rule: got 'fraud', must be of a service with replicas"),
         (("unknown",), "system 'unknown' does not exist; there is: fraud, features"),
         (("features",), "VITOK_ONLINE is in neither settings nor secrets"),
         (("fraud", "--replicas", "2"), "must be 1 where state lies in one folder"),

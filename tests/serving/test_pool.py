@@ -161,11 +161,13 @@ def test_at_once_many_callers_send_no_more_than_the_probes() -> None:
 Hedged = tuple[Scored, Pool, list[Scripted], int]
 
 
-def hedged(slow: float, *, share: float = 0.5) -> Callable[[Callable[[], int]], Coroutine[Any, Any, Hedged]]:
+def hedged(
+    slow: float, *, share: float = 0.5, billed: bool = False
+) -> Callable[[Callable[[], int]], Coroutine[Any, Any, Hedged]]:
     async def main(clock: Callable[[], int]) -> tuple[Scored, Pool, list[Scripted], int]:
         members = [
-            Scripted("a", lambda call: (0.010 if call < 20 else slow, 0.1)),
-            Scripted("b", always(0.010, 0.2)),
+            Scripted("a", lambda call: (0.010 if call < 20 else slow, 0.1), billed=billed),
+            Scripted("b", always(0.010, 0.2), billed=billed),
         ]
         hedge = Hedge(quantile=0.9, share=share, least=20)
         pool = Pool(members, balancer=First(), hedge=hedge, clock=clock, breaker=BreakerRules(slow_after=0.015))
@@ -187,6 +189,14 @@ def test_a_hedge_answers_where_the_first_is_slow() -> None:
     assert members[0].cancelled == 1
     assert pool.hedges == 1
     assert pool.state.in_flight == (0, 0)
+
+
+def test_the_call_that_a_hedge_has_overtaken_is_paid_too() -> None:
+    scored, _, members, _ = in_virtual_time(hedged(0.9, billed=True))
+    assert members[0].cancelled == 1
+    assert scored.cost == 2.0
+    scored, _, _, _ = in_virtual_time(hedged(0.9))
+    assert scored.cost == 1.0
 
 
 def test_the_first_still_counts_where_it_is_faster_than_the_hedge() -> None:

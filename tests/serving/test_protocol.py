@@ -130,6 +130,20 @@ def test_the_endpoint_sees_headers_and_arrival() -> None:
     assert 0 < first.arrived <= second.arrived
 
 
+def test_the_key_is_noted_while_the_head_is_read() -> None:
+    echo = Echo()
+    heads = [
+        "Authorization: Basic x\r\nX-API-Key: vitok_1\r\nAuthorization: Bearer vitok_2\r\n",
+        "authorization: bearer vitok_2\r\nx-api-key: vitok_1\r\n",
+        "X-Other: Bearer vitok_3\r\n",
+        "X-API-KEY: \r\n",
+    ]
+    with running(application(), [echo]) as service, wire_to(service) as wire:
+        wire.send(b"".join(post(b"{}", headers=head) for head in heads))
+        wire.replies(len(heads))
+    assert [request.shown for request in echo.seen] == [b" vitok_1", b"bearer vitok_2", None, b" "]
+
+
 def test_a_pipeline_comes_in_lists() -> None:
     echo = Echo()
     with running(application(), [echo], max_batch=32) as service, wire_to(service) as wire:

@@ -112,6 +112,46 @@ def test_a_full_queue_and_one_that_is_too_slow_refuse_on_arrival() -> None:
     assert closed.reason == "closed"
 
 
+def test_what_is_like_one_that_was_refused_is_turned_away_unread_until_a_batch_begins_or_ends() -> None:
+    model = Model()
+    queue = BatchQueue(model.run, model.expire, ServiceCurve(fixed_ns=0, row_ns=1e9), max_waiting=2)
+    late = task("idle", within=10**8)
+    assert queue.turned_away("", late.deadline) is None
+    busy(queue, model)
+    refused = task("late", within=10**8)
+    assert queue.turned_away("", refused.deadline) is None
+    said = queue.submit(refused)
+    assert said is not None
+    assert queue.turned_away("", refused.deadline) == said
+    assert queue.refused == 2
+    # A millisecond later it is asked anew, and so are another tenant and whoever has more time.
+    assert queue.turned_away("", refused.deadline + 10**6) is None
+    assert queue.turned_away("other", refused.deadline) is None
+    assert queue.submit(task("large", rows=2, within=10**8, tenant="large")) is not None
+    assert queue.submit(task("first of all", priority=0, within=10**8, tenant="large")) is not None
+    assert queue.turned_away("large", refused.deadline) is None
+    for i in range(2):
+        assert queue.submit(task(str(i))) is None
+    full = task("full")
+    said = queue.submit(full)
+    assert said is not None
+    assert said.reason == "full"
+    assert queue.turned_away("", full.deadline) == said
+    finish(queue, model)
+    assert queue.turned_away("", full.deadline) is None
+    assert model.batches[1:] == [["0", "1"]]
+
+
+def test_a_queue_with_nothing_to_do_turns_nobody_away_unread() -> None:
+    # It would never get to its probe.
+    model = Model()
+    queue = BatchQueue(model.run, model.expire, ServiceCurve(fixed_ns=1e12, row_ns=1e9))
+    refused = task("late", within=10**8)
+    assert queue.submit(refused) is not None
+    assert queue.turned_away("", refused.deadline) is None
+    finish(queue, model)
+
+
 def test_one_request_that_is_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
     model = Model()
     queue = BatchQueue(model.run, model.expire, curve(), max_rows=2, max_waiting=3)

@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.serving.backends import Backend, backends
+from tests.serving.backends import Backend, Scripted, always, backends
 
 from vitok import decisions
+from vitok.clock import SystemClock
 from vitok.errors import InvalidInput, NotFound, StoreError
 from vitok.serving import HotRequest, Later, PipelinedClient, Reply, Route, Running, running
+from vitok.serving.budgets import BudgetBook, SpendingBudget
 from vitok.serving.chains import Fallback
+from vitok.serving.costs import CostMeter
 from vitok.serving.hosting import FolderCatalogue
 from vitok.serving.inference import Answered
 from vitok.serving.inference_http import inference_application
@@ -29,7 +32,8 @@ from vitok.serving.remote import RemoteModel
 from vitok.serving.routed import RoutedEndpoint, RoutedHost, answers_at_once
 from vitok.serving.routing import Canary, ContentRules, Weighted
 from vitok.serving.shadow import Shadow
-from vitok.serving.targets import Batch, Constant, LocalModel
+from vitok.serving.spending import Spending
+from vitok.serving.targets import Batch, Constant, LocalModel, Target, TargetFailed
 from vitok.serving.tensors import TensorSpec
 
 X = TensorSpec("x", "FP64", (-1, 2))
@@ -57,20 +61,19 @@ def ask(endpoint: RoutedEndpoint, *bodies: bytes) -> list[Reply]:
     return [reply for reply in found if isinstance(reply, Reply)]
 
 
+async def given(reply: Reply | Later) -> Reply:
+    if not isinstance(reply, Later):
+        return reply
+    known = asyncio.Event()
+    reply.then(known.set)
+    await known.wait()
+    assert reply.reply is not None
+    return reply.reply
+
+
 async def ask_later(endpoint: RoutedEndpoint, *bodies: bytes) -> list[Reply]:
     now = time.perf_counter_ns()
-    out = []
-    for reply in endpoint.handle([HotRequest(item, now, []) for item in bodies]):
-        if isinstance(reply, Later):
-            given = asyncio.Event()
-            reply.then(given.set)
-            await given.wait()
-            assert reply.reply is not None
-            out.append(reply.reply)
-        else:
-            assert isinstance(reply, Reply)
-            out.append(reply)
-    return out
+    return [await given(reply) for reply in endpoint.handle([HotRequest(item, now, []) for item in bodies])]
 
 
 def told(reply: Reply) -> dict[str, Any]:
@@ -369,6 +372,37 @@ def test_a_timeout_is_that_of_its_own_request(tmp_path: Path, two: list[Backend]
     assert [reply.status for reply in replies] == [200, 503, 200]
     assert "no answer within" in json.loads(replies[1].body)["error"]
     assert endpoint.hosted.counts["failed"] == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_route_without_an_answer_is_paid_all_the_same(tmp_path: Path, *, at_once: bool) -> None:
+    def nonsense(rows: np.ndarray) -> np.ndarray:
+        return rows[:, :1]
+
+    if at_once:
+        target: Target = LocalModel("paid", nonsense, cost=2.0)
+    else:
+        target = Scripted("paid", always(0.0, TargetFailed("no use", cost=4.0)))
+    book = BudgetBook(tmp_path / "budgets.sqlite")
+    book.set(SpendingBudget(team="checkout", amount=10.0, then="alert"), actor="ann", now=SystemClock().now())
+    spending = Spending(book, on_alert=lambda alert: None)
+    meter = CostMeter(spending=spending, team_of=lambda tenant: "checkout", cpu=lambda: 0)
+    endpoint = RoutedEndpoint("risk", target, inputs=[X])
+    assert endpoint.at_once is at_once
+    endpoint.hosted.meter = meter
+    now = time.perf_counter_ns()
+    requests = [HotRequest(body((1, 2)), now, [], tenant=tenant) for tenant in ("web", "app")]
+
+    async def main() -> list[int]:
+        replies = [await given(reply) for reply in endpoint.handle(requests)]
+        return [reply.status for reply in replies]
+
+    assert asyncio.run(main()) == [503, 503]
+    charged = {(item.tenant, item.team, item.route): item.seconds for item in meter.report().charged}
+    assert charged == {(tenant, "checkout", "failed"): pytest.approx(2.0, rel=1e-3) for tenant in ("app", "web")}
+    assert spending.spent("checkout") == pytest.approx(4e9, rel=1e-3)
+    spending.close()
+    book.close()
 
 
 def test_a_service_that_stops_gives_what_it_owes(tmp_path: Path, two: list[Backend]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.serving.backends import MS, Scripted, always, in_virtual_time
 
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, ServiceError
 from vitok.serving.cascade import Cascade
 from vitok.serving.chains import Fallback
 from vitok.serving.retries import NO_DEADLINE
@@ -104,6 +104,23 @@ def test_targets_that_keep_no_promise() -> None:
         return clock() - started
 
     assert in_virtual_time(main) < 60 * MS
+
+
+def test_what_all_targets_have_cost_goes_with_the_error() -> None:
+    async def main(clock: Callable[[], int]) -> float:
+        targets = [
+            Scripted("a", always(0.01, 0.5), cost=0.25),
+            Scripted("b", always(0.01, TargetFailed("no answer", cost=3.0))),
+            Scripted("c", always(0.01, ServiceError("down"))),
+        ]
+        route = Weighted(targets, weights=[1, 1, 1], clock=clock)
+        with pytest.raises(TargetFailed) as caught:
+            await route.call(Batch(np.zeros((100, 1))))
+        n = 0.25 * 100 / 3
+        assert 0.5 * n < caught.value.cost - 3.0 < 1.5 * n
+        return caught.value.cost
+
+    assert in_virtual_time(main) % 0.25 == 0
 
 
 def test_a_canary_is_that_of_the_route() -> None:

@@ -246,6 +246,27 @@ def test_remote_failures(backend: Backend, mode: str, reason: str) -> None:
     run(work())
 
 
+@pytest.mark.parametrize(
+    ("mode", "paid"), [("error", 0.0), ("truncate", 0.0), ("nonsense", 1.5), ("fewer", 1.5), ("slow", 1.5)]
+)
+def test_what_a_call_without_an_answer_has_cost(backend: Backend, mode: str, paid: float) -> None:
+    remote = remote_to(backend.url, "sum", cost=0.5)
+    backend.mode = mode
+
+    async def work() -> None:
+        with pytest.raises(TargetFailed) as caught:
+            await remote.call(BATCH, within(60 if mode == "slow" else 5000))
+        assert caught.value.cost == paid
+        if mode == "slow":
+            # Cut off by who waits for it, it was sent all the same.
+            with pytest.raises(TimedOut) as caught:
+                async with asyncio.timeout(None):
+                    await asked(remote, BATCH, within(60), time.perf_counter_ns)
+            assert caught.value.cost == paid
+
+    run(work())
+
+
 def test_an_answer_that_comes_too_late_is_nobodys(backend: Backend) -> None:
     remote = remote_to(backend.url, "sum")
 

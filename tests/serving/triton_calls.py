@@ -218,6 +218,25 @@ def grpc_async(client: Any) -> None:
         assert result.as_numpy("y").tolist() == [place + 0.5]
 
 
+def grpc_stream(client: Any) -> None:
+    done: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    client.start_stream(callback=lambda result, error: done.put((result, error)))
+    for i in range(24):
+        model = "none" if i == 7 else "slow" if i % 3 else "sum"
+        arrays = {"x": np.array([[i, 0.5]])}
+        client.async_stream_infer(model, asked(by_grpc, arrays), request_id=str(i), enable_empty_final_response=True)
+    for i in range(24):
+        result, error = done.get(timeout=20)
+        if i == 7:
+            assert "model 'none' does not exist" in error.message()
+            continue
+        assert error is None, error
+        assert result.as_numpy("y").tolist() == [i + 0.5]
+        assert result.get_response().id == str(i)
+        assert result.get_response().parameters["triton_final_response"].bool_param
+    client.stop_stream()
+
+
 def grpc_compressed(client: Any) -> None:
     for algorithm in ("gzip", "deflate"):
         arrays = {"x": np.arange(1000.0).reshape(500, 2)}

@@ -60,10 +60,32 @@ def test_null_mean_and_quantile_hold(divergence: Any) -> None:
     assert abs(np.mean([d.excess for d in draws])) < 0.07 * draws[0].null_mean
 
 
-def test_null_law_of_ks_is_conservative() -> None:
-    draws = null_draws(ks, 5000, 1500)
-    assert np.mean([d.value for d in draws]) <= draws[0].null_mean
+@pytest.mark.parametrize("bins", [2, 10, 32])
+def test_null_law_of_ks_holds(bins: int) -> None:
+    draws = null_draws(ks, 5000, 1500, bins=bins)
+    assert np.mean([d.value for d in draws]) == pytest.approx(draws[0].null_mean, rel=0.08)
+    assert 0.02 < np.mean([d.p_value < 0.05 for d in draws]) < 0.085
+    assert 0.02 < np.mean([d.value > d.null_quantile for d in draws]) < 0.085
+
+
+def test_null_law_of_ks_beside_a_point_mass_errs_on_the_large_side() -> None:
+    rng = np.random.default_rng(8)
+    law = [0.6, *[0.02] * 20]
+    draws = [ks(rng.multinomial(3000, law), rng.multinomial(3000, law)) for _ in range(400)]
     assert np.mean([d.p_value < 0.05 for d in draws]) < 0.07
+    assert np.mean([d.value for d in draws]) < draws[0].null_mean
+
+
+@pytest.mark.parametrize("divergence", [psi, jensen_shannon, hellinger, chi_square])
+@pytest.mark.parametrize("sizes", [(20_000, 60), (150, 40), (30, 30)])
+def test_drawn_null_law_holds_where_bins_hold_few(divergence: Any, sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(9)
+    shares = 0.8 ** np.arange(30) / (0.8 ** np.arange(30)).sum()
+    draws = [divergence(rng.multinomial(sizes[0], shares), rng.multinomial(sizes[1], shares)) for _ in range(400)]
+    assert "drawn" in draws[0].definition
+    assert np.mean([d.value for d in draws]) == pytest.approx(np.mean([d.null_mean for d in draws]), rel=0.1)
+    assert 0.02 < np.mean([d.p_value < 0.05 for d in draws]) < 0.085
+    assert np.mean([d.p_value < 0.002 for d in draws]) < 0.012
 
 
 def test_null_law_of_wasserstein_holds() -> None:

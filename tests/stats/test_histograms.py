@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vitok.errors import InvalidInput
 from vitok.stats import FrozenEdges, count_matrix, psi
+from vitok.stats.histograms import BinLayout
 
 ANY = st.lists(
     st.one_of(st.floats(width=64), st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, -math.inf])),
@@ -148,3 +149,38 @@ def test_bad_input_is_named() -> None:
     for broken in broken_parts:
         with pytest.raises(InvalidInput):
             FrozenEdges.from_dict(broken)
+
+
+@given(ANY, ANY)
+@settings(max_examples=60, deadline=None)
+def test_compiled_counts_of_guarded_edges_equal_the_slow_ones(reference: list[float], current: list[float]) -> None:
+    edges = FrozenEdges.from_values(reference, n_bins=8, guarded=True)
+    layout = BinLayout([edges, edges])
+    expected = slow_count(edges, current)
+    assert layout.count_columns([current, current]).tolist() == expected * 2
+    assert layout.count(np.array([current, current]).T).tolist() == expected * 2
+    assert len(edges.labels()) == edges.n_bins
+
+
+def test_guards_lie_beyond_the_reference_on_both_sides() -> None:
+    values = np.random.default_rng(0).lognormal(size=1_000)
+    plain, guarded = FrozenEdges.from_values(values), FrozenEdges.from_values(values, guarded=True)
+    assert set(plain.edges) < set(guarded.edges)
+    assert guarded.edges[-1] == pytest.approx(values.max() * 1_000)
+    assert guarded.edges[0] == pytest.approx(values.min() / 1_000)
+    counts = guarded.count(values)
+    for factor in (0.01, 100.0):
+        assert (guarded.count(factor * values)[counts == 0]).sum() > 600
+
+
+def test_columns_that_lie_apart() -> None:
+    edges = FrozenEdges.from_values(np.arange(100.0))
+    layout = BinLayout([edges])
+    strided = np.arange(200.0).reshape(100, 2)[:, 0]
+    assert layout.count_columns([strided]).tolist() == edges.count(strided).tolist()
+    assert layout.count_columns([np.arange(50)]).tolist() == edges.count(np.arange(50)).tolist()
+    assert [part.tolist() for part in layout.split(edges.count([1.0]))] == [edges.count([1.0]).tolist()]
+    with pytest.raises(InvalidInput, match="columns"):
+        layout.count_columns([])
+    with pytest.raises(InvalidInput, match="one dimension"):
+        layout.count_columns([np.ones((2, 2))])

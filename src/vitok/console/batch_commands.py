@@ -1,7 +1,9 @@
-"""`vitok batch`: scores Parquet files with a registered model or a model in a folder, and goes on where it stopped."""
+"""`vitok batch`: scores Parquet files here or on Spark, with a registered model or one in a folder, and goes on."""
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +14,23 @@ from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
 from vitok.errors import InvalidInput, ServiceError
 from vitok.registry import Package, Registry
-from vitok.serving.batch_inference import Progress, score_files
+from vitok.serving.batch_inference import BatchResult, Progress, score_files
+from vitok.serving.batch_spark import score_files_on_spark
 from vitok.serving.preemption import PreemptionWatch
+from vitok.serving.runners import FILES
 from vitok.serving.runtime import Runtime
 
 _SIGNATURE = "signature.json"
-_OPTIONS = {"model": "--model", "names": "--columns", "clouds": "--cloud", "inputs": "INPUTS"}
+_LIFETIME = 4.0
+_OPTIONS = {
+    "model": "--model",
+    "version": "--model",
+    "names": "--columns",
+    "keep and names": "--keep and --columns",
+    "clouds": "--cloud",
+    "inputs": "INPUTS",
+    "spark": "--spark",
+}
 
 Inputs = Annotated[list[Path], typer.Argument(help="Parquet files, or folders of them.")]
 Model = Annotated[str, typer.Option(help="A version such as fraud/3, a stage such as fraud/Production, or a folder.")]
@@ -34,35 +47,66 @@ def batch(
         list[str] | None, typer.Option(help="A column that goes into the results; may be repeated.")
     ] = None,
     batch_rows: Annotated[int, typer.Option(help="Rows of a run of the model.")] = 8192,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Batches of a shard; measured by default.")] = None,
-    lifetime: Annotated[float, typer.Option(help="Hours that a machine lives on average.")] = 4.0,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Batches of a shard; measured by default, 64 on Spark.")
+    ] = None,
+    lifetime: Annotated[
+        float | None, typer.Option(help="Hours that a machine lives on average, 4 by default; not on Spark.")
+    ] = None,
     cloud: Annotated[list[str] | None, typer.Option(help="Whose spot notices to ask for: aws, gcp, azure.")] = None,
     home: Annotated[Path | None, typer.Option(help="Where the registry lies.")] = None,
+    spark: Annotated[
+        str | None,
+        typer.Option(help="Scores on Spark: spark://host:7077, or spark://local[4] for cores of this machine."),
+    ] = None,
+    wave: Annotated[
+        int | None, typer.Option(help="On Spark: shards between two checkpoints; four for each core by default.")
+    ] = None,
     *,
     quiet: Annotated[bool, typer.Option(help="Shows no progress.")] = False,
 ) -> None:
-    """Scores Parquet files. Exit code 75 says that it was handed over and is to be started again in the same words."""
+    """Scores Parquet files. Exit code 75 says that it was handed over and is to be started again in the same words.
+
+    Here or on Spark, results and checkpoints are the same: what was begun in one place can be ended in the other.
+    """
     with plain_errors(), options_named(**_OPTIONS):
-        for option, rows in (("--batch-rows", batch_rows), ("--checkpoint-every", checkpoint_every)):
-            if rows is not None and rows < 1:
-                raise InvalidInput(option, rows, "be at least 1")
-        if not 0 < lifetime < math.inf:
+        for option, number in (
+            ("--batch-rows", batch_rows),
+            ("--checkpoint-every", checkpoint_every),
+            ("--wave", wave),
+        ):
+            if number is not None and number < 1:
+                raise InvalidInput(option, number, "be at least 1")
+        if lifetime is not None and not 0 < lifetime < math.inf:
             raise InvalidInput("--lifetime", lifetime, "be a finite number of hours above 0")
+        if spark is None and wave is not None:
+            raise InvalidInput("--wave", wave, "come with --spark", "Here a checkpoint is every shard")
+        if spark is not None and lifetime is not None:
+            fix = "Say how long a shard is with --checkpoint-every"
+            raise InvalidInput("--lifetime", lifetime, "not come with --spark", fix)
         package = _package(model, home)
         version = model if isinstance(package, Path) else f"{package.name}/{package.version}"
         runtime = Runtime.load(package, version=version)
         names = [name.strip() for name in columns.split(",") if name.strip()] or _names(package, runtime)
+        score: Callable[..., BatchResult]
+        if spark is None:
+            hours = _LIFETIME if lifetime is None else lifetime
+            score = partial(
+                score_files, runtime, mean_time_between_failures=hours * 3600, checkpoint_every=checkpoint_every
+            )
+        else:
+            folder = package if isinstance(package, Path) else package.folder
+            score = partial(score_files_on_spark, spark, folder, version=version, wave=wave)
+            if checkpoint_every is not None:
+                score = partial(score, checkpoint_every=checkpoint_every)
         with PreemptionWatch(clouds=cloud or ()) as watch:
-            result = score_files(
-                runtime,
+            result = score(
                 inputs,
                 out,
                 names=names,
                 id_column=id_column,
                 keep=keep or (),
                 batch_rows=batch_rows,
-                checkpoint_every=checkpoint_every,
-                mean_time_between_failures=lifetime * 3600,
                 progress=None if quiet else _show,
                 watch=watch,
             )
@@ -75,8 +119,12 @@ def _show(progress: Progress) -> None:
 
 
 def _package(model: str, home: Path | None) -> Path | Package:
-    if Path(model).is_dir():
-        return Path(model)
+    folder = Path(model)
+    if folder.is_dir():
+        versions = sorted(str(path.parent) for name in FILES for path in folder.glob(f"*/{name}"))
+        if versions and not any((folder / name).is_file() for name in FILES):
+            raise InvalidInput("model", model, "be the folder of one version", f"There is {', '.join(versions)}")
+        return folder
     name, _, version = model.rpartition("/")
     if not name:
         raise InvalidInput("model", model, "be a folder, or a name and a version or stage such as fraud/3")

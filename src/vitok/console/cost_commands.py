@@ -9,6 +9,7 @@ import typer
 from vitok import settings
 from vitok.clock import SystemClock, isoformat, parse_time
 from vitok.console.exits import plain_errors
+from vitok.console.option_names import options_named
 from vitok.errors import InvalidInput, NotFound
 from vitok.registry import Registry
 from vitok.serving.budgets import BudgetBook, BudgetState, Period, SpendingBudget, Then
@@ -17,6 +18,15 @@ from vitok.serving.costs import Prices
 from vitok.serving.runtime import Runtime
 from vitok.serving.savings import Unused, batching, caching, cascading, measure_time, quantising, unused_models
 from vitok.serving.savings_traffic import read_traffic, used_versions
+
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("then", "period", "by", "currency")},
+    "team": "TEAM",
+    "actor": "--by",
+    "alerts": "--alert",
+    "amount": "--cpu-seconds",
+    "cpu_hour": "--price-cpu-hour",
+}
 
 cost_app = typer.Typer(no_args_is_help=True, help="Costs: what decisions have cost, budgets, what could be saved.")
 budget_app = typer.Typer(no_args_is_help=True, help="Budgets of teams: set, list, remove, history.")
@@ -47,7 +57,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Adds up what decisions have cost: in all, a thousand, and how many a cache answered."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         begin, end = _span(since, until)
         prices = None if price_cpu_hour is None else Prices(cpu_hour=price_cpu_hour, currency=currency)
         found = cost_report(log, by=cast("By", by), since=begin, until=end, prices=prices)
@@ -80,7 +90,7 @@ def savings(
     json: Json = False,
 ) -> None:
     """Replays the logged traffic: what caching, batching, cascading and quantising would save, and who is not asked."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         begin, end = _span(since, until)
         prices = None if price_cpu_hour is None else Prices(cpu_hour=price_cpu_hour, currency=currency)
         unused = () if home is None else _unused(home, log, begin, end)
@@ -149,7 +159,7 @@ def set_budget(
     now: Now = None,
 ) -> None:
     """Gives a team a budget; a running service takes it up within about a second."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         budget = SpendingBudget(
             team=team,
             amount=_seconds(cpu_seconds, money, price_cpu_hour),
@@ -168,7 +178,7 @@ def set_budget(
 @budget_app.command("list")
 def list_budgets(store: Store = None, now: Now = None, *, json: Json = False) -> None:
     """Lists the budgets and where each stands."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         book = _opened(store)
         try:
             states = [book.state(team, now=_moment(now)) for team in book.budgets()]
@@ -188,7 +198,7 @@ def list_budgets(store: Store = None, now: Now = None, *, json: Json = False) ->
 @budget_app.command("remove")
 def remove(team: Team, by: Actor, reason: Why = "", store: Store = None, now: Now = None) -> None:
     """Takes a team's budget away: it may spend what it likes."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         book = _opened(store)
         try:
             book.remove(team, actor=by, now=_moment(now), reason=reason)
@@ -199,7 +209,7 @@ def remove(team: Team, by: Actor, reason: Why = "", store: Store = None, now: No
 @budget_app.command("history")
 def history(store: Store = None) -> None:
     """Lists what was done to budgets: when, by whom and why."""
-    with plain_errors():
+    with plain_errors(), options_named(**_OPTIONS):
         book = _opened(store)
         try:
             for change in book.changes():

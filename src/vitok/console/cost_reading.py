@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import cast
 
+from vitok import settings
 from vitok.clock import Clock, SystemClock
 from vitok.console import stores
 from vitok.errors import NotFound
@@ -33,7 +34,7 @@ class CostsSeen:
 
 
 def costs(home: Path, by: str = "", *, clock: Clock | None = None) -> CostsSeen:
-    """Adds up what the decisions of a home have cost, and reads its budgets.
+    """Adds up what the decisions of a home have cost, and reads its budgets, or else those of all systems.
 
     Args:
         home: The folder of a system.
@@ -51,9 +52,11 @@ def costs(home: Path, by: str = "", *, clock: Clock | None = None) -> CostsSeen:
             report = cost_report(home / "log", by=chosen)
         except NotFound:
             report = None
-    path = home / "costs" / "budgets.sqlite"
+    # Budgets are of teams, not of systems: `vitok cost budget` keeps them above the folders of the systems.
+    places = (folder / "costs" / "budgets.sqlite" for folder in (home, settings.current().home))
+    path = next((place for place in places if place.is_file()), None)
     states: tuple[BudgetState, ...] = ()
-    if path.is_file():
+    if path is not None:
         book = BudgetBook(path)
         now = (clock or SystemClock()).now()
         try:

@@ -25,6 +25,7 @@ class _Known:
     live: str = "/healthz"
     ready: str = "/readyz"
     models: bool = False
+    wait: str = "vitok_inference_wait_seconds"
 
 
 _SYSTEMS = {
@@ -39,6 +40,7 @@ _SYSTEMS = {
             *("--host", "0.0.0.0", "--port", "8300"),  # noqa: S104
         ),
         8300,
+        wait="vitok_feature_wait_seconds",
     ),
     # The models lie in the image: what answers is then as fixed as the code, and a roll-back is one of the image.
     "models": _Known(
@@ -98,6 +100,9 @@ def k8s(
     rule: Annotated[
         bool, typer.Option("--adapter-rule", help="Writes the rule of prometheus-adapter instead.")
     ] = False,
+    wait: Annotated[
+        str, typer.Option("--wait-metric", help="Histogram of waits that the service shows, for --adapter-rule.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Writes a JSON list instead of YAML.")] = False,
 ) -> None:
     """Writes Kubernetes manifests of a service to standard output; applies nothing."""
@@ -109,6 +114,9 @@ def k8s(
             raise NotFound("system", system, [*_SYSTEMS, "any other with --command and --port"])
         known = known or _Known((), 0)
         size = known.volume if volume is None else volume
+        if rule and size:
+            fix = "What keeps its state in its folder runs once and has no autoscaler"
+            raise InvalidInput("--adapter-rule", system, "be of a service with replicas", fix)
         cost = _cost(cpu_us, log, rate)
         if not 1e-3 <= queue_delay < 3_600_000:
             raise InvalidInput("--queue-delay", queue_delay, "be milliseconds, from 0.001 to an hour")
@@ -139,7 +147,7 @@ def k8s(
             hostnames=tuple(hostname or ()),
             volume=size,
         )
-        objects = [adapter_rule(service)] if rule else manifests(service)
+        objects = [adapter_rule(service, series=wait or known.wait)] if rule else manifests(service)
         typer.echo(jsonlib.dumps(objects, indent=2) if json else to_yaml(objects), nl=json)
 
 

@@ -3,15 +3,22 @@
 import contextlib
 import sys
 import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vitok import settings
 from vitok.clock import Clock, EventClock, SystemClock, duration
+from vitok.console.exits import plain_errors
 from vitok.console.model_guarding import GuardPlan
-from vitok.errors import InvalidInput
+from vitok.console.option_names import options_named
+from vitok.console.trace_options import check_tracing, tracing_to
+from vitok.errors import InvalidInput, ServiceError, VitokError
+
+_CLOCKS = ("system", "events")
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 
@@ -35,70 +42,188 @@ def serve_fraud(
     workers: Annotated[int, typer.Option(help="Processes; 1 is what this system allows.")] = 1,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificates in PEM, for TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Their key in PEM.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Sends traces there, OTLP over HTTP: http://.../v1/traces.")] = None,
+    trace_rate: Annotated[float, typer.Option(help="Share traced of what comes without traceparent.")] = 0.0,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC; 0 takes a free one; none by default.")] = None,
+    budgets: Annotated[Path | None, typer.Option(help="File of budgets ('vitok cost budget').")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Says nothing.")] = False,
 ) -> None:
     """Serves decisions on card transactions, their outcomes, and the console."""
+    from vitok.systems.fraud.edge import one_process
+
+    with plain_errors():
+        if clock not in _CLOCKS:
+            raise InvalidInput("--clock", clock, "be system or events")
+        if durability not in ("process", "fsync"):
+            raise InvalidInput("--durability", durability, "be process or fsync")
+        if door not in ("hot", "asgi"):
+            raise InvalidInput("--door", door, "be hot or asgi")
+        for option, number in (("--port", port), ("--grpc-port", grpc_port)):
+            if number is not None and not 0 <= number <= 65_535:
+                raise InvalidInput(option, number, "be in 0 to 65535")
+        one_process(workers)
+        check_tracing(trace, trace_rate)
+        if (tls_cert is None) != (tls_key is None):
+            raise InvalidInput("--tls-key", tls_key, "go with --tls-cert")
+        with options_named(duration="--label-delay"):
+            duration(label_delay)
+        plan = FraudPlan(
+            home=home or settings.current().home / "fraud",
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            events=clock == "events",
+            fsync=durability == "fsync",
+            label_delay=label_delay,
+            deadline=deadline,
+            asgi=door == "asgi",
+            certificate=tls_cert,
+            key=tls_key,
+            trace=trace,
+            trace_rate=trace_rate,
+            guard=GuardPlan(
+                keys=keys,
+                key_limit=key_limit,
+                user_limit=user_limit,
+                user_header=user_header,
+                allow=tuple(allow or ()),
+                deny=tuple(deny or ()),
+                trust=tuple(trust_proxy or ()),
+            ),
+            budgets=budgets,
+        )
+        serve_plan(plan, say=(lambda _: None) if quiet else _say)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FraudPlan:
+    """How the system is served: the options of the command.
+
+    Attributes:
+        home: Folder of all that it keeps.
+        host: Address to listen on.
+        port: Port of HTTP.
+        grpc_port: Port of gRPC; None for none.
+        events: Whether the requests move the clock, for a replay of the past.
+        fsync: Whether what is acknowledged survives a power cut.
+        label_delay: Age at which a label is taken to be known.
+        deadline: Seconds from arrival after which rules answer.
+        asgi: Whether every request goes through ASGI.
+        certificate: Certificate for TLS; None for none.
+        key: Its key.
+        trace: Address of the collector of traces; None for none.
+        trace_rate: Share of the requests without `traceparent` that is traced.
+        guard: Who may ask, how often, from where.
+        budgets: File of the budgets of teams; None for none.
+    """
+
+    home: Path
+    host: str
+    port: int
+    grpc_port: int | None
+    events: bool
+    fsync: bool
+    label_delay: str
+    deadline: float
+    asgi: bool
+    certificate: Path | None
+    key: Path | None
+    trace: str | None
+    trace_rate: float
+    guard: GuardPlan
+    budgets: Path | None
+
+
+def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
+    """Serves the system until SIGTERM or SIGINT.
+
+    Args:
+        plan: How.
+        say: Gets where it is to be found, in sentences.
+
+    Raises:
+        VitokError: If a store cannot be opened, or an address cannot be used.
+    """
+    from vitok.console.model_costing import Costing
     from vitok.console.pages import routes
     from vitok.serving import Running, serve
+    from vitok.serving.grpc_calls import GrpcAddress
     from vitok.serving.server import Tls
     from vitok.systems.fraud import FraudService, announce, application, observe
-    from vitok.systems.fraud.edge import DECIDE, one_process
+    from vitok.systems.fraud.decide_grpc import decide_door
+    from vitok.systems.fraud.edge import DECIDE
 
-    clocks: dict[str, type[SystemClock] | type[EventClock]] = {"system": SystemClock, "events": EventClock}
-    if clock not in clocks:
-        raise InvalidInput("--clock", clock, "be system or events")
-    if durability not in ("process", "fsync"):
-        raise InvalidInput("--durability", durability, "be process or fsync")
-    if door not in ("hot", "asgi"):
-        raise InvalidInput("--door", door, "be hot or asgi")
-    one_process(workers)
-    if (tls_cert is None) != (tls_key is None):
-        raise InvalidInput("--tls-key", tls_key, "go with --tls-cert")
-    tls = Tls(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
-    guard = GuardPlan(
-        keys=keys,
-        key_limit=key_limit,
-        user_limit=user_limit,
-        user_header=user_header,
-        allow=tuple(allow or ()),
-        deny=tuple(deny or ()),
-        trust=tuple(trust_proxy or ()),
-    ).guard()
-    folder = home or settings.current().home / "fraud"
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen: Clock = clocks[clock]()
-    # A thread that packs a checkpoint must not hold the loop for the usual 5 ms.
-    sys.setswitchinterval(0.0005)
-    service = FraudService(
-        folder, clock=chosen, durability="fsync" if durability == "fsync" else "process", deadline=deadline
-    )
-    stop = threading.Event()
-    # In a replay of the past, whoever sends it also watches it.
-    watcher = None
-    if clock == "system":
-        options = {"clock": chosen, "label_delay": duration(label_delay), "stop": stop}
-        watcher = threading.Thread(target=observe, args=(folder,), kwargs=options, name="observer", daemon=True)
-        watcher.start()
+    with options_named(certificate="--tls-cert", key="--tls-key"):
+        tls = Tls(plan.certificate, plan.key) if plan.certificate is not None and plan.key is not None else None
+    failures: list[VitokError] = []
+    bound: list[int] = []
+    with contextlib.ExitStack() as resources:
+        guard = plan.guard.guard()
+        costing = Costing(guard=guard, keys=plan.guard.keys, budgets=plan.budgets)
+        resources.callback(costing.close)
+        tracing = tracing_to(plan.trace, plan.trace_rate, service="vitok-fraud")
+        if tracing is not None:
+            resources.callback(tracing.close)
+        plan.home.mkdir(parents=True, exist_ok=True)
+        clock: Clock = EventClock() if plan.events else SystemClock()
+        # A thread that packs a checkpoint must not hold the loop for the usual 5 ms.
+        sys.setswitchinterval(0.0005)
+        with options_named(deadline="--deadline"):
+            service = FraudService(
+                plan.home,
+                clock=clock,
+                durability="fsync" if plan.fsync else "process",
+                deadline=plan.deadline,
+                tracing=tracing,
+                meter=costing.meter,
+            )
+        resources.callback(service.close)
+        resources.callback((plan.home / "service.json").unlink, missing_ok=True)
+        if not plan.events:
+            # In a replay of the past, whoever sends it also watches it.
+            stop = threading.Event()
+            options = {"clock": clock, "label_delay": duration(plan.label_delay), "stop": stop}
+            watcher = threading.Thread(target=observe, args=(plan.home,), kwargs=options, name="observer", daemon=True)
+            watcher.start()
+            resources.callback(watcher.join, 10)
+            resources.callback(stop.set)
 
-    def ready(running: Running) -> None:
-        announce(folder, running.port)
-        if not quiet:
-            typer.echo(f"console   {running.url}/", err=True)
-            typer.echo(f"decisions POST {running.url}{service.path}", err=True)
-            typer.echo(f"API       {running.url}/openapi.json      stop with Ctrl-C", err=True)
+        endpoint = service if costing.guard is None else costing.guard.before(service, DECIDE)
 
-    app = application(service, pages=routes(service), guard=guard)
-    endpoint = service if guard is None else guard.before(service, DECIDE)
-    try:
-        serve(app, [endpoint], host=host, port=port, ready=ready, tls=tls, door="hot" if door == "hot" else "asgi")
-    finally:
-        stop.set()
-        if watcher is not None:
-            watcher.join(10)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "service.json").unlink()
-        service.close()
+        @contextlib.asynccontextmanager
+        async def beside() -> AsyncIterator[None]:
+            if plan.grpc_port is None:
+                yield
+                return
+            address = GrpcAddress(host=plan.host, port=plan.grpc_port, certificate=plan.certificate, key=plan.key)
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    bound.append(await stack.enter_async_context(decide_door(service, endpoint, address, guard=guard)))
+                except VitokError as error:
+                    failures.append(error)
+                    raise
+                yield
+
+        def ready(running: Running) -> None:
+            announce(plan.home, running.port)
+            say(f"console   {running.url}/")
+            say(f"decisions POST {running.url}{service.path}")
+            if bound:
+                say(f"gRPC      {plan.host}:{bound[0]}  vitok.decide.v1.DecideService, with reflection")
+            say(f"API       {running.url}/openapi.json      stop with Ctrl-C")
+
+        app = application(service, pages=routes(service), guard=guard, beside=beside)
+        way: Literal["hot", "asgi"] = "asgi" if plan.asgi else "hot"
+        try:
+            serve(app, [endpoint], host=plan.host, port=plan.port, ready=ready, tls=tls, door=way)
+        except ServiceError as error:
+            # What kept the application from starting says more than that it did not.
+            raise (failures[0] if failures else error) from None
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def demo_fraud(
@@ -122,7 +247,7 @@ def demo_fraud(
     """Runs contract, features, training, gate, service, monitoring, retraining, canary and rollback on card data."""
     from vitok.systems.fraud import run_demo
 
-    with settings.using(seed=seed):
+    with plain_errors(), settings.using(seed=seed):
         run_demo(
             home=home or settings.current().home / "fraud",
             transactions=transactions,

@@ -7,11 +7,14 @@ import typer
 
 from vitok import __version__, settings
 from vitok.console import feature_commands, feature_work
+from vitok.console.alert_commands import alert_app
 from vitok.console.batch_commands import batch
 from vitok.console.contract_commands import contract_app
 from vitok.console.cost_commands import cost_app
+from vitok.console.decision_commands import log_app, replay
 from vitok.console.export_commands import export_app
 from vitok.console.fraud_commands import Home, demo_fraud, serve_fraud
+from vitok.console.incident_commands import incident_app
 from vitok.console.key_commands import key_app
 from vitok.console.load_commands import load
 from vitok.console.model_routing import route_app
@@ -30,6 +33,10 @@ app.add_typer(key_app, name="keys")
 app.add_typer(cost_app, name="cost")
 app.add_typer(export_app, name="export")
 app.add_typer(route_app, name="routes")
+app.add_typer(alert_app, name="alerts")
+app.add_typer(incident_app, name="incidents")
+app.add_typer(log_app, name="log")
+app.command("replay")(replay)
 app.command("batch")(batch)
 app.command("load")(load)
 app.command("serve-models")(serve_models)

@@ -1,5 +1,6 @@
 """What `vitok serve-models` needs for costs: one meter of the process, and budgets before its models."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vitok.errors import NotFound
@@ -8,7 +9,8 @@ from vitok.serving.budgets import BudgetBook
 from vitok.serving.costs import CostMeter
 from vitok.serving.guarded import Outer
 from vitok.serving.hosted import Hosted
-from vitok.serving.spending import BudgetGate, Spending, teams_of
+from vitok.serving.spending import BudgetGate, Spending
+from vitok.serving.teams import KeyTeams
 
 
 class Costing:
@@ -30,7 +32,7 @@ class Costing:
     """
 
     def __init__(self, *, guard: Outer | None = None, keys: Path | None = None, budgets: Path | None = None) -> None:
-        team_of = teams_of(() if keys is None else KeyStore(keys).keys())
+        team_of: Callable[[str], str] = str if keys is None else KeyTeams(KeyStore(keys))
         self._spending: Spending | None = None
         self.guard = guard
         if budgets is not None:

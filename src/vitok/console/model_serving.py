@@ -24,6 +24,7 @@ from vitok.console.model_dressing import Dressing, OutputPlan
 from vitok.console.model_guarding import GuardPlan, flags
 from vitok.console.model_routing import routed_host
 from vitok.console.option_names import options_named
+from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.registry import Registry
 from vitok.serving import Metrics, Running, serve
@@ -34,7 +35,7 @@ from vitok.serving.response_cache import ResponseCache
 from vitok.serving.routed import RoutedHost
 from vitok.serving.server import Tls
 from vitok.serving.shared_metrics import SharedMetrics
-from vitok.serving.tracing import Tracing, otlp
+from vitok.serving.tracing import Tracing
 from vitok.serving.workers import Workers, until_orphaned
 from vitok.stats import LatencyHistogram
 
@@ -137,10 +138,7 @@ class ServingPlan:
             least = 0 if name == "max_delay" else 1
             if not least <= value < 1e9:
                 raise InvalidInput(f"--{name.replace('_', '-')}", value, f"be at least {least}")
-        if not 0 <= self.trace_rate <= 1:
-            raise InvalidInput("--trace-rate", self.trace_rate, "be in [0, 1]", "For 1 % write 0.01")
-        if self.trace_rate and self.trace is None:
-            raise InvalidInput("--trace-rate", self.trace_rate, "go with --trace")
+        check_tracing(self.trace, self.trace_rate)
         try:
             duration(self.cache_ttl)
         except InvalidInput as error:
@@ -160,10 +158,7 @@ class ServingPlan:
 
     def tracing(self) -> Tracing | None:
         """Makes what traces requests; None where nothing does."""
-        if self.trace is None:
-            return None
-        with options_named(endpoint="--trace"):
-            return Tracing(otlp(self.trace), rate=self.trace_rate, service="vitok-models")
+        return tracing_to(self.trace, self.trace_rate, service="vitok-models")
 
     def cache(self) -> ResponseCache:
         """Makes the cache of a model."""

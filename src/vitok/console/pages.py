@@ -71,6 +71,7 @@ _FILTERS = (
     "figure",
     "iso_day",
     "money",
+    "seconds",
     "share",
     "shortened",
     "signed",

@@ -90,6 +90,24 @@ def length(microseconds: int | None) -> str:
     raise AssertionError(microseconds)
 
 
+def seconds(number: float | None) -> str:
+    """Writes processor seconds in the unit that needs the fewest digits; a large sum in groups of three.
+
+    Example:
+        >>> seconds(0.0098284), seconds(3.2e-06), seconds(7.0)
+        ('9.83 ms', '3.2 µs', '7 s')
+        >>> seconds(-60_000.0) == "−60\N{NARROW NO-BREAK SPACE}000 s"
+        True
+    """
+    if number is None or math.isnan(number):
+        return NOTHING
+    size = abs(number)
+    if size >= 10_000:
+        return f"{count(number)} s".replace("-", "−")
+    scale, unit = (1.0, "s") if size >= 1 or not size else (1e3, "ms") if size >= 1e-3 else (1e6, "µs")
+    return f"{scale * number:.{4 if size >= 1 else 3}g} {unit}".replace("-", "−", 1)
+
+
 def count(number: float | None) -> str:
     """Writes a whole number with thin groups of three digits.
 

@@ -4,13 +4,15 @@ Without it, finding one decision by the caller's id would read a column of every
 row to look at; whoever follows it compares the whole id. A missing index costs time, never an answer.
 """
 
-import os
+import io
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from vitok.decisions.files import replace
 
 Key = Literal["decision_id", "request_id"]
 _KEYS: tuple[Key, ...] = ("decision_id", "request_id")
@@ -31,12 +33,9 @@ def write_index(sealed: Path, table: pa.Table) -> None:
         order = np.argsort(hashes, kind="stable").astype(np.uint32)
         rows += [hashes[order], order]
     path = index_path(sealed)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.save(file, np.stack(rows))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    content = io.BytesIO()
+    np.save(content, np.stack(rows))
+    replace(path, content.getvalue())
 
 
 def candidates(sealed: Path, key: Key, value: bytes) -> list[int] | None:

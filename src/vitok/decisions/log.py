@@ -1,8 +1,7 @@
 """The two logs that a system writes: what it decided, and what the world answered."""
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from vitok.clock import Clock, SystemClock
 from vitok.decision import Outcome
+from vitok.decisions.files import replace
 from vitok.decisions.messages import MessageMaker
 from vitok.decisions.schema import (
     DecisionBlock,
@@ -23,8 +23,10 @@ from vitok.decisions.schema import (
     outcome_schema,
     readable_schema,
 )
-from vitok.decisions.segments import Durability, Position, SegmentWriter
-from vitok.errors import StoreError
+from vitok.decisions.segments import Durability, Position
+from vitok.decisions.sidecars import OnSeal, Sidecar, reseal, sidecars
+from vitok.decisions.writer import SegmentWriter
+from vitok.errors import InvalidInput, StoreError
 
 SCHEMA_FILE = "schema.json"
 
@@ -33,11 +35,44 @@ class _Log:
     """What both logs share: a position, an end, and a `with` block."""
 
     _writer: SegmentWriter
+    _on_seal: OnSeal | None
 
     @property
     def position(self) -> Position:
         """The place after the last append."""
         return self._writer.position
+
+    def seal(self) -> None:
+        """Ends the open segment and waits until everything of this writer is sealed; the next append begins another.
+
+        Raises:
+            StoreError: If a segment could not be sealed; its rows stay readable and the next sealing tries again.
+        """
+        self._writer.seal()
+
+    def reseal(self, kind: str) -> int:
+        """Makes the files of a kind beside the sealed segments that lack them, with this log's `on_seal`.
+
+        Returns:
+            How many were made.
+
+        Raises:
+            InvalidInput: If the log has no `on_seal`.
+            StoreError: If the disk refuses.
+        """
+        if self._on_seal is None:
+            raise InvalidInput("on_seal", None, "be given", "Open the log with on_seal=, or use decisions.reseal")
+        return reseal(self._writer.folder, kind, self._on_seal)
+
+    def sidecars(self, kind: str, since: int | None = None, until: int | None = None) -> Iterator[Sidecar]:
+        """Reads the files of a kind beside the sealed segments; see `vitok.decisions.sidecars`.
+
+        Args:
+            kind: Which files.
+            since: Earliest event time wanted, in microseconds, inclusive.
+            until: Event time at which the span ends, in microseconds, exclusive.
+        """
+        return sidecars(self._writer.folder, kind, since=since, until=until)
 
     def close(self) -> None:
         """Seals everything and lets the folder go; a second call does nothing.
@@ -57,15 +92,21 @@ class _Log:
 
 
 class DecisionLog(_Log):
-    """The one writer of a folder of decisions.
+    """The writer of a folder of decisions; threads may share it.
 
     Args:
         folder: Such as `<home>/log/decisions`; made if absent.
         schema: What this run's decisions carry. It may differ from what earlier runs wrote: each segment tells its
             own schema, and a reader of both sees nulls where a column is absent.
         durability: `"process"`: an acknowledged decision survives `kill -9`. `"fsync"`: it survives a power cut,
-            and each append waits for the disk.
-        rows_per_segment: A segment is sealed into Parquet, in the background, once it has this many rows.
+            and each append waits for the disk; threads that append at the same time wait together, for one write.
+        rows_per_segment: A segment is sealed into Parquet, in the background, once it has this many rows or its
+            hour is over.
+        shared: Whether other processes may write the log at the same time. Each then has segments of its own, and
+            the order of the log is that of one process after another. Without it a second writer is refused.
+        on_seal: Gets the rows of each segment at its sealing, in the sealing thread, and its name; returns files to
+            keep beside it, by kind (see `vitok.decisions.OnSeal`). Where it fails, the segment stays open, its rows
+            stay readable, and the next sealing tries again.
 
     Raises:
         InvalidInput: If an argument breaks its rule.
@@ -79,12 +120,20 @@ class DecisionLog(_Log):
         *,
         durability: Durability = "process",
         rows_per_segment: int = 100_000,
+        shared: bool = False,
+        on_seal: OnSeal | None = None,
     ) -> None:
         self.schema = schema
         self._maker = MessageMaker(open_schema(schema))
         self._writer = SegmentWriter(
-            Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
+            Path(folder),
+            self._maker.arrow,
+            durability=durability,
+            rows_per_segment=rows_per_segment,
+            shared=shared,
+            on_seal=on_seal,
         )
+        self._on_seal = on_seal
         _describe(self._writer, {"kind": "decisions"} | schema.to_dict() | {"content_hash": schema.content_hash})
 
     def append(self, block: DecisionBlock) -> Position:
@@ -101,12 +150,14 @@ class DecisionLog(_Log):
 
 
 class OutcomeLog(_Log):
-    """The one writer of a folder of outcomes, such as `<home>/log/outcomes`.
+    """The writer of a folder of outcomes, such as `<home>/log/outcomes`; threads may share it.
 
     Args:
         folder: Folder of the log; made if absent.
         durability: As for `DecisionLog`.
         rows_per_segment: As for `DecisionLog`.
+        shared: As for `DecisionLog`.
+        on_seal: As for `DecisionLog`.
         clock: Tells when an outcome was learned of, where the outcome does not say (`ingest_time` of 0).
 
     Raises:
@@ -126,13 +177,21 @@ class OutcomeLog(_Log):
         *,
         durability: Durability = "process",
         rows_per_segment: int = 100_000,
+        shared: bool = False,
+        on_seal: OnSeal | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._maker = MessageMaker(outcome_schema())
         self._clock = clock or SystemClock()
         self._writer = SegmentWriter(
-            Path(folder), self._maker.arrow, durability=durability, rows_per_segment=rows_per_segment
+            Path(folder),
+            self._maker.arrow,
+            durability=durability,
+            rows_per_segment=rows_per_segment,
+            shared=shared,
+            on_seal=on_seal,
         )
+        self._on_seal = on_seal
         _describe(self._writer, {"kind": "outcomes"})
 
     def append(self, outcomes: Sequence[Outcome] | OutcomeBlock) -> Position:
@@ -184,15 +243,10 @@ def declared_schema(folder: Path) -> pa.Schema | None:
 def _describe(writer: SegmentWriter, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1)
     path = writer.folder / SCHEMA_FILE
-    temporary = writer.folder / (SCHEMA_FILE + ".tmp")
     try:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             return
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(path, text.encode())
     except OSError as error:
         writer.close()
         raise StoreError(f"log {str(writer.folder)!r}: {SCHEMA_FILE} was not written ({error})") from error

@@ -119,7 +119,8 @@ def find(folder: str | Path, *, decision_id: str | None = None, request_id: str 
     for segment in segments(Path(folder)):
         row = None if segment.sealed else _find_open(segment.path, key, wanted, raw)
         if row is None:
-            row = _find_sealed(sealed_path(Path(folder), segment.number), key, wanted, raw)
+            sealed = segment.path if segment.sealed else sealed_path(Path(folder), segment.number)
+            row = _find_sealed(sealed, key, wanted, raw)
         if row is not None:
             return row
     return None
@@ -178,7 +179,7 @@ def open_table(segment: Segment) -> pa.Table | Path | None:
     try:
         table = readable(open_rows(segment.path)[0])
     except FileNotFoundError:
-        sealed = segment.path.with_suffix(".parquet")
+        sealed = sealed_path(segment.path.parent, segment.number)
         return sealed if sealed.exists() else None
     return table if table.num_columns else None
 
@@ -252,17 +253,22 @@ def _find_sealed(path: Path, key: Key, wanted: bytes | str, raw: bytes) -> Decis
     import polars as pl
 
     rows = candidates(path, key, raw)
-    if rows is None:
-        if not path.exists():
-            return None
-        hits = pl.scan_parquet(path, glob=False).select(key).with_row_index().filter(pl.col(key) == wanted)
-        rows = hits.head(1).collect()["index"].to_list()
-    for row in rows:
-        table = pl.scan_parquet(path, glob=False).slice(row, 1).collect().to_arrow()
-        if table.column(key)[0].as_py() == wanted:
-            schema = pq.read_schema(path)
-            return _decision(table.replace_schema_metadata(schema.metadata), 0)
-    return None
+    if rows == []:
+        return None
+    for row in rows or ():
+        found = _row(pl.scan_parquet(path, glob=False).slice(row, 1).collect(), path, key, wanted)
+        if found is not None:
+            return found
+    # There is no index, or the segment was written anew since it was read.
+    if not path.exists():
+        return None
+    return _row(pl.scan_parquet(path, glob=False).filter(pl.col(key) == wanted).head(1).collect(), path, key, wanted)
+
+
+def _row(frame: "pl.DataFrame", path: Path, key: Key, wanted: bytes | str) -> Decision | None:
+    if frame.is_empty() or frame[key][0] != wanted:
+        return None
+    return _decision(frame.to_arrow().replace_schema_metadata(pq.read_schema(path).metadata), 0)
 
 
 def _decision(table: pa.Table, index: int) -> Decision:

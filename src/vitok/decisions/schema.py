@@ -22,6 +22,7 @@ from vitok.errors import InvalidInput
 from vitok.ids import Made
 
 METADATA_KEY = b"vitok.log"
+REMOVED_KEY = b"vitok.removed"
 FEATURE_PREFIX = "f_"
 _FEATURES = "features"
 _TIME = pa.timestamp("us", tz="UTC")
@@ -337,6 +338,19 @@ def outcome_message(block: OutcomeBlock, ingest_time: npt.NDArray[np.int64], mak
         raise InvalidInput("value", float(value[~np.isfinite(value)][0]), "be a finite number")
     columns = [block.request_id, block.kind, value, block.event_time, ingest_time, block.source, block.supersedes]
     return maker.make(columns, len(block.request_id))
+
+
+def removed_rows(metadata: Mapping[bytes, bytes] | None) -> npt.NDArray[np.int64]:
+    """Reads from what a sealed segment carries which of its rows were deleted, by their numbers at its sealing.
+
+    Example:
+        >>> removed_rows({REMOVED_KEY: b"[[3, 2], [9, 1]]"})
+        array([3, 4, 9])
+    """
+    ranges = json.loads((metadata or {}).get(REMOVED_KEY, b"[]"))
+    if not ranges:
+        return np.empty(0, np.int64)
+    return np.concatenate([np.arange(first, first + n, dtype=np.int64) for first, n in ranges])
 
 
 def readable(table: pa.Table) -> pa.Table:

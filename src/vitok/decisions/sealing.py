@@ -5,7 +5,6 @@ in between leaves the open file, and the next start begins anew.
 """
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitok.decisions.files import sync
 from vitok.decisions.framing import frames, torn
 from vitok.decisions.index import write_index
 from vitok.decisions.schema import readable
+from vitok.decisions.segments import partition
+from vitok.decisions.sidecars import OnSeal, write_sidecars
 
 ROWS_PER_GROUP = 8_192
 _SAMPLE = 512
@@ -48,34 +50,38 @@ def whole_rows(data: bytes) -> tuple[pa.Table, bool]:
         return pa.ipc.open_stream(pa.py_buffer(memoryview(data)[:whole])).read_all(), torn(data, whole)
 
 
-def seal(source: Path, target: Path, *, rest: Callable[[float], object] | None = None) -> None:
-    """Writes the rows of the open segment `source` to the Parquet file `target` and removes `source`.
+def seal(
+    source: Path,
+    target: Path | None = None,
+    *,
+    rest: Callable[[float], object] | None = None,
+    on_seal: OnSeal | None = None,
+) -> None:
+    """Writes the rows of the open segment `source` to a Parquet file and removes `source`.
 
     What follows the last whole message is, as a rule, a write that was cut short and that nobody acknowledged: it
     goes. Bytes that are anything else mean a damaged disk; the file is then kept beside, named `.damaged`.
 
     Args:
         source: The open segment.
-        target: The sealed one.
+        target: The sealed one; None for the folder of the day and hour at which its first row was written.
         rest: Gets how many processor seconds were worked, a few hundredths at a time, and may wait so that others work.
+        on_seal: Makes the files beside it, which are there before it is.
 
     Raises:
         OSError: If the disk refuses; then `source` is as it was.
     """
-    if target.exists():
-        source.unlink(missing_ok=True)
-        return
     data = source.read_bytes()
     usual = True
     try:
-        _write(data, target, rest)
+        _write(data, source, target, rest, on_seal)
     except _CutShortError:
         whole = 0
         for frame in frames(data):
             whole = frame.end
         usual = torn(data, whole)
         if whole:
-            _write(memoryview(data)[:whole], target, rest)
+            _write(memoryview(data)[:whole], source, target, rest, on_seal)
     if usual:
         source.unlink()
     else:
@@ -87,14 +93,15 @@ class _CutShortError(Exception):
     pass
 
 
-def _pieces(data: bytes | memoryview) -> Iterator[pa.Table]:
+def _pieces(data: bytes | memoryview, carried: dict[bytes, bytes]) -> Iterator[pa.Table]:
     # A few row groups at a time, each column in one part, since slices of thousands of small parts would be slow. To
     # join or to let go of so many at once holds the interpreter for longer than a request may take: a few at a time.
     few: list[pa.RecordBatch] = []
     joined: list[pa.Table] = []
     rows = 0
     try:
-        for batch in pa.ipc.open_stream(pa.py_buffer(data)):
+        for batch, notes in pa.ipc.open_stream(pa.py_buffer(data)).iter_batches_with_custom_metadata():
+            carried.update({} if notes is None else dict(notes.items()))
             few.append(batch)
             rows += batch.num_rows
             if len(few) >= _BATCHES_AT_ONCE or rows >= ROWS_PER_GROUP:
@@ -113,52 +120,90 @@ def _pieces(data: bytes | memoryview) -> Iterator[pa.Table]:
         yield pa.concat_tables(joined).combine_chunks()
 
 
-def _write(data: bytes | memoryview, target: Path, rest: Callable[[float], object] | None) -> None:
+def _write(
+    data: bytes | memoryview,
+    source: Path,
+    target: Path | None,
+    rest: Callable[[float], object] | None,
+    on_seal: OnSeal | None,
+) -> None:
     started = time.thread_time()
-    pieces = _pieces(data)
+    carried: dict[bytes, bytes] = {}
+    pieces = _pieces(data, carried)
     first = next(pieces, None)
     if first is None:
         return
+    if target is None:
+        began = first.column("ingest_time").cast(pa.int64())[0].as_py()
+        target = source.parent / partition(began) / f"{source.stem}.parquet"
+        _make(target.parent)
+    if target.exists():
+        # A process was killed before it could remove the open form.
+        _clean(target)
+        return
     schema = readable(first.slice(0, 0)).schema
-    statistics = [name for name in _WITH_STATISTICS if name in schema.names]
     indexed = [name for name in ("decision_id", "request_id") if "decision_id" in schema.names]
-    once = set(indexed) or {"request_id"}
-    repeated = [name for name in _repeated(first) if name not in once]
     ids: list[pa.Table] = []
+    kept: list[pa.Table] = []
     temporary = target.with_name(target.name + ".tmp")
     # Arrow's own file: a Python file would ask for the interpreter at every page while requests wait for it.
-    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": repeated, "write_statistics": statistics}
-    with pa.OSFile(str(temporary), "wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
+    with pa.OSFile(str(temporary), "wb") as file, sealed_writer(file, schema, readable(first.slice(0, _SAMPLE))) as out:
         for piece in itertools.chain((first,), pieces):
             rows = readable(piece)
             ids.append(rows.select(indexed))
-            writer.write_table(rows, row_group_size=ROWS_PER_GROUP)
+            out.write_table(rows, row_group_size=ROWS_PER_GROUP)
+            if on_seal is not None:
+                kept.append(rows)
             if rest is not None:
                 rest(time.thread_time() - started)
                 started = time.thread_time()
+        if carried:
+            # What the messages of batches carried, such as offsets of a topic: the last says it all.
+            out.add_key_value_metadata(carried)
     if indexed:
         # Before the Parquet file has its name, so that a sealed segment always has its index.
         write_index(target, pa.concat_tables(ids))
+    if on_seal is not None:
+        write_sidecars(target, pa.concat_tables(kept), on_seal)
     sync(temporary)
     temporary.rename(target)
     sync(target.parent)
+    _clean(target)
 
 
-def _repeated(table: pa.Table) -> list[str]:
+def _clean(target: Path) -> None:
+    # What processes left that were killed while they sealed it.
+    for left in target.parent.glob(f"{target.stem}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    # Each new name must survive a power cut, or the file in it would not.
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def sealed_writer(file: Any, schema: pa.Schema, sample: pa.Table) -> pq.ParquetWriter:
+    """Opens a Parquet file as sealed segments are.
+
+    Args:
+        file: Where the bytes go.
+        schema: As readers see it.
+        sample: Some of the rows.
+    """
+    once = {"decision_id", "request_id"} if "decision_id" in schema.names else {"request_id"}
+    repeated = [name for name in _repeated(sample) if name not in once]
+    statistics = [name for name in _WITH_STATISTICS if name in schema.names]
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated, write_statistics=statistics)
+
+
+def _repeated(sample: pa.Table) -> list[str]:
     # Columns for which a dictionary pays: looking up numbers that all differ takes three times as long as writing them.
-    sample = readable(table.slice(0, _SAMPLE))
     names = []
     for name, column in zip(sample.schema.names, sample.columns, strict=True):
         most = len(column) // 4
         if not pa.types.is_floating(column.type) or len(column.unique()) <= most:
             names.append(name)
     return names
-
-
-def sync(path: Path) -> None:
-    """Makes a file's bytes, or the names in a folder, survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

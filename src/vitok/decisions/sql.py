@@ -82,7 +82,7 @@ def _make_view(connection: Any, name: str, folder: Path, empty: pa.Schema) -> No
         parts.append(f"FROM {name}_open_{index}")
     if sealed:
         paths = ", ".join(_quoted(str(path)) for path in sealed)
-        parts.append(f"FROM read_parquet([{paths}], union_by_name = true)")
+        parts.append(f"FROM read_parquet([{paths}], union_by_name = true, hive_partitioning = false)")
     columns = "*"
     if "decision_id" in tables[0].schema.names:
         digits = "lower(hex(decision_id))"

@@ -9,15 +9,16 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitok.decisions.framing import frames
-from vitok.decisions.schema import readable
-from vitok.decisions.segments import Position, open_path, sealed_path, segments
-from vitok.errors import InvalidInput
+from vitok.decisions.schema import readable, removed_rows
+from vitok.decisions.segments import LANE, Position, changed, open_path, sealed_path, segments
+from vitok.errors import Conflict, InvalidInput
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,16 +29,17 @@ _CHUNK = 4 << 20
 class Tail:
     """Reads what was appended to a log of decisions or of outcomes since a position.
 
-    Usable from another process while the writer runs, and before it has started. What it returns was written whole;
-    rows come in the order of the log, each once, also across sealings, restarts and crashes of the writer.
+    Usable from another process while the writers run, and before they have started. What it returns was written
+    whole; rows come in the order of the log, each once, also across sealings, restarts and crashes of a writer. Of a
+    log that several processes write, the rows of each come in its order.
 
     Args:
         folder: Folder of the log; it need not exist yet.
-        position: Where to go on, as an earlier `position` gave it (or the list that JSON made of it); None starts
-            at the oldest row.
+        position: Where to go on, as an earlier `position` gave it (or the list that JSON made of it), or the list of
+            an earlier `positions`; None starts at the oldest row.
 
     Raises:
-        InvalidInput: If the position is not two numbers of at least 0.
+        InvalidInput: If the position is not two numbers of at least 0, or a list of such.
 
     Example:
         >>> import tempfile
@@ -52,18 +54,28 @@ class Tail:
         (True, 1, Position(segment=1, rows=1))
     """
 
-    def __init__(self, folder: str | Path, position: Sequence[int] | None = None) -> None:
-        start = (0, 0) if position is None else tuple(position)
-        if len(start) != 2 or any(not isinstance(part, int) or part < 0 for part in start):
-            raise InvalidInput("position", position, "be two whole numbers of at least 0: segment, rows")
+    def __init__(self, folder: str | Path, position: Sequence[int] | Sequence[Sequence[int]] | None = None) -> None:
         self.folder = Path(folder)
-        self._segment, self._rows = start
-        self._source: _OpenSource | _SealedSource | None = None
+        self._lanes = {place.segment // LANE: _Lane(self.folder, place) for place in _places(position)}
+        self._looked: int | None = None
+        self._turn = 0
 
     @property
     def position(self) -> Position:
-        """The place after the last row that `read` returned; give it to a new `Tail` to go on from there."""
-        return Position(self._segment, self._rows)
+        """The place after the last row that `read` returned; give it to a new `Tail` to go on from there.
+
+        Raises:
+            Conflict: If several processes have written the log: then there are `positions`.
+        """
+        found = self.positions
+        if len(found) > 1:
+            raise Conflict(f"log {str(self.folder)!r} is written by several processes: keep positions, not position")
+        return found[0] if found else Position(0, 0)
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """The place in what each process has written; give them to a new `Tail` to go on from there."""
+        return tuple(self._lanes[lane].position for lane in sorted(self._lanes))
 
     def read(self, max_rows: int | None = None) -> "pl.DataFrame | None":
         """Returns the rows appended since, features as columns `f_<name>`; None where there are none.
@@ -78,70 +90,121 @@ class Tail:
             raise InvalidInput("max_rows", max_rows, "be at least 1 or None")
         import polars as pl
 
+        self._look()
         found: list[pl.DataFrame] = []
         left = max_rows
-        while left is None or left > 0:
-            table = self._take(left)
-            if table is None:
-                if not self._advance():
+        lanes = list(self._lanes.values())
+        # Another lane goes first each time: with `max_rows` a busy one would keep the others waiting.
+        self._turn += 1
+        for number in range(len(lanes)):
+            lane = lanes[(number + self._turn) % len(lanes)]
+            while left is None or left > 0:
+                table = lane.take(left)
+                if table is None:
                     break
-                continue
-            self._rows += table.num_rows
-            left = None if left is None else left - table.num_rows
-            frame = pl.from_arrow(table)
-            assert isinstance(frame, pl.DataFrame)  # noqa: S101
-            found.append(frame)
+                left = None if left is None else left - table.num_rows
+                frame = pl.from_arrow(table)
+                assert isinstance(frame, pl.DataFrame)  # noqa: S101
+                found.append(frame)
         if not found:
             return None
         return found[0] if len(found) == 1 else pl.concat(found, how="diagonal_relaxed")
 
     def close(self) -> None:
-        """Closes the current file; a later `read` opens it again."""
+        """Closes the current files; a later `read` opens them again."""
+        for lane in self._lanes.values():
+            lane.close()
+
+    def _look(self) -> None:
+        at = changed(self.folder)
+        if at is not None and at == self._looked:
+            return
+        for segment in segments(self.folder):
+            lane = segment.number // LANE
+            if lane not in self._lanes:
+                self._lanes[lane] = _Lane(self.folder, Position(lane * LANE, 0))
+        self._looked = at
+
+
+def _places(given: Sequence[int] | Sequence[Sequence[int]] | None) -> list[Position]:
+    listed: list[Any] = [] if given is None else list(given)
+    pairs = listed if listed and not isinstance(listed[0], int) else [listed] if given is not None else []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or any(not isinstance(n, int) or n < 0 for n in pair):
+            raise InvalidInput("position", given, "be two whole numbers of at least 0: segment, rows")
+    return [Position(*pair) for pair in pairs]
+
+
+class _Lane:
+    # What one process after another has written, each segment begun after the one before was finished.
+
+    def __init__(self, folder: Path, position: Position) -> None:
+        self._folder = folder
+        self._segment, self._rows = position
+        self._source: _OpenSource | _SealedSource | None = None
+        self._looked: int | None = None
+
+    @property
+    def position(self) -> Position:
+        return Position(self._segment, self._rows)
+
+    def take(self, limit: int | None) -> pa.Table | None:
+        while True:
+            found = self._next(limit)
+            if found is not None:
+                table, self._rows = found
+                return table
+            if not self._advance():
+                return None
+
+    def close(self) -> None:
         if self._source is not None:
             self._source.close()
             self._source = None
 
-    def _take(self, limit: int | None) -> pa.Table | None:
+    def _next(self, limit: int | None) -> tuple[pa.Table, int] | None:
         for _ in range(2):
+            # A file without its name was sealed, or written anew without rows that had to go: these must not be
+            # given any more.
+            if self._source is not None and self._source.gone():
+                self.close()
             if self._source is None:
                 self._source = self._locate()
             if self._source is None:
                 return None
-            table = self._source.take(self._rows, limit)
-            if table is not None:
-                return table
-            if not self._source.gone():
-                return None
-            # The file has no name any more: it was sealed, or it never had a whole row and its number is used anew.
-            self.close()
+            found = self._source.take(self._rows, limit)
+            if found is not None or not self._source.gone():
+                return found
         return None
 
     def _locate(self) -> "_OpenSource | _SealedSource | None":
         # A sealing may come between the two looks; the sealed form is then there at the next.
         for _ in range(2):
             try:
-                return _SealedSource(sealed_path(self.folder, self._segment))
+                return _OpenSource(open_path(self._folder, self._segment))
             except FileNotFoundError:
                 pass
             try:
-                return _OpenSource(open_path(self.folder, self._segment))
+                return _SealedSource(sealed_path(self._folder, self._segment))
             except FileNotFoundError:
                 pass
         return None
 
     def _advance(self) -> bool:
-        later = next((segment.number for segment in segments(self.folder) if segment.number > self._segment), None)
+        at = changed(self._folder)
+        if at is not None and at == self._looked:
+            return False
+        end = (self._segment // LANE + 1) * LANE
+        later = next((one.number for one in segments(self._folder) if self._segment < one.number < end), None)
         if later is None:
+            self._looked = at
             return False
         # A later segment means that this one is finished; only now is it certain that nothing was missed.
-        if self._remains():
+        if self._next(1) is not None:
             return True
         self.close()
         self._segment, self._rows = later, 0
         return True
-
-    def _remains(self) -> bool:
-        return self._take(1) is not None
 
 
 class _OpenSource:
@@ -154,8 +217,8 @@ class _OpenSource:
         self._rows = 0
         self._chunk = _CHUNK
 
-    def take(self, start: int, limit: int | None) -> pa.Table | None:
-        """Returns rows from row `start` of the segment on, at most `limit`; None where no whole ones are there."""
+    def take(self, start: int, limit: int | None) -> tuple[pa.Table, int] | None:
+        """Returns rows from row `start` of the segment on, at most `limit`, and the row behind them; None for none."""
         while True:
             data = os.pread(self._fd, self._chunk, self._offset)
             if not self._schema:
@@ -181,7 +244,8 @@ class _OpenSource:
                 self._offset += first
                 self._rows = before
                 stream = pa.ipc.open_stream(pa.py_buffer(self._schema + data[first:last]))
-                return readable(stream.read_all().slice(start - before, limit))
+                table = readable(stream.read_all().slice(start - before, limit))
+                return table, start + table.num_rows
             if whole:
                 self._offset += whole
                 self._rows = after
@@ -200,28 +264,38 @@ class _OpenSource:
 
 
 class _SealedSource:
-    """Rows of a sealed segment: Parquet, which never changes."""
+    """Rows of a sealed segment: Parquet, of which rows may have been deleted, though their numbers stay."""
 
     def __init__(self, path: Path) -> None:
+        self._path, self._inode = path, path.stat().st_ino
         self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
         counts = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
         self._starts = list(itertools.accumulate(counts, initial=0))
+        self._removed = removed_rows(metadata.metadata)
+        # How many rows are left before each deleted one.
+        self._before = self._removed - np.arange(len(self._removed))
         self._group = -1
         self._table: pa.Table | None = None
 
-    def take(self, start: int, limit: int | None) -> pa.Table | None:
-        """Returns rows from row `start` of the segment on, at most `limit`; None where there are no more."""
-        if start >= self._starts[-1]:
+    def take(self, start: int, limit: int | None) -> tuple[pa.Table, int] | None:
+        """Returns rows from row `start` of the segment on, at most `limit`, and the row behind them; None for none."""
+        at = start - int(np.searchsorted(self._removed, start))
+        if at >= self._starts[-1]:
             return None
-        group = bisect.bisect_right(self._starts, start) - 1
+        group = bisect.bisect_right(self._starts, at) - 1
         if self._table is None or group != self._group:
             self._group, self._table = group, readable(self._file.read_row_group(group))
-        return self._table.slice(start - self._starts[group], limit)
+        table = self._table.slice(at - self._starts[group], limit)
+        last = at + table.num_rows - 1
+        return table, last + int(np.searchsorted(self._before, last, side="right")) + 1
 
     def gone(self) -> bool:
-        """Says whether the file has lost its name; a sealed one keeps it."""
-        return False
+        """Says whether the file has lost its name."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Closes the file."""

@@ -5,13 +5,14 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from vitok.clock import DAY, duration, isoformat
+from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
 from vitok.guard.keys import Key, Snapshot, check_scopes, new_token
 
@@ -20,8 +21,8 @@ _LAYOUT = 1
 _PROOF = "proof of the secret"
 _LEAST_SECRET, _MOST_SECRET = 16, 64
 _COLUMNS = "key_id, name, tenant, team, scopes, created, not_before, expires, revoked, replaces, digest"
-_SCHEMA = (
-    """CREATE TABLE key (
+_SCHEMA = """
+CREATE TABLE key (
     key_id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     tenant TEXT NOT NULL,
@@ -33,21 +34,21 @@ _SCHEMA = (
     revoked INTEGER,
     replaces TEXT NOT NULL,
     digest BLOB NOT NULL
-) STRICT""",
-    """CREATE TABLE event (
+) STRICT;
+CREATE TABLE event (
     revision INTEGER PRIMARY KEY,
     time INTEGER NOT NULL,
     kind TEXT NOT NULL,
     key_id TEXT NOT NULL,
     actor TEXT NOT NULL,
     reason TEXT NOT NULL
-) STRICT""",
-    """CREATE TRIGGER event_no_update BEFORE UPDATE ON event
-BEGIN SELECT RAISE(ABORT, 'what was done to keys is never changed'); END""",
-    """CREATE TRIGGER event_no_delete BEFORE DELETE ON event
-BEGIN SELECT RAISE(ABORT, 'what was done to keys is never deleted'); END""",
-    "CREATE TABLE proof (digest BLOB NOT NULL) STRICT",
-)
+) STRICT;
+CREATE TRIGGER event_no_update BEFORE UPDATE ON event
+BEGIN SELECT RAISE(ABORT, 'what was done to keys is never changed'); END;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event
+BEGIN SELECT RAISE(ABORT, 'what was done to keys is never deleted'); END;
+CREATE TABLE proof (digest BLOB NOT NULL) STRICT;
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +127,21 @@ class KeyStore:
         self.path = Path(path)
         if secret is not None and not _LEAST_SECRET <= len(secret) <= _MOST_SECRET:
             raise InvalidInput("secret", f"{len(secret)} bytes", f"have {_LEAST_SECRET} to {_MOST_SECRET} bytes")
-        with _errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Operators mount the file read only and put another one in its place.
+        self._database = Database(
+            self.path,
+            schema=_SCHEMA,
+            kind="keys",
+            version=_LAYOUT,
+            durable=True,
+            wait_seconds=_WAIT_SECONDS,
+            journal="rollback",
+        )
+        try:
             self._secret = secret if secret is not None else _kept_secret(self.path)
-            self._prepare()
+        except OSError as error:
+            raise StoreError(f"the secret of the keys in {self.path} cannot be kept or read: {error}") from error
+        self._prove()
 
     def __repr__(self) -> str:
         return f"KeyStore({str(self.path)!r})"
@@ -184,7 +196,7 @@ class KeyStore:
             expires=None if expires is None else since + duration(expires),
             digest=self._digest(token),
         )
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             _insert(connection, key)
             _record(connection, "created", key_id, now=now, actor=actor, reason=reason)
         return Issued(key=key, token=token)
@@ -214,7 +226,7 @@ class KeyStore:
             Conflict: If it was revoked or has expired, or was followed already.
         """
         new_id, token = new_token()
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             old = _one(connection, key_id)
             if old.state(now) in ("revoked", "expired"):
                 raise Conflict(f"key {key_id} is {old.state(now)}; create a new one instead")
@@ -247,7 +259,7 @@ class KeyStore:
         """
         if not reason or not actor:
             raise InvalidInput("reason, actor", (reason, actor), "be given: they go on record")
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             key = _one(connection, key_id)
             if key.revoked is None:
                 connection.execute("UPDATE key SET revoked = ? WHERE key_id = ?", (now, key_id))
@@ -261,18 +273,18 @@ class KeyStore:
         Raises:
             NotFound: If there is no such key.
         """
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return _one(connection, key_id)
 
     def keys(self) -> tuple[Key, ...]:
         """Returns all keys, in the order in which they were made."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return tuple(_select(connection))
 
     def events(self, key_id: str | None = None) -> tuple[KeyEvent, ...]:
         """Returns what was done, in order; to one key, or to all."""
         names = "revision, time, kind, key_id, actor, reason"
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(f"SELECT {names} FROM event ORDER BY revision").fetchall()  # noqa: S608
         found = (KeyEvent(**dict(zip(names.split(", "), row, strict=True))) for row in rows)
         return tuple(event for event in found if key_id is None or event.key_id == key_id)
@@ -284,8 +296,7 @@ class KeyStore:
             Conflict: If somebody is writing at this moment.
             StoreError: If the file cannot be read.
         """
-        with self._reading(wait=0.0) as connection:
-            connection.execute("BEGIN")
+        with self._database.reading(wait_seconds=0.0) as connection:
             present = connection.execute("SELECT coalesce(max(revision), 0) FROM event").fetchone()[0]
             if present == revision:
                 return None
@@ -296,56 +307,18 @@ class KeyStore:
         digest.update(token.encode())
         return digest.digest()
 
-    @contextlib.contextmanager
-    def _reading(self, wait: float = _WAIT_SECONDS) -> Iterator[sqlite3.Connection]:
-        # A connection of its own each time: nothing is shared by threads or carried over a fork.
-        with _errors(self.path), contextlib.closing(_connect(self.path, wait)) as connection:
-            connection.execute("PRAGMA query_only = ON")
-            yield connection
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with _errors(self.path), contextlib.closing(_connect(self.path, _WAIT_SECONDS)) as connection:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
-    def _prepare(self) -> None:
-        # Reads first, so that a file that may only be read serves as well.
-        if self.path.exists():
-            with self._reading() as connection:
-                if self._is_made(connection):
-                    return
-        with self._writing() as connection:
-            if self._is_made(connection):
-                return
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            connection.execute("INSERT INTO proof VALUES (?)", (self._digest(_PROOF),))
-            connection.execute(f"PRAGMA user_version = {_LAYOUT}")
-
-    def _is_made(self, connection: sqlite3.Connection) -> bool:
-        layout = connection.execute("PRAGMA user_version").fetchone()[0]
-        if layout == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            return False
-        if layout != _LAYOUT or not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'proof'").fetchone():
-            raise StoreError(f"{self.path} has layout {layout}; this vitok keeps keys in layout {_LAYOUT}")
-        if connection.execute("SELECT digest FROM proof").fetchone()[0] != self._digest(_PROOF):
+    def _prove(self) -> None:
+        proof = self._digest(_PROOF)
+        found = self._database.read("SELECT digest FROM proof")
+        if not found:
+            with self._database.writing() as connection:
+                connection.execute("INSERT INTO proof SELECT ? WHERE NOT EXISTS (SELECT 1 FROM proof)", (proof,))
+                found = connection.execute("SELECT digest FROM proof").fetchall()
+        if found[0][0] != proof:
             raise StoreError(
                 f"{self.path} was made with another secret: pass the one it was made with, or put its "
                 ".secret file back; without it every key has to be made anew"
             )
-        return True
-
-
-def _connect(path: Path, wait: float) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=wait, isolation_level=None)
 
 
 def _kept_secret(path: Path) -> bytes:
@@ -386,7 +359,10 @@ def _select(connection: sqlite3.Connection, where: str = "1", values: tuple[Any,
     found = []
     for row in rows.fetchall():
         fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
-        fields["scopes"] = frozenset(json.loads(fields["scopes"]))
+        try:
+            fields["scopes"] = frozenset(json.loads(fields["scopes"]))
+        except json.JSONDecodeError as error:
+            raise StoreError(f"key {fields['key_id']} is damaged: its scopes are not JSON; revoke it") from error
         found.append(Key(**fields))
     return found
 
@@ -396,17 +372,3 @@ def _one(connection: sqlite3.Connection, key_id: str) -> Key:
     if not found:
         raise NotFound("key", key_id, [key.key_id for key in _select(connection)])
     return found[0]
-
-
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise Conflict(f"the keys in {path} are being written by others; try again") from error
-        raise StoreError(f"the keys in {path} cannot be used: {error}") from error
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"the keys in {path} cannot be used: {error}") from error
-    except json.JSONDecodeError as error:
-        raise StoreError(f"the keys in {path} are damaged: scopes of a key are not JSON") from error

@@ -6,19 +6,36 @@ learns, which checks a gate makes and what raises an alert live in models, regis
 whole turn are put together in systems.
 """
 
+from vitok.loop.cron import Cron
 from vitok.loop.durable import Durable
+from vitok.loop.incidents import Incidents
 from vitok.loop.judge import CANARY_FAILED, JudgeRules, PairedJudge, ReleaseVerdict
+from vitok.loop.playbook import Playbook
+from vitok.loop.playbook_actions import Action, Actions, Bound, Order
 from vitok.loop.records import Record, RecordEntry, Records
 from vitok.loop.releases import begin_canary, push, roll_back, settle_canary
+from vitok.loop.switches import Switches
 from vitok.loop.traffic_judge import CostRule, RateRule, TrafficJudge, TrafficVerdict
+from vitok.loop.triage import Change, Evidence, Fact, TriageRules, changes_in_ledger
+from vitok.loop.trigger_book import Run, TriggerRules, Triggers
 from vitok.loop.triggers import Reason, RetrainTrigger
 
 __all__ = [
     "CANARY_FAILED",
+    "Action",
+    "Actions",
+    "Bound",
+    "Change",
     "CostRule",
+    "Cron",
     "Durable",
+    "Evidence",
+    "Fact",
+    "Incidents",
     "JudgeRules",
+    "Order",
     "PairedJudge",
+    "Playbook",
     "RateRule",
     "Reason",
     "Record",
@@ -26,9 +43,15 @@ __all__ = [
     "Records",
     "ReleaseVerdict",
     "RetrainTrigger",
+    "Run",
+    "Switches",
     "TrafficJudge",
     "TrafficVerdict",
+    "TriageRules",
+    "TriggerRules",
+    "Triggers",
     "begin_canary",
+    "changes_in_ledger",
     "push",
     "roll_back",
     "settle_canary",

@@ -244,6 +244,29 @@ class Records:
                 return self._save(record)
             return self._save(dataclasses.replace(record, closed=now, outcome=outcome))
 
+    def reopen(self, record_id: str, why: str, *, now: int, key: str | None = None) -> Record:
+        """Opens a closed record again; its first outcome stays in the timeline. An open one only gets the entry.
+
+        Args:
+            record_id: Such as `"incident-0003"`.
+            why: Why it goes on, in words.
+            now: The present, in microseconds.
+            key: Idempotency key, as for `add`.
+
+        Raises:
+            NotFound: If there is no such record.
+        """
+        _check_text("why", why)
+        with self._writing():
+            record = self.get(record_id)
+            if key is not None and any(known.key == key for known in record.timeline):
+                return self._save(record)
+            data = {"event": "reopened", "outcome": record.outcome, "closed": record.closed}
+            entry = RecordEntry(time_us=now, text=f"opened again: {why}", data=data, key=key)
+            return self._save(
+                dataclasses.replace(record, closed=None, outcome=None, timeline=(*record.timeline, entry))
+            )
+
     def list(self, kind: Kind | None = None) -> tuple[Record, ...]:
         """Returns the records, by the time of their opening; of one kind where a kind is given.
 

@@ -6,6 +6,7 @@ version is in force (`registry`) and how it answers (`serving`) is decided elsew
 
 from vitok.models.boosting import BoostedTrees, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, fit_best
+from vitok.models.calibrators_refit import RefitVerdict, refit_calibrator
 from vitok.models.convert import Converted, convert
 from vitok.models.distil import distil
 from vitok.models.forest import Forest
@@ -18,9 +19,11 @@ __all__ = [
     "Calibrator",
     "Converted",
     "Forest",
+    "RefitVerdict",
     "convert",
     "distil",
     "fit_best",
     "fit_boosted_trees",
     "quantise",
+    "refit_calibrator",
 ]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
-from vitok.stats import Estimate, isotonic_means, log_loss
+from vitok.stats import Estimate, isotonic_means
+from vitok.stats.weighted_means import weighted_mean_interval, weights_of
 
 _Floats = NDArray[np.float64]
 
@@ -27,9 +28,11 @@ _LARGEST_LOGIT = 30.0
 class Calibrator(Protocol):
     """What every calibrator can do; `calibrator_from_dict` reads what `to_dict` wrote."""
 
+    kind: ClassVar[str]
+
     @classmethod
-    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
-        """Fits to scores of shape (n,) and labels of shape (n,), bool or 0 and 1."""
+    def fit(cls, score: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Self:
+        """Fits to scores of shape (n,) and labels of shape (n,), bool or 0 and 1, weighted where weights are given."""
         ...
 
     def __call__(self, score: _Floats) -> _Floats:
@@ -41,7 +44,12 @@ class Calibrator(Protocol):
         ...
 
 
-def _read(score: ArrayLike, y: ArrayLike) -> tuple[_Floats, _Floats]:
+def read_labelled(score: ArrayLike, y: ArrayLike, weight: ArrayLike | None = None) -> tuple[_Floats, _Floats, _Floats]:
+    """Reads scores, labels and weights of the rows that count, weights scaled to a mean of 1.
+
+    Raises:
+        InvalidInput: If the input is empty, not finite, of one class, or of different shapes, or a weight is negative.
+    """
     try:
         scores, given = np.asarray(score, dtype=np.float64), np.asarray(y, dtype=np.float64)
     except (TypeError, ValueError):
@@ -57,11 +65,15 @@ def _read(score: ArrayLike, y: ArrayLike) -> tuple[_Floats, _Floats]:
         if bad.any():
             at = int(np.argmax(bad))
             raise InvalidInput(f"{field}[{at}]", float(array[at]), rule, "Leave such rows out of the calibration set")
+    weights = weights_of("weight", weight, len(scores))
+    counted = weights > 0
+    if not counted.all():
+        scores, given, weights = scores[counted], given[counted], weights[counted]
     if given.min() == given.max():
         raise InvalidInput(
             "y", f"{len(given)} times {given[0]:g}", "hold both classes", "Take a longer held-out period"
         )
-    return scores, given
+    return scores, given, weights / weights.mean()
 
 
 def _is_unit(scores: _Floats) -> bool:
@@ -86,13 +98,13 @@ def _sigmoid(logit: _Floats) -> _Floats:
     return 1 / (1 + np.exp(-np.minimum(np.maximum(logit, -_LARGEST_LOGIT), _LARGEST_LOGIT)))
 
 
-def _softened(y: _Floats) -> _Floats:
+def _softened(y: _Floats, weight: _Floats) -> _Floats:
     # Platt's targets: the mean of each class under a uniform prior. Without them separable data have no finite fit.
-    n_positive = float(y.sum())
-    return np.where(y == 1, (n_positive + 1) / (n_positive + 2), 1 / (len(y) - n_positive + 2))
+    n_positive = float(weight @ y)
+    return np.where(y == 1, (n_positive + 1) / (n_positive + 2), 1 / (float(weight.sum()) - n_positive + 2))
 
 
-def _logistic(columns: Sequence[_Floats], targets: _Floats) -> list[float]:
+def _logistic(columns: Sequence[_Floats], targets: _Floats, weight: _Floats) -> list[float]:
     """Fits a logistic regression with an intercept by Newton's method with halved steps.
 
     Returns:
@@ -105,7 +117,7 @@ def _logistic(columns: Sequence[_Floats], targets: _Floats) -> list[float]:
         centre, spread = raw.mean(axis=1), raw.std(axis=1)
         spread = np.where(spread > 0, spread, 1.0)
         design = np.vstack(((raw - centre[:, None]) / spread[:, None], np.ones(len(targets))))
-        weights = _newton(design, targets)
+        weights = _newton(design, targets, weight)
         slopes = weights[:-1] / spread
         if (slopes >= 0).all():
             coefficients = [0.0] * len(columns)
@@ -115,21 +127,22 @@ def _logistic(columns: Sequence[_Floats], targets: _Floats) -> list[float]:
         del kept[int(np.argmin(slopes))]
 
 
-def _newton(design: _Floats, targets: _Floats) -> _Floats:
+def _newton(design: _Floats, targets: _Floats, weight: _Floats) -> _Floats:
     weights = np.zeros(len(design))
-    rate = float(targets.mean())
+    share = weight / weight.sum()
+    rate = float(share @ targets)
     weights[-1] = math.log(rate / (1 - rate))
 
     def loss(w: _Floats) -> float:
         z = w @ design
-        return float(np.mean(np.logaddexp(0.0, z) - targets * z))
+        return float(share @ (np.logaddexp(0.0, z) - targets * z))
 
     current = loss(weights)
     for _ in range(100):
         p = _sigmoid(weights @ design)
-        gradient = design @ (p - targets) / len(targets)
+        gradient = design @ (share * (p - targets))
         # A hair of ridge in the step alone keeps a constant column solvable and does not move the solution.
-        hessian = (design * (p * (1 - p))) @ design.T / len(targets) + 1e-12 * np.eye(len(design))
+        hessian = (design * (share * p * (1 - p))) @ design.T + 1e-12 * np.eye(len(design))
         step = np.linalg.solve(hessian, gradient)
         for _ in range(30):
             moved = weights - step
@@ -170,19 +183,22 @@ class PlattCalibrator:
     on_logit: bool
 
     @classmethod
-    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+    def fit(cls, score: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Self:
         """Fits slope and intercept; where all scores lie in [0, 1] they are taken as probabilities.
 
         Args:
             score: Finite scores of shape (n,).
             y: Labels of shape (n,), bool or 0 and 1, both present.
+            weight: What each row stands for, shape (n,), at least 0, such as one over its propensity; None takes
+                all alike.
 
         Raises:
             InvalidInput: If the input is empty, not finite, of one class, or of different shapes.
         """
-        scores, labels = _read(score, y)
+        scores, labels, weights = read_labelled(score, y, weight)
         on_logit = _is_unit(scores)
-        slope, intercept = _logistic([_logit(scores) if on_logit else scores], _softened(labels))
+        columns = [_logit(scores) if on_logit else scores]
+        slope, intercept = _logistic(columns, _softened(labels, weights), weights)
         return cls(slope=slope, intercept=intercept, on_logit=on_logit)
 
     def __call__(self, score: _Floats) -> _Floats:
@@ -229,19 +245,21 @@ class BetaCalibrator:
     c: float
 
     @classmethod
-    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+    def fit(cls, score: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Self:
         """Fits the three parameters.
 
         Args:
             score: Scores in [0, 1] of shape (n,).
             y: Labels of shape (n,), bool or 0 and 1, both present.
+            weight: What each row stands for, shape (n,), at least 0, such as one over its propensity; None takes
+                all alike.
 
         Raises:
             InvalidInput: If the input is empty, outside [0, 1], of one class, or of different shapes.
         """
-        scores, labels = _read(score, y)
+        scores, labels, weights = read_labelled(score, y, weight)
         inside = np.clip(_unit(scores), _SMALLEST, 1 - _SMALLEST)
-        a, b, c = _logistic([np.log(inside), -np.log1p(-inside)], _softened(labels))
+        a, b, c = _logistic([np.log(inside), -np.log1p(-inside)], _softened(labels, weights), weights)
         return cls(a=a, b=b, c=c)
 
     def __call__(self, score: _Floats) -> _Floats:
@@ -284,22 +302,24 @@ class IsotonicCalibrator:
     probabilities: tuple[float, ...]
 
     @classmethod
-    def fit(cls, score: ArrayLike, y: ArrayLike) -> Self:
+    def fit(cls, score: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Self:
         """Fits the knots.
 
         Args:
             score: Finite scores of shape (n,).
             y: Labels of shape (n,), bool or 0 and 1, both present.
+            weight: What each row stands for, shape (n,), at least 0, such as one over its propensity; None takes
+                all alike.
 
         Raises:
             InvalidInput: If the input is empty, not finite, of one class, or of different shapes.
         """
-        scores, labels = _read(score, y)
-        rate = float(labels.mean())
+        scores, labels, weights = read_labelled(score, y, weight)
+        rate = float(weights @ labels / weights.sum())
         x, values, _ = isotonic_means(
             np.concatenate((scores, [scores.min(), scores.max()])),
             np.concatenate((labels, [rate, rate])),
-            np.ones(len(scores) + 2),
+            np.concatenate((weights, [1.0, 1.0])),
         )
         # Pooled means of equal blocks may differ in the last bit; the inner points of a flat piece add nothing.
         values = np.maximum.accumulate(values)
@@ -337,6 +357,63 @@ class IsotonicCalibrator:
         return cls(scores=tuple(x.tolist()), probabilities=tuple(values.tolist()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemperatureCalibrator:
+    """One number that makes probabilities bolder or more timid and leaves 0.5 where it is.
+
+    Attributes:
+        temperature: Above 0; above 1 where the model was too sure of itself. The log odds are divided by it.
+
+    Source: Guo, Pleiss, Sun & Weinberger, ICML 2017.
+
+    Example:
+        >>> TemperatureCalibrator(temperature=2.0)(np.array([0.5, 0.9])).round(3).tolist()
+        [0.5, 0.75]
+    """
+
+    kind: ClassVar[str] = "temperature"
+
+    temperature: float
+
+    @classmethod
+    def fit(cls, score: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Self:
+        """Fits the temperature to probabilities.
+
+        Args:
+            score: Scores in [0, 1] of shape (n,).
+            y: Labels of shape (n,), bool or 0 and 1, both present.
+            weight: What each row stands for, shape (n,), at least 0; None takes all alike.
+
+        Raises:
+            InvalidInput: If the input is empty, outside [0, 1], of one class, or of different shapes.
+        """
+        from scipy.optimize import minimize_scalar
+
+        scores, labels, weights = read_labelled(score, y, weight)
+        z = _logit(_unit(scores))
+
+        def loss(log_temperature: float) -> float:
+            scaled = z * math.exp(-log_temperature)
+            return float(weights @ (np.logaddexp(0.0, scaled) - labels * scaled))
+
+        found = minimize_scalar(loss, bounds=(-6.0, 6.0), method="bounded", options={"xatol": 1e-9})
+        return cls(temperature=math.exp(float(found.x)))
+
+    def __call__(self, score: _Floats) -> _Floats:
+        """Returns probabilities of shape (n,), strictly inside (0, 1)."""
+        return _sigmoid(_logit(score) / self.temperature)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        return {"kind": self.kind, "temperature": self.temperature}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote."""
+        return cls(temperature=float(_part(data, "temperature")))
+
+
+# What fit_best tries where nothing is named; temperature and Venn-Abers are there for who asks for them.
 CALIBRATORS: tuple[type[PlattCalibrator] | type[BetaCalibrator] | type[IsotonicCalibrator], ...] = (
     PlattCalibrator,
     BetaCalibrator,
@@ -360,11 +437,15 @@ def calibrator_from_dict(data: Mapping[str, Any]) -> Calibrator:
         >>> calibrator_from_dict({"kind": "beta", "a": 1.0, "b": 1.0, "c": 0.0})
         BetaCalibrator(a=1.0, b=1.0, c=0.0)
     """
+    # They lean on this module, and their compiled part is loaded only where it is wanted.
+    from vitok.models.calibrators_venn_abers import CrossVennAbersCalibrator, VennAbersCalibrator
+
     kind = _part(data, "kind")
-    for calibrator in CALIBRATORS:
+    known = (*CALIBRATORS, TemperatureCalibrator, VennAbersCalibrator, CrossVennAbersCalibrator)
+    for calibrator in known:
         if calibrator.kind == kind:
             return calibrator.from_dict(data)
-    raise InvalidInput("kind", kind, "be one of " + ", ".join(calibrator.kind for calibrator in CALIBRATORS))
+    raise InvalidInput("kind", kind, "be one of " + ", ".join(calibrator.kind for calibrator in known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +472,12 @@ class CalibratorChoice:
         return f"{self.kind} (log loss in {self.n_folds} folds: {shown}{before})"
 
 
+def weighted_log_loss(probability: _Floats, y: _Floats, weight: _Floats) -> Estimate:
+    """Returns the weighted mean log loss in nats; a probability of what happened counts as at least 1e-15."""
+    losses = -np.log(np.maximum(np.where(y == 1, probability, 1 - probability), 1e-15))
+    return weighted_mean_interval(losses, weight, name="log_loss")
+
+
 def _folds(labels: _Floats, n_folds: int, seed: int) -> NDArray[np.intp]:
     fold = np.empty(len(labels), dtype=np.intp)
     generator = np.random.default_rng(seed)
@@ -404,7 +491,8 @@ def fit_best(
     score: ArrayLike,
     y: ArrayLike,
     *,
-    kinds: Sequence[type[PlattCalibrator] | type[BetaCalibrator] | type[IsotonicCalibrator]] | None = None,
+    weight: ArrayLike | None = None,
+    kinds: Sequence[type[Calibrator]] | None = None,
     n_folds: int = 5,
     seed: int = 0,
 ) -> CalibratorChoice:
@@ -413,6 +501,7 @@ def fit_best(
     Args:
         score: Finite scores of shape (n,), of rows that the model was not trained on.
         y: Labels of shape (n,), bool or 0 and 1, at least two of each.
+        weight: What each row stands for, shape (n,), at least 0; None takes all alike.
         kinds: Calibrator classes to try; the first wins a tie. None tries Platt, beta (where scores are in [0, 1])
             and isotonic.
         n_folds: Folds, at least 2, drawn within each class; fewer where a class has fewer rows.
@@ -431,7 +520,7 @@ def fit_best(
         >>> choice.log_losses[0][0], choice.n_folds
         ('platt', 5)
     """
-    scores, labels = _read(score, y)
+    scores, labels, weights = read_labelled(score, y, weight)
     smallest = int(min(labels.sum(), len(labels) - labels.sum()))
     if n_folds < 2:
         raise InvalidInput("n_folds", n_folds, "be at least 2")
@@ -439,7 +528,7 @@ def fit_best(
         raise InvalidInput(
             "y", f"{smallest} row of one class", "hold at least two of each", "Fit one kind by its own fit"
         )
-    candidates = list(CALIBRATORS if kinds is None else kinds)
+    candidates: list[type[Calibrator]] = list(CALIBRATORS if kinds is None else kinds)
     if kinds is None and not _is_unit(scores):
         candidates.remove(BetaCalibrator)
     if not candidates:
@@ -451,13 +540,13 @@ def fit_best(
         held_out = np.empty(len(scores))
         for k in range(used):
             rest = fold != k
-            held_out[~rest] = candidate.fit(scores[rest], labels[rest])(scores[~rest])
-        losses.append((candidate.kind, log_loss(labels, held_out)))
+            held_out[~rest] = candidate.fit(scores[rest], labels[rest], weight=weights[rest])(scores[~rest])
+        losses.append((candidate.kind, weighted_log_loss(held_out, labels, weights)))
     best = min(range(len(losses)), key=lambda k: losses[k][1].value)
     return CalibratorChoice(
-        calibrator=candidates[best].fit(scores, labels),
+        calibrator=candidates[best].fit(scores, labels, weight=weights),
         kind=candidates[best].kind,
         log_losses=tuple(losses),
-        uncalibrated=log_loss(labels, scores) if _is_unit(scores) else None,
+        uncalibrated=weighted_log_loss(scores, labels, weights) if _is_unit(scores) else None,
         n_folds=used,
     )

@@ -122,6 +122,19 @@ def _catboost(model: Any) -> Source:
     def predict(kind: str) -> _Score:
         return lambda X: flat(model.predict(X, prediction_type=kind))
 
+    if not model.is_fitted():
+        raise InvalidInput("model", type(model).__name__, "be fitted")
+    texts = (model.get_cat_feature_indices, model.get_text_feature_indices, model.get_embedding_feature_indices)
+    columns = sorted({int(column) for indices in texts for column in indices()})
+    if columns:
+        # CatBoost keeps hashes and running statistics of them, and not all of these in what it saves as trees.
+        raise InvalidInput(
+            "model",
+            f"{type(model).__name__} with categories or texts in the columns {columns}",
+            "be trained on numbers alone",
+            "Code them as numbers before training, train LightGBM or XGBoost, or serve the model with CatBoost itself "
+            "as the page on packaging shows",
+        )
     loss = str(model.get_all_params().get("loss_function", "")).split(":")[0]
     probability = loss in ("Logloss", "CrossEntropy", "MultiClass", "MultiClassOneVsAll")
     kind = "Probability" if probability else "Exponent" if loss in ("Poisson", "Tweedie") else "RawFormulaVal"

@@ -1,19 +1,30 @@
 """Alerts that hold: raised after several windows in a row, open once, cleared after several quiet ones."""
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitok.clock import DAY, isoformat
+from vitok.clock import isoformat
+from vitok.engines.sqlite import Database
 from vitok.errors import InvalidInput, NotFound
-from vitok.monitoring.database import Database
+from vitok.monitoring.prometheus import Sample
+from vitok.monitoring.rules import (
+    ALL_VERSIONS,
+    SEVERITIES,
+    WINDOWS,
+    AlertRule,
+    Labels,
+    RuleState,
+    advance,
+    canonical,
+)
 from vitok.stats.results import Result
 
-Severity = Literal["critical", "warning", "info"]
 State = Literal["open", "cleared"]
-_SEVERITIES = ("critical", "warning", "info")
 _SCHEMA = """
 CREATE TABLE observation (
     rule TEXT NOT NULL,
@@ -33,6 +44,7 @@ CREATE TABLE alert (
     severity TEXT NOT NULL,
     system TEXT NOT NULL,
     version TEXT NOT NULL,
+    slice TEXT NOT NULL,
     first_seen INTEGER NOT NULL,
     raised_at INTEGER NOT NULL,
     value REAL,
@@ -42,48 +54,24 @@ CREATE TABLE alert (
     cleared_at INTEGER,
     cleared_reason TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE UNIQUE INDEX alert_open ON alert (rule, system, version) WHERE cleared_at IS NULL;
+CREATE UNIQUE INDEX alert_open ON alert (rule, system, version, slice) WHERE cleared_at IS NULL;
+CREATE TABLE rule_state (
+    rule TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    fired_at INTEGER,
+    quiet_since INTEGER,
+    value REAL,
+    alert INTEGER,
+    PRIMARY KEY (rule, labels)
+) STRICT;
+CREATE TABLE rule_time (rule TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT;
 CREATE TABLE progress (system TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT
 """
 _ALERT = (
-    "id, rule, severity, system, version, first_seen, raised_at, value, bound, reason, playbook,"
+    "id, rule, severity, system, version, slice, first_seen, raised_at, value, bound, reason, playbook,"
     " cleared_at, cleared_reason"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlertRule:
-    """When observations become an alert, and what to do then.
-
-    Args:
-        name: Name of the rule, such as `"data_drift"`.
-        severity: `"critical"`, `"warning"` or `"info"`.
-        playbook: The next step, in words that a person on call can follow or the loop can take.
-        windows: Firing windows in a row that raise it, at least 1.
-        clear_after: Quiet windows in a row that clear it, at least 1.
-        every: How far the ends of two windows in a row are apart, in microseconds.
-
-    Raises:
-        InvalidInput: If an argument is outside its range.
-    """
-
-    name: str
-    severity: Severity
-    playbook: str
-    windows: int = 3
-    clear_after: int = 3
-    every: int = DAY
-
-    def __post_init__(self) -> None:
-        if not self.name or not self.playbook:
-            raise InvalidInput(
-                "name, playbook", (self.name, self.playbook), "not be empty", "An alarm names its action"
-            )
-        if self.severity not in _SEVERITIES:
-            raise InvalidInput("severity", self.severity, f"be one of {', '.join(_SEVERITIES)}")
-        for field in ("windows", "clear_after", "every"):
-            if getattr(self, field) < 1:
-                raise InvalidInput(field, getattr(self, field), "be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +84,8 @@ class Alert(Result):
         severity: `"critical"`, `"warning"` or `"info"`.
         system: Which system.
         version: Which model version, or `"all"`.
-        first_seen: End of the first of the windows in a row.
+        slice: Which part of the decisions, such as `"country=FR"`; empty for all of them.
+        first_seen: Since when: end of the first of the windows in a row.
         raised_at: End of the window that raised it.
         value: What was measured there; NaN where there is no number.
         bound: What it was held against.
@@ -112,6 +101,7 @@ class Alert(Result):
     severity: str
     system: str
     version: str
+    slice: str = ""
     first_seen: int
     raised_at: int
     value: float
@@ -122,9 +112,17 @@ class Alert(Result):
     cleared_at: int | None
     cleared_reason: str
 
+    @property
+    def fingerprint(self) -> str:
+        """What it is about, in 16 characters: the same for each time that this rule fires on this subject."""
+        subject = json.dumps([self.rule, self.system, self.version, self.slice])
+        return hashlib.sha256(subject.encode()).hexdigest()[:16]
+
     def __str__(self) -> str:
+        where = f", {self.slice}" if self.slice else ""
         text = (
-            f"{isoformat(self.raised_at)} {self.severity} {self.rule} of {self.version} ({self.system}): {self.reason}"
+            f"{isoformat(self.raised_at)} {self.severity} {self.rule} of {self.version} ({self.system}{where}):"
+            f" {self.reason}"
         )
         if self.cleared_at is not None:
             return f"{text}. Cleared {isoformat(self.cleared_at)}: {self.cleared_reason}"
@@ -165,7 +163,7 @@ class Observation(Result):
 class Alerts:
     """Observations and the alerts that came of them, in a SQLite file.
 
-    There is at most one open alert of a rule, system and version. Windows come in order: one that was observed
+    There is at most one open alert of a rule, system, version and slice. Windows come in order: one that was observed
     already, or lies before one that was, changes nothing. A window that is missing is neither firing nor quiet, and
     breaks both rows.
 
@@ -177,6 +175,7 @@ class Alerts:
 
     Example:
         >>> import tempfile
+        >>> from vitok.clock import DAY
         >>> rule = AlertRule(name="data_drift", severity="warning", windows=2, playbook="look at the source")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     alerts = Alerts(Path(folder) / "alerts.sqlite")
@@ -190,7 +189,7 @@ class Alerts:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = Database(path, schema=_SCHEMA, kind="alerts", version=1)
+        self._database = Database(path, schema=_SCHEMA, kind="alerts", version=2)
 
     def close(self) -> None:
         """Closes the file."""
@@ -267,15 +266,96 @@ class Alerts:
             if latest is not None and is_open:
                 quiet = f"{needed} quiet windows in a row; the last: {reason}"
                 return _clear(transaction, latest.id, window_end, quiet)
-            new = transaction.execute(
-                "INSERT INTO alert (rule, severity, system, version, first_seen, raised_at, value, bound, reason,"
-                " playbook) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(rule.name, rule.severity, system, version, rows[-1][0], window_end),
-                    *(_number(value), _number(bound), reason, rule.playbook),
-                ),
-            ).lastrowid
-            return _one(transaction, int(new or 0))
+            return _raise(
+                transaction,
+                rule,
+                (system, version, ""),
+                since=rows[-1][0],
+                at=window_end,
+                value=value,
+                bound=bound,
+                reason=reason,
+            )
+
+    def evaluate(self, rules: Sequence[AlertRule], samples: Iterable[Sample], *, now: int) -> tuple[Alert, ...]:
+        """Evaluates rules about gauges once, as of now, and raises or clears what is due.
+
+        What is pending and what fires is kept in the file, so a restart begins no `for` anew. Rules without a metric
+        are about windows and pass by here: `observe` is theirs.
+
+        Args:
+            rules: The rules; a series that raised an alert and whose rule is not among them stays as it is.
+            samples: All gauges as they are now; a series that is not among them is gone.
+            now: The present, in microseconds. A time that was evaluated already, or an earlier one, changes nothing.
+
+        Returns:
+            The alerts that were raised or cleared by this very evaluation.
+
+        Raises:
+            StoreError: If the file cannot be written; nothing was evaluated then.
+        """
+        vectors: dict[str, list[Sample]] = {}
+        for sample in samples:
+            vectors.setdefault(sample.metric, []).append(sample)
+        changed: list[Alert] = []
+        with self._database.writing() as transaction:
+            for rule in rules:
+                if not rule.metric:
+                    continue
+                last = transaction.execute("SELECT at FROM rule_time WHERE rule = ?", (rule.name,)).fetchone()
+                if last is None or now > last[0]:
+                    changed += _evaluate(transaction, rule, vectors.get(rule.metric, ()), now)
+                    transaction.execute("INSERT OR REPLACE INTO rule_time VALUES (?, ?)", (rule.name, now))
+        return tuple(changed)
+
+    def windows(self, rules: Sequence[AlertRule], *, system: str) -> tuple[Sample, ...]:
+        """Returns the gauge that rules about windows compare: firing windows in a row, quiet ones as a negative.
+
+        A row begins anew where an alert was raised or cleared, so that Prometheus raises and clears when `observe`
+        does.
+
+        Args:
+            rules: The rules; those about gauges have none.
+            system: Which system.
+        """
+        found = []
+        for rule in rules:
+            if rule.metric:
+                continue
+            versions = self._database.read(
+                "SELECT DISTINCT version FROM observation WHERE rule = ? AND system = ?", (rule.name, system)
+            )
+            for (version,) in versions:
+                labels = {"rule": rule.name, "system": system, "version": version}
+                found.append(Sample(metric=WINDOWS, labels=labels, value=float(self._row(rule, system, version))))
+        return tuple(found)
+
+    def _row(self, rule: AlertRule, system: str, version: str) -> int:
+        key = (rule.name, system, version)
+        needed = max(rule.windows, rule.clear_after)
+        latest = self._database.read(
+            "SELECT raised_at, cleared_at FROM alert WHERE rule = ? AND system = ? AND version = ? AND slice = ''"
+            " ORDER BY id DESC LIMIT 1",
+            key,
+        )
+        rows = self._database.read(
+            "SELECT window_end, firing FROM observation WHERE rule = ? AND system = ? AND version = ?"
+            " ORDER BY window_end DESC LIMIT ?",
+            (*key, needed),
+        )
+        raised, cleared = latest[0] if latest else (None, None)
+        is_open, firing = raised is not None and cleared is None, bool(rows[0][1])
+        # Firing windows count towards the next alert, quiet ones towards the end of this one.
+        start = cleared if firing and not is_open else raised if is_open and not firing else None
+        length = 0
+        for place, (end, fired) in enumerate(rows):
+            if end != rows[0][0] - place * rule.every or bool(fired) is not firing or (start or -math.inf) >= end:
+                break
+            length += 1
+        if is_open:
+            return length if firing else -length
+        # Where it was cleared by hand, Prometheus lets go only if it sees as many quiet windows.
+        return length if firing and length else -max(length, rule.clear_after)
 
     def clear(self, alert_id: int, *, now: int, reason: str) -> Alert:
         """Clears an alert by hand or by playbook; one that is cleared already stays as it is.
@@ -290,12 +370,28 @@ class Alerts:
         """
         with self._database.writing() as transaction:
             found = _one(transaction, alert_id)
+            transaction.execute("DELETE FROM rule_state WHERE alert = ?", (alert_id,))
             return found if found.state == "cleared" else _clear(transaction, alert_id, now, reason)
+
+    def get(self, alert_id: int) -> Alert:
+        """Returns one alert.
+
+        Raises:
+            NotFound: If there is no such alert.
+        """
+        found = self._select("id = ?", (alert_id,))
+        if not found:
+            raise NotFound("alert", alert_id, [alert.id for alert in self.history()[-12:]])
+        return found[0]
+
+    def after(self, alert_id: int) -> tuple[Alert, ...]:
+        """Returns the alerts that were raised after another one, open and cleared, by number; after 0 all."""
+        return tuple(sorted(self._select("id > ?", (alert_id,)), key=lambda alert: alert.id))
 
     def open(self, *, system: str | None = None) -> tuple[Alert, ...]:
         """Returns the open alerts, critical ones first, then by age."""
         found = self._select("cleared_at IS NULL AND (?1 IS NULL OR system = ?1)", (system,))
-        return tuple(sorted(found, key=lambda alert: (_SEVERITIES.index(alert.severity), alert.raised_at, alert.id)))
+        return tuple(sorted(found, key=lambda alert: (SEVERITIES.index(alert.severity), alert.raised_at, alert.id)))
 
     def history(self, *, system: str | None = None) -> tuple[Alert, ...]:
         """Returns all alerts, open and cleared, in the order in which they were raised."""
@@ -364,23 +460,86 @@ def _clear(transaction: Any, alert_id: int, at: int, reason: str) -> Alert:
     return _one(transaction, alert_id)
 
 
+def _evaluate(transaction: Any, rule: AlertRule, samples: Iterable[Sample], now: int) -> list[Alert]:
+    condition = rule.condition
+    rows = transaction.execute(
+        "SELECT labels, since, fired_at, quiet_since, value, alert FROM rule_state WHERE rule = ?", (rule.name,)
+    ).fetchall()
+    states = {
+        _labels(row[0]): RuleState(since=row[1], fired_at=row[2], quiet_since=row[3], value=_float(row[4]))
+        for row in rows
+    }
+    alerts = {_labels(row[0]): row[5] for row in rows}
+    vector = {
+        canonical(sample.labels): sample.value for sample in samples if condition.matches(rule.metric, sample.labels)
+    }
+    changed = []
+    after = advance(rule, states, vector, now)
+    for labels in dict.fromkeys((*states, *after)):
+        key = (rule.name, json.dumps(labels))
+        state, alert = after.get(labels), alerts.get(labels)
+        if state is None or (not state.firing and alert is not None):
+            transaction.execute("DELETE FROM rule_state WHERE rule = ? AND labels = ?", key)
+            if alert is not None:
+                changed.append(_clear(transaction, alert, now, "the condition does not hold any more"))
+        if state is None:
+            continue
+        if state.firing and alert is None:
+            raised = _raise(
+                transaction,
+                rule,
+                _subject(labels),
+                since=state.since,
+                at=now,
+                value=state.value,
+                bound=condition.threshold,
+                reason=rule.summary(dict(labels), state.value),
+            )
+            changed.append(raised)
+            alert = raised.id
+        transaction.execute(
+            "INSERT OR REPLACE INTO rule_state VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*key, state.since, state.fired_at, state.quiet_since, _number(state.value), alert),
+        )
+    return changed
+
+
+def _labels(text: str) -> Labels:
+    return tuple((name, value) for name, value in json.loads(text))
+
+
+def _subject(labels: Labels) -> tuple[str, str, str]:
+    """Returns system, version and slice; labels that are none of these become part of the slice."""
+    given: Mapping[str, str] = dict(labels)
+    parts = [given["slice"]] if "slice" in given else []
+    parts += [f"{name}={value}" for name, value in labels if name not in ("system", "version", "slice")]
+    return given.get("system", ""), given.get("version", ALL_VERSIONS), ", ".join(parts)
+
+
+def _raise(
+    transaction: Any,
+    rule: AlertRule,
+    subject: tuple[str, str, str],
+    *,
+    since: int,
+    at: int,
+    value: float,
+    bound: float,
+    reason: str,
+) -> Alert:
+    new = transaction.execute(
+        "INSERT INTO alert (rule, severity, system, version, slice, first_seen, raised_at, value, bound, reason,"
+        " playbook) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (rule.name, rule.severity, *subject, since, at, _number(value), _number(bound), reason, rule.playbook),
+    ).lastrowid
+    return _one(transaction, int(new or 0))
+
+
 def _alert(row: Sequence[Any]) -> Alert:
-    return Alert(
-        id=row[0],
-        rule=row[1],
-        severity=row[2],
-        system=row[3],
-        version=row[4],
-        first_seen=row[5],
-        raised_at=row[6],
-        value=_float(row[7]),
-        bound=_float(row[8]),
-        reason=row[9],
-        playbook=row[10],
-        state="open" if row[11] is None else "cleared",
-        cleared_at=row[11],
-        cleared_reason=row[12],
-    )
+    names = [name.strip() for name in _ALERT.split(",")]
+    fields = dict(zip(names, row, strict=True))
+    numbers = {name: _float(fields[name]) for name in ("value", "bound")}
+    return Alert(**{**fields, **numbers, "state": "open" if fields["cleared_at"] is None else "cleared"})
 
 
 def _number(value: float) -> float | None:

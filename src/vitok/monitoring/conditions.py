@@ -1,25 +1,37 @@
 """What is looked for in a day: pure functions from measurements to findings, with the reason in words."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
-from vitok.clock import DAY
+from vitok.clock import DAY, HOUR
 from vitok.errors import InvalidInput
-from vitok.monitoring.alerts import AlertRule
 from vitok.monitoring.drift import ColumnDrift, DriftReport, DriftRule
 from vitok.monitoring.performance import Performance
 from vitok.monitoring.profile import ReferenceProfile
+from vitok.monitoring.quality import QualityFinding, QualityRule
+from vitok.monitoring.rules import AlertRule
 from vitok.monitoring.sketches import ALL_VERSIONS, WindowCounts
+from vitok.monitoring.volume import VolumeCheck
 from vitok.stats import Estimate, wilson
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
 
+_NAMED = 6
+_LENGTHS = "be whole hours in microseconds, at least one"
 DATA_DRIFT = AlertRule(
     name="data_drift",
     severity="warning",
     playbook="compare the features with their source; if the world changed, retrain",
     windows=3,
     clear_after=3,
+)
+DATA_QUALITY = AlertRule(
+    name="data_quality",
+    severity="critical",
+    playbook="mend the feed that the reason names; do not retrain on it",
+    windows=1,
+    clear_after=2,
 )
 PREDICTION_DRIFT = AlertRule(
     name="prediction_drift",
@@ -77,12 +89,18 @@ class WatchRules:
         max_ratio: Largest tolerated ratio of expected to happened frauds, either way, above 1.
         max_fallback_share: Largest tolerated share of decisions that a fallback answered.
         settle: How long after its end a day is left to settle before it is judged, in microseconds.
+        lengths: Lengths of the windows in which drift is looked for, in microseconds, whole hours; all of them end
+            with the day. Alerts of one that is not a day are named by it, such as `data_drift_7d`.
+        volume_level: Chance a day of a false alarm about too few decisions, in (0, 1).
+        volume_weeks: How many weeks before the day tell what is expected of it, at least 1.
+        faults: From when a change is called a fault of the data.
+        data_quality: Rule for faults of the data.
         data_drift: Rule for the features.
         prediction_drift: Rule for the probability.
         quality: Rule for average precision and cost.
         calibration: Rule for calibration.
         fallback: Rule for the share of fallbacks.
-        absence: Rule for a day without decisions.
+        absence: Rule for a day without decisions, or with fewer than its hours of the week let expect.
     """
 
     drift: DriftRule = field(default_factory=DriftRule)
@@ -98,6 +116,11 @@ class WatchRules:
     max_ratio: float = 1.5
     max_fallback_share: float = 0.02
     settle: int = 0
+    lengths: tuple[int, ...] = (DAY,)
+    volume_level: float = 1e-5
+    volume_weeks: int = 4
+    faults: QualityRule = field(default_factory=QualityRule)
+    data_quality: AlertRule = DATA_QUALITY
     data_drift: AlertRule = DATA_DRIFT
     prediction_drift: AlertRule = PREDICTION_DRIFT
     quality: AlertRule = QUALITY
@@ -111,6 +134,9 @@ class WatchRules:
             ("maturity", self.maturity >= 0, "be at least 0"),
             ("trailing", self.trailing > 0, "be longer than zero"),
             ("settle", self.settle >= 0, "be at least 0"),
+            ("lengths", bool(self.lengths) and all(one > 0 and one % HOUR == 0 for one in self.lengths), _LENGTHS),
+            ("volume_level", 0 < self.volume_level < 1, "be strictly between 0 and 1"),
+            ("volume_weeks", self.volume_weeks >= 1, "be at least 1"),
             ("min_labelled", 0 <= self.min_labelled <= 1, "be in [0, 1]"),
             ("confidence_level", 0 < self.confidence_level < 1, "be strictly between 0 and 1"),
             ("max_drop", 0 <= self.max_drop < 1, "be in [0, 1)"),
@@ -159,9 +185,36 @@ class Finding(Result):
         return f"{self.rule.name} of {self.version}: {'FIRING' if self.firing else 'quiet'}, {self.reason}"
 
 
-def drift_findings(report: DriftReport, rules: WatchRules) -> tuple[Finding, ...]:
-    """Judges the drift of features and of the probability; nothing where the window is too small."""
-    verdict = rules.drift.judge(report)
+def for_length(rule: AlertRule, length: int) -> AlertRule:
+    """Returns a rule under the name of its windows' length, such as `data_drift_7d`; a day keeps the plain name.
+
+    Example:
+        >>> for_length(DATA_DRIFT, 7 * DAY).name, for_length(DATA_DRIFT, DAY).name, for_length(DATA_DRIFT, HOUR).name
+        ('data_drift_7d', 'data_drift', 'data_drift_1h')
+    """
+    if length == DAY:
+        return rule
+    name = f"{length // DAY}d" if length % DAY == 0 else f"{length // HOUR}h"
+    return replace(rule, name=f"{rule.name}_{name}")
+
+
+def drift_findings(
+    report: DriftReport, rules: WatchRules, *, alerting: Collection[str] = (), faulty: Collection[str] = ()
+) -> tuple[Finding, ...]:
+    """Judges the drift of features and of the probability; nothing where the window is too small.
+
+    Args:
+        report: What was measured.
+        rules: What is looked for.
+        alerting: Names of the rules that have an open alert on this version: for them the bounds of leaving hold.
+        faulty: Features that a fault of the data explains; they are no drift.
+    """
+    length = report.end - report.start
+    data_drift, prediction_drift = (for_length(rule, length) for rule in (rules.data_drift, rules.prediction_drift))
+    before = [item.name for item in report.features] if data_drift.name in alerting else []
+    if prediction_drift.name in alerting:
+        before.append(report.prediction.name)
+    verdict = rules.drift.judge(report, before=before)
     if not verdict.judged or report.n_current < rules.min_n:
         return ()
 
@@ -169,17 +222,17 @@ def drift_findings(report: DriftReport, rules: WatchRules) -> tuple[Finding, ...
         _, value, bound = _nearness(item, rules.drift)
         return Finding(rule=rule, version=report.model_version, firing=firing, value=value, bound=bound, reason=reason)
 
-    moved = [report.of(name) for name in verdict.features]
+    moved = [report.of(name) for name in verdict.features if name not in faulty]
     # Where nothing drifted, the feature that came nearest shows how far the day was from an alarm.
     nearest = max(moved or report.features, key=lambda item: _nearness(item, rules.drift)[0], default=None)
     findings = []
     if nearest is not None:
-        reason = "; ".join(str(item) for item in moved[:3]) if moved else f"nearest: {nearest}"
-        if len(moved) > 3:
-            reason += f"; and {len(moved) - 3} more features"
-        findings.append(finding(rules.data_drift, nearest, reason, firing=bool(moved)))
+        reason = "; ".join(str(item) for item in moved[:_NAMED]) if moved else f"nearest: {nearest}"
+        if len(moved) > _NAMED:
+            reason += f"; and {len(moved) - _NAMED} more features"
+        findings.append(finding(data_drift, nearest, reason, firing=bool(moved)))
     prediction = report.prediction
-    findings.append(finding(rules.prediction_drift, prediction, str(prediction), firing=verdict.prediction))
+    findings.append(finding(prediction_drift, prediction, str(prediction), firing=verdict.prediction))
     return tuple(findings)
 
 
@@ -309,14 +362,39 @@ def fallback_finding(totals: WindowCounts, rules: WatchRules) -> Finding | None:
     )
 
 
-def absence_finding(totals: WindowCounts | None, rules: WatchRules) -> Finding:
-    """Judges whether a window in which decisions were expected has any."""
+def absence_finding(totals: WindowCounts | None, rules: WatchRules, *, volume: VolumeCheck | None = None) -> Finding:
+    """Judges whether a window in which decisions were expected has any, and as many as it should.
+
+    Args:
+        totals: What was decided; None where nothing was.
+        rules: What is looked for.
+        volume: What was expected; None where the past is too short to say.
+    """
     n = 0 if totals is None else totals.n
+    low = volume is not None and volume.is_low
+    reason = f"{n:,} decisions" if n else "no decisions, though there were some before"
+    if n and volume is not None:
+        reason = str(volume)
     return Finding(
         rule=rules.absence,
         version=ALL_VERSIONS,
-        firing=n == 0,
+        firing=n == 0 or low,
         value=float(n),
-        bound=1.0,
-        reason=f"{n:,} decisions" if n else "no decisions, though there were some before",
+        bound=1.0 if volume is None else float(max(1, volume.lower)),
+        reason=reason,
+    )
+
+
+def quality_finding(version: str, faults: tuple[QualityFinding, ...], rules: WatchRules) -> Finding:
+    """Judges whether the data of a window are faulty."""
+    reason = "; ".join(str(fault) for fault in faults[:_NAMED]) if faults else "no fault of the data"
+    if len(faults) > _NAMED:
+        reason += f"; and {len(faults) - _NAMED} more faults"
+    return Finding(
+        rule=rules.data_quality,
+        version=version,
+        firing=bool(faults),
+        value=float(len(faults)),
+        bound=0.0,
+        reason=reason,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitok.stats import FrozenEdges, psi, wasserstein
+from vitok.stats import Divergence, FrozenEdges, chi_square, hellinger, jensen_shannon, ks, psi, wasserstein
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +19,25 @@ class Distance:
     p_value: float
     effect: float
     shift: float
+    statistics: tuple[Divergence, ...] = ()
 
 
-def distance(frozen: FrozenEdges, reference: NDArray[np.int64], current: NDArray[np.int64]) -> Distance:
+def distance(
+    frozen: FrozenEdges,
+    reference: NDArray[np.int64],
+    current: NDArray[np.int64],
+    *,
+    unit: float | None = None,
+    every: bool = False,
+) -> Distance:
     """Measures how far `current` is from `reference`; an empty window has moved by 0.
 
     Args:
         frozen: The bins, b of them.
         reference: Counts of shape (b,), not all 0.
         current: Counts of shape (b,).
+        unit: Unit of the shift, as `spread` gives it for the profile's own counts; None for that of `reference`.
+        every: True gives all six distances in `statistics`, with their null laws; False only the two that are used.
 
     Example:
         >>> bins = FrozenEdges.from_values(np.arange(100.0), n_bins=4)
@@ -36,7 +46,19 @@ def distance(frozen: FrozenEdges, reference: NDArray[np.int64], current: NDArray
         (1.07, 0.3)
     """
     index = psi(reference, current)
-    moved = wasserstein(reference, current, positions=frozen.centers, scale=spread(frozen, reference))
+    scale = spread(frozen, reference) if unit is None else unit
+    moved = wasserstein(reference, current, positions=frozen.centers, scale=scale)
+    statistics: tuple[Divergence, ...] = (index, moved)
+    if every:
+        # Null and the infinities are no points of the axis: for the cumulated shares they lie at its ends.
+        statistics = (
+            index,
+            ks(reference, current),
+            moved,
+            jensen_shannon(reference, current),
+            hellinger(reference, current),
+            chi_square(reference, current),
+        )
     return Distance(
         psi=index.value,
         null_mean=index.null_mean,
@@ -45,6 +67,7 @@ def distance(frozen: FrozenEdges, reference: NDArray[np.int64], current: NDArray
         effect=0.0 if math.isnan(index.value) else max(0.0, index.excess),
         # Where one side is all null nothing can be placed; the index sees that change.
         shift=0.0 if math.isnan(moved.value) else max(0.0, moved.excess),
+        statistics=statistics,
     )
 
 

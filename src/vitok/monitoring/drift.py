@@ -7,17 +7,20 @@ be large, in one of two plain units, and larger than what single days of the ref
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from vitok.clock import isoformat
 from vitok.errors import Conflict, InvalidInput, NotFound
+from vitok.monitoring.baselines import Baseline
 from vitok.monitoring.distance import distance
+from vitok.monitoring.joint import JointDrift
 from vitok.monitoring.profile import PROBABILITY, ReferenceProfile
 from vitok.monitoring.sketches import WindowCounts
-from vitok.stats import benjamini_hochberg
+from vitok.stats import Divergence, benjamini_hochberg
 from vitok.stats.results import Result
 
 
@@ -43,6 +46,8 @@ class ColumnDrift(Result):
         weight: How much the model leans on the feature, as the caller says; 1 where nothing was said.
         n_reference: Rows of the reference.
         n_current: Rows of the window.
+        statistics: PSI, Kolmogorov-Smirnov, Wasserstein (in units of the shift), Jensen-Shannon, Hellinger and
+            chi-square, each with its null law.
     """
 
     name: str
@@ -60,6 +65,18 @@ class ColumnDrift(Result):
     weight: float
     n_reference: int
     n_current: int
+    statistics: tuple[Divergence, ...] = ()
+
+    def statistic(self, name: str) -> Divergence:
+        """Returns one of `statistics` by its name, such as `"ks"`.
+
+        Raises:
+            NotFound: If there is none of that name.
+        """
+        for found in self.statistics:
+            if found.name == name:
+                return found
+        raise NotFound("statistic", name, [found.name for found in self.statistics])
 
     def __str__(self) -> str:
         return (
@@ -81,6 +98,8 @@ class DriftReport(Result):
         ignored: Features in which no drift is looked for.
         n_reference: Rows of the reference.
         n_current: Rows of the window.
+        baseline: What it was held against, such as `"training"`.
+        joint: Joint drift of the features; None where the profile has no random features or the baseline is another.
     """
 
     model_version: str
@@ -91,6 +110,8 @@ class DriftReport(Result):
     ignored: tuple[str, ...]
     n_reference: int
     n_current: int
+    baseline: str = "training"
+    joint: JointDrift | None = None
 
     def of(self, column: str) -> ColumnDrift:
         """Returns the drift of a feature or of `"probability"`.
@@ -106,7 +127,7 @@ class DriftReport(Result):
     def __str__(self) -> str:
         head = (
             f"{self.model_version}, {isoformat(self.start)} to {isoformat(self.end)}:"
-            f" n = {self.n_current:,} against {self.n_reference:,}"
+            f" n = {self.n_current:,} against {self.n_reference:,} of {self.baseline}"
         )
         rows = [
             f"{item.name:<28.28} {item.effect:>8.4f} {item.shift:>8.4f} {item.psi:>8.4f} {item.null_mean:>9.4f}"
@@ -153,6 +174,8 @@ class DriftRule:
         false_discovery_rate: Level of Benjamini-Hochberg, in (0, 1).
         min_n: Fewest rows of the window, at least 1; smaller ones are not judged.
         beyond_ordinary: How many times the largest ordinary difference of days a change must be, at least 1.
+        leave: Share of the bounds below which a change that was drift no longer is, in (0, 1]: what stands near a
+            bound would else come and go.
 
     Raises:
         InvalidInput: If an argument is outside its range.
@@ -163,6 +186,7 @@ class DriftRule:
     false_discovery_rate: float = 0.01
     min_n: int = 200
     beyond_ordinary: float = 1.5
+    leave: float = 0.8
 
     def __post_init__(self) -> None:
         for name in ("min_effect", "min_shift"):
@@ -174,6 +198,8 @@ class DriftRule:
             raise InvalidInput("min_n", self.min_n, "be at least 1")
         if not self.beyond_ordinary >= 1:
             raise InvalidInput("beyond_ordinary", self.beyond_ordinary, "be at least 1")
+        if not 0 < self.leave <= 1:
+            raise InvalidInput("leave", self.leave, "be above 0 and at most 1")
 
     def bounds(self, column: ColumnDrift) -> tuple[float, float]:
         """Returns the effect and the shift from which a column's change is called large."""
@@ -182,19 +208,30 @@ class DriftRule:
             max(self.min_shift, self.beyond_ordinary * column.ordinary_shift),
         )
 
-    def drifted(self, column: ColumnDrift) -> bool:
-        """Says whether one column has drifted; False where the window is too small."""
-        min_effect, min_shift = self.bounds(column)
+    def drifted(self, column: ColumnDrift, *, was: bool = False) -> bool:
+        """Says whether one column has drifted; False where the window is too small.
+
+        Args:
+            column: How far it has moved.
+            was: Whether it had drifted before: then the bounds of leaving hold.
+        """
+        share = self.leave if was else 1.0
+        min_effect, min_shift = (share * bound for bound in self.bounds(column))
         large = column.effect >= min_effect or column.shift >= min_shift
         return column.n_current >= self.min_n and column.adjusted_p_value <= self.false_discovery_rate and large
 
-    def judge(self, report: DriftReport) -> DriftVerdict:
-        """Judges a report."""
+    def judge(self, report: DriftReport, *, before: Sequence[str] = ()) -> DriftVerdict:
+        """Judges a report.
+
+        Args:
+            report: What `drift` measured.
+            before: Columns, among them perhaps `"probability"`, that had drifted in the window before.
+        """
         if report.n_current < self.min_n:
             reason = f"not judged: {report.n_current:,} rows, fewer than {self.min_n:,}"
             return DriftVerdict(judged=False, features=(), prediction=False, reason=reason)
-        moved = [item for item in report.features if self.drifted(item)]
-        prediction = self.drifted(report.prediction)
+        moved = [item for item in report.features if self.drifted(item, was=item.name in before)]
+        prediction = self.drifted(report.prediction, was=PROBABILITY in before)
         found = [str(item) for item in ([report.prediction] if prediction else []) + moved[:3]]
         if len(moved) > 3:
             found.append(f"{len(moved) - 3} more features")
@@ -207,15 +244,20 @@ class DriftRule:
 
 
 def drift(
-    profile: ReferenceProfile, window: WindowCounts, *, weights: Mapping[str, float] | None = None
+    profile: ReferenceProfile,
+    window: WindowCounts,
+    *,
+    weights: Mapping[str, float] | None = None,
+    baseline: Baseline | None = None,
 ) -> DriftReport:
-    """Measures how far a window has moved from the reference.
+    """Measures how far a window has moved from the reference, or from another baseline.
 
     Args:
         profile: The version's reference profile.
         window: What `Sketches.window` gave for this version.
         weights: Feature name to how much the model leans on it, such as its share of the gain; a feature that is
             not named weighs 0. Without weights all weigh 1. Weights order the features and change nothing else.
+        baseline: What to hold the window against; None for training, which is the profile itself.
 
     Returns:
         The report; an empty window gives an effect of 0 and p-values of 1.
@@ -236,24 +278,79 @@ def drift(
         ...     digest=profile.digest, counts=later, actions={}, routes={}, feature_status={}, n_probability=5_000,
         ...     mean_probability=0.02, latency=LatencyHistogram())
         >>> print(DriftRule().judge(drift(profile, window)))
-        drifted: amount PSI 0.272 (effect 0.259, shift 0.528, adjusted p ...)
+        drifted: amount PSI 0.271 (effect 0.259, shift 0.528, adjusted p ...)
     """
-    if window.digest != profile.digest:
-        raise Conflict(
-            f"{window.model_version} was counted over bins {window.digest or 'of no profile'}, the profile has"
-            f" {profile.digest}: load the profile of that version"
-        )
+    given = baseline or Baseline.training(profile)
+    for what, digest in ((window.model_version, window.digest), (given.name, given.digest)):
+        if digest != profile.digest:
+            raise Conflict(
+                f"{what} was counted over bins {digest or 'of no profile'}, the profile has"
+                f" {profile.digest}: load the profile of that version"
+            )
+    joint = None
+    if profile.joint is not None and given.name == "training" and len(window.joint):
+        joint = profile.joint.test(window.joint, window.n)
+    return _report(
+        profile, given, window.counts, window.n, weights, (window.model_version, window.start, window.end), joint
+    )
+
+
+def frame_drift(
+    profile: ReferenceProfile,
+    columns: Sequence[ArrayLike],
+    *,
+    weights: Mapping[str, float] | None = None,
+    name: str = "frame",
+    start: int = 0,
+    end: int = 0,
+) -> DriftReport:
+    """Measures how far the columns of a data frame have moved from the reference, in one pass and without a copy.
+
+    Args:
+        profile: The reference profile.
+        columns: The values of `profile.columns` (the features, and last the probability), each of shape (n,) and of
+            float32 or float64; NaN is null. `[frame[name].to_numpy() for name in profile.columns]` is such a list.
+        weights: As for `drift`.
+        name: What the report calls the frame.
+        start: When its period begins, in microseconds.
+        end: When it ends.
+
+    Raises:
+        InvalidInput: If the number of columns is another, or their lengths differ.
+
+    Example:
+        >>> rng = np.random.default_rng(7)
+        >>> x, p = rng.normal(size=5_000), rng.random(5_000)
+        >>> profile = ReferenceProfile.fit(["x"], x[:, None], p, start=0, end=86_400_000_000)
+        >>> print(frame_drift(profile, [x + 1, p]).of("x").statistic("ks"))
+        ks 0.3854 (without change: mean 0.015..., 95 % below 0.025...; p = 0; n = 5,000 and 5,000)
+    """
+    sizes = {len(np.asarray(column)) for column in columns}
+    if len(sizes) != 1:
+        raise InvalidInput("columns", sorted(sizes), "have one length")
+    counts = profile.layout.count_columns(columns)
+    return _report(profile, Baseline.training(profile), counts, sizes.pop(), weights, (name, start, end), None)
+
+
+def _report(
+    profile: ReferenceProfile,
+    baseline: Baseline,
+    counts: NDArray[np.int64],
+    n: int,
+    weights: Mapping[str, float] | None,
+    of: tuple[str, int, int],
+    joint: JointDrift | None,
+) -> DriftReport:
     if weights is not None:
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise InvalidInput(f"weights[{name}]", weight, "be a finite number of at least 0")
-    splits = np.cumsum([frozen.n_bins for frozen in profile.edges])[:-1]
-    current = dict(zip(profile.columns, np.split(window.counts, splits), strict=True))
-    reference = dict(zip(profile.columns, profile.counts, strict=True))
+    current = dict(zip(profile.columns, profile.layout.split(counts), strict=True))
+    reference = dict(zip(profile.columns, profile.layout.split(baseline.counts), strict=True))
     ordinary = dict(zip(profile.columns, profile.ordinary, strict=True))
     measured = {
-        name: distance(frozen, reference[name], current[name])
-        for name, frozen in zip(profile.columns, profile.edges, strict=True)
+        name: distance(frozen, reference[name], current[name], unit=unit, every=True)
+        for name, frozen, unit in zip(profile.columns, profile.edges, profile.units, strict=True)
         if name not in profile.ignored
     }
     watched = [name for name in profile.names if name in measured]
@@ -273,22 +370,25 @@ def drift(
             shift=found.shift,
             ordinary_effect=ordinary[name][0],
             ordinary_shift=ordinary[name][1],
-            null_share=int(current[name][0]) / window.n if window.n else math.nan,
-            reference_null_share=int(reference[name][0]) / profile.n,
+            null_share=int(current[name][0]) / n if n else math.nan,
+            reference_null_share=int(reference[name][0]) / baseline.n if baseline.n else math.nan,
             weight=weight,
-            n_reference=profile.n,
-            n_current=window.n,
+            n_reference=baseline.n,
+            n_current=n,
+            statistics=found.statistics,
         )
 
     features = [column(name, 1.0 if weights is None else weights.get(name, 0.0)) for name in watched]
     features.sort(key=lambda item: (-item.weight * item.effect, -item.effect, -item.shift, item.name))
     return DriftReport(
-        model_version=window.model_version,
-        start=window.start,
-        end=window.end,
+        model_version=of[0],
+        start=of[1],
+        end=of[2],
         features=tuple(features),
         prediction=column(PROBABILITY, 1.0),
         ignored=profile.ignored,
-        n_reference=profile.n,
-        n_current=window.n,
+        n_reference=baseline.n,
+        n_current=n,
+        baseline=baseline.name,
+        joint=joint,
     )

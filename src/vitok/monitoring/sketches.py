@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitok.clock import HOUR, isoformat
+from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput
-from vitok.monitoring.database import Database
-from vitok.monitoring.profile import PROBABILITY, ReferenceProfile
-from vitok.stats import LatencyHistogram, count_matrix
+from vitok.monitoring.counting import count_hours
+from vitok.monitoring.hours import HourlyCounts, add_numbers, decode
+from vitok.monitoring.profile import ReferenceProfile
+from vitok.stats import LatencyHistogram
 
 if TYPE_CHECKING:
     import polars as pl
 
 ALL_VERSIONS = "all"
-_GROUPS = ("action", "route", "feature_status")
-_COLUMNS = ("model_version", "event_time", PROBABILITY, "latency_us", *_GROUPS)
 _SCHEMA = """
 CREATE TABLE hour (
     version TEXT NOT NULL,
@@ -30,9 +30,20 @@ CREATE TABLE hour (
     digest TEXT NOT NULL,
     counts BLOB NOT NULL,
     numbers TEXT NOT NULL,
+    joint BLOB NOT NULL,
     PRIMARY KEY (version, hour)
 ) STRICT;
 CREATE INDEX hour_hour ON hour (hour, version, n);
+CREATE TABLE slice (
+    version TEXT NOT NULL,
+    hour INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    counts BLOB NOT NULL,
+    PRIMARY KEY (version, hour, name, value)
+) STRICT;
+CREATE TABLE absorbed (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE progress (id INTEGER PRIMARY KEY CHECK (id = 1), position TEXT NOT NULL) STRICT;
 """
 
@@ -55,6 +66,7 @@ class WindowCounts:
         n_probability: Decisions that have a probability.
         mean_probability: Their mean; NaN where there is none.
         latency: Latencies in microseconds.
+        joint: Sums of the profile's random features; empty where it has none.
     """
 
     model_version: str
@@ -70,6 +82,7 @@ class WindowCounts:
     n_probability: int
     mean_probability: float
     latency: LatencyHistogram
+    joint: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __str__(self) -> str:
         actions = ", ".join(f"{name} {count:,}" for name, count in sorted(self.actions.items()))
@@ -79,49 +92,21 @@ class WindowCounts:
         )
 
 
-@dataclass
-class _Hour:
-    """Counts of one version and hour before and after they are merged."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SliceCounts:
+    """What a version saw in one slice of a window.
 
+    Attributes:
+        column: The slice column.
+        value: Its value, or `"other"`.
+        n: Decisions.
+        counts: Decisions in the bins of each column of the profile, end to end, int64.
+    """
+
+    column: str
+    value: str
     n: int
     counts: NDArray[np.int64]
-    groups: dict[str, dict[str, int]]
-    n_probability: int
-    probability: float
-    latency: LatencyHistogram
-
-    def merge(self, other: "_Hour") -> None:
-        self.counts = self.counts + other.counts
-        self.n += other.n
-        for group, found in other.groups.items():
-            for name, count in found.items():
-                self.groups[group][name] = self.groups[group].get(name, 0) + count
-        self.n_probability += other.n_probability
-        self.probability += other.probability
-        self.latency.merge(other.latency)
-
-    def numbers(self) -> str:
-        return json.dumps(
-            {
-                "groups": self.groups,
-                "n_probability": self.n_probability,
-                "probability": self.probability,
-                "latency": self.latency.to_dict(),
-            },
-            separators=(",", ":"),
-        )
-
-    @classmethod
-    def read(cls, n: int, counts: bytes, numbers: str) -> "_Hour":
-        data = json.loads(numbers)
-        return cls(
-            n=n,
-            counts=np.frombuffer(counts, dtype="<i8").astype(np.int64, copy=False),
-            groups=data["groups"],
-            n_probability=data["n_probability"],
-            probability=data["probability"],
-            latency=LatencyHistogram.from_dict(data["latency"]),
-        )
 
 
 class Sketches:
@@ -155,7 +140,7 @@ class Sketches:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = Database(path, schema=_SCHEMA, kind="sketches", version=1)
+        self._database = Database(path, schema=_SCHEMA, kind="sketches", version=2)
 
     def close(self) -> None:
         """Closes the file."""
@@ -211,18 +196,48 @@ class Sketches:
         Returns:
             How many decisions were counted.
         """
-        _check(frame)
-        work = []
-        for version in frame["model_version"].unique(maintain_order=True).to_list():
-            profile = profile_of(version)
-            rows = frame.filter(frame["model_version"] == version)
-            work.append((version, "" if profile is None else profile.digest, _sketch(rows, profile)))
+        work = count_hours(frame, profile_of)
         with self._database.writing() as transaction:
             if position is not None and not _move(transaction, tuple(position), since):
                 return 0
-            for version, digest, hours in work:
-                self._merge(transaction, version, digest, hours)
+            for counted in work:
+                self._merge(transaction, counted)
         return frame.height
+
+    def absorb(self, sealed: Iterable[tuple[str, bytes]]) -> int:
+        """Takes up counts that were made when segments were sealed, each segment once; no row is read.
+
+        A system either follows the log or absorbs its sealed segments; both would count twice.
+
+        Args:
+            sealed: Name and bytes of each segment, as `HourSealer` made them and `decisions.sidecars` gives them.
+
+        Returns:
+            How many decisions were counted.
+
+        Raises:
+            InvalidInput: If the bytes are something else.
+            Conflict: If a version was counted over other bins.
+            StoreError: If the file cannot be written; nothing was counted then.
+
+        Example:
+            >>> import tempfile
+            >>> from vitok.monitoring.hours import encode
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     sketches = Sketches(Path(folder) / "sketches.sqlite")
+            ...     print(sketches.absorb([("segment-00000001", encode([]))]))
+            ...     sketches.close()
+            0
+        """
+        n = 0
+        with self._database.writing() as transaction:
+            for name, data in sealed:
+                added = transaction.execute("INSERT OR IGNORE INTO absorbed VALUES (?)", (name,)).rowcount
+                if added:
+                    for counted in decode(data):
+                        self._merge(transaction, counted)
+                        n += counted.n_total
+        return n
 
     def position(self) -> tuple[int, ...] | None:
         """Returns where the log stood at the last count, for a new `Tail`; None before the first."""
@@ -268,75 +283,157 @@ class Sketches:
         sql = "SELECT DISTINCT hour FROM hour WHERE ?1 IS NULL OR version = ?1 ORDER BY hour"
         return tuple(row[0] * HOUR for row in self._database.read(sql, (model_version,)))
 
+    def series(self, model_version: str, start: int, end: int) -> HourlyCounts | None:
+        """Returns the hours of a version in `[start, end)` one by one, without slices; None where there are none.
+
+        Raises:
+            InvalidInput: If the window is not of whole hours.
+            Conflict: If the version's bins changed within the window.
+        """
+        low, high = _hours(start, end)
+        sql = (
+            "SELECT hour, n, counts, numbers, joint, digest FROM hour"
+            " WHERE version = ? AND hour >= ? AND hour < ? ORDER BY hour"
+        )
+        rows = self._database.read(sql, (model_version, low, high))
+        if not rows:
+            return None
+        digest = _one_digest(model_version, {row[5] for row in rows})
+        none = np.zeros(0, dtype=np.int64)
+        counts = np.frombuffer(b"".join(row[2] for row in rows), dtype="<i8").reshape(len(rows), -1)
+        return HourlyCounts(
+            version=model_version,
+            digest=digest,
+            hours=np.array([row[0] for row in rows], dtype=np.int64),
+            n=np.array([row[1] for row in rows], dtype=np.int64),
+            counts=counts,
+            numbers=tuple(row[3] for row in rows),
+            slices=(),
+            slice_at=none.reshape(0, 2),
+            slice_n=none,
+            slice_counts=none.reshape(0, counts.shape[1]),
+            joint=np.frombuffer(b"".join(row[4] for row in rows), dtype="<f8").reshape(len(rows), -1),
+        )
+
+    def slices(self, model_version: str, start: int, end: int) -> tuple[SliceCounts, ...]:
+        """Adds up the hours of a version in `[start, end)` slice by slice; empty where its profile has no slices.
+
+        Raises:
+            InvalidInput: If the window is not of whole hours.
+        """
+        low, high = _hours(start, end)
+        sql = (
+            "SELECT name, value, n, counts FROM slice WHERE version = ? AND hour >= ? AND hour < ? ORDER BY name, value"
+        )
+        found: dict[tuple[str, str], tuple[int, NDArray[np.int64]]] = {}
+        for name, value, n, counts in self._database.read(sql, (model_version, low, high)):
+            before = found.get((name, value))
+            fresh = np.frombuffer(counts, dtype="<i8")
+            found[name, value] = (n, fresh) if before is None else (before[0] + n, before[1] + fresh)
+        return tuple(
+            SliceCounts(column=column, value=value, n=n, counts=counts)
+            for (column, value), (n, counts) in found.items()
+        )
+
+    def volumes(self, start: int, end: int) -> dict[int, int]:
+        """Returns how many decisions each hour of `[start, end)` has, by its beginning in microseconds; 0 where none.
+
+        Raises:
+            InvalidInput: If the window is not of whole hours.
+        """
+        low, high = _hours(start, end)
+        found = dict(
+            self._database.read("SELECT hour, sum(n) FROM hour WHERE hour >= ? AND hour < ? GROUP BY hour", (low, high))
+        )
+        return {hour * HOUR: int(found.get(hour, 0)) for hour in range(low, high)}
+
     def forget(self, before: int) -> int:
         """Deletes the hours that end at or before a time, in microseconds, and returns how many there were."""
         with self._database.writing() as transaction:
+            transaction.execute("DELETE FROM slice WHERE hour < ?", (before // HOUR,))
             return transaction.execute("DELETE FROM hour WHERE hour < ?", (before // HOUR,)).rowcount
 
-    def _merge(self, transaction: Any, version: str, digest: str, hours: Mapping[int, _Hour]) -> None:
-        for hour, fresh in hours.items():
+    def _merge(self, transaction: Any, counted: HourlyCounts) -> None:
+        version, digest = counted.version, counted.digest
+        for at, hour in enumerate(counted.hours.tolist()):
+            n, counts, joint = int(counted.n[at]), counted.counts[at].astype("<i8"), counted.joint[at].astype("<f8")
+            numbers = counted.numbers[at]
             found = transaction.execute(
-                "SELECT n, counts, numbers, digest FROM hour WHERE version = ? AND hour = ?", (version, hour)
+                "SELECT n, counts, numbers, joint, digest FROM hour WHERE version = ? AND hour = ?", (version, hour)
             ).fetchone()
-            total = fresh
             if found is not None:
-                if found[3] != digest:
+                if found[4] != digest:
                     raise Conflict(
-                        f"{version} was counted over bins {found[3] or 'of no profile'}, not"
+                        f"{version} was counted over bins {found[4] or 'of no profile'}, not"
                         f" {digest or 'of no profile'}: a version keeps the profile that it was registered with"
                     )
-                total = _Hour.read(*found[:3])
-                total.merge(fresh)
-            transaction.execute(
-                "INSERT OR REPLACE INTO hour (version, hour, n, digest, counts, numbers) VALUES (?, ?, ?, ?, ?, ?)",
-                (version, hour, total.n, digest, total.counts.astype("<i8").tobytes(), total.numbers()),
-            )
+                n, counts = n + found[0], counts + np.frombuffer(found[1], dtype="<i8")
+                numbers, joint = add_numbers(found[2], numbers), joint + np.frombuffer(found[3], dtype="<f8")
+            row = (version, hour, n, digest, counts.tobytes(), numbers, joint.tobytes())
+            transaction.execute("INSERT OR REPLACE INTO hour VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        for (at, which), n, counts in zip(
+            counted.slice_at.tolist(), counted.slice_n.tolist(), counted.slice_counts.astype("<i8"), strict=True
+        ):
+            key = (version, int(counted.hours[at]), *counted.slices[which])
+            found = transaction.execute(
+                "SELECT n, counts FROM slice WHERE version = ? AND hour = ? AND name = ? AND value = ?", key
+            ).fetchone()
+            total, sums = n, counts
+            if found is not None:
+                total, sums = n + found[0], counts + np.frombuffer(found[1], dtype="<i8")
+            transaction.execute("INSERT OR REPLACE INTO slice VALUES (?, ?, ?, ?, ?, ?)", (*key, total, sums.tobytes()))
 
     def _sum(self, name: str, start: int, end: int, where: str, key: tuple[str, ...]) -> WindowCounts | None:
         low, high = _hours(start, end)
-        counts_of = "counts" if key else "x''"
-        sql = f"SELECT hour, n, {counts_of}, numbers, digest FROM hour WHERE {where} ORDER BY hour, version"  # noqa: S608
+        bins = "counts, joint" if key else "x'', x''"
+        sql = f"SELECT hour, n, {bins}, numbers, digest FROM hour WHERE {where} ORDER BY hour, version"  # noqa: S608
         rows = self._database.read(sql, (*key, low, high))
         if not rows:
             return None
-        digests = {row[4] for row in rows}
-        if key and len(digests) > 1:
-            raise Conflict(f"{name} was counted over several bins within the window: {', '.join(sorted(digests))}")
-        total = _Hour.read(*rows[0][1:4])
-        for row in rows[1:]:
-            total.merge(_Hour.read(*row[1:4]))
+        digest = _one_digest(name, {row[5] for row in rows}) if key else ""
+        groups: dict[str, dict[str, int]] = {"action": {}, "route": {}, "feature_status": {}}
+        latency = LatencyHistogram()
+        n_probability, probability = 0, 0.0
+        for row in rows:
+            numbers = json.loads(row[4])
+            latency.merge(LatencyHistogram.from_dict(numbers["latency"]))
+            n_probability += numbers["n_probability"]
+            probability += numbers["probability"]
+            for group, found in numbers["groups"].items():
+                for value, count in found.items():
+                    groups[group][value] = groups[group].get(value, 0) + count
         return WindowCounts(
             model_version=name,
             start=start,
             end=end,
-            n=total.n,
+            n=sum(row[1] for row in rows),
             n_hours=len({row[0] for row in rows}),
-            digest=digests.pop() if key else "",
-            counts=total.counts,
-            actions=total.groups["action"],
-            routes=total.groups["route"],
-            feature_status=total.groups["feature_status"],
-            n_probability=total.n_probability,
-            mean_probability=total.probability / total.n_probability if total.n_probability else math.nan,
-            latency=total.latency,
+            digest=digest,
+            counts=_summed([row[2] for row in rows], "<i8").astype(np.int64, copy=False),
+            actions=groups["action"],
+            routes=groups["route"],
+            feature_status=groups["feature_status"],
+            n_probability=n_probability,
+            mean_probability=probability / n_probability if n_probability else math.nan,
+            latency=latency,
+            joint=_summed([row[3] for row in rows], "<f8"),
         )
+
+
+def _summed(blobs: Sequence[bytes], dtype: str) -> NDArray[Any]:
+    return np.asarray(np.frombuffer(b"".join(blobs), dtype=dtype).reshape(len(blobs), -1).sum(axis=0))
+
+
+def _one_digest(version: str, digests: set[str]) -> str:
+    if len(digests) > 1:
+        raise Conflict(f"{version} was counted over several bins within the window: {', '.join(sorted(digests))}")
+    return digests.pop()
 
 
 def _hours(start: int, end: int) -> tuple[int, int]:
     if start % HOUR or end % HOUR or start > end:
         raise InvalidInput("start, end", (start, end), "be full hours in microseconds, start first")
     return start // HOUR, end // HOUR
-
-
-def _check(frame: "pl.DataFrame") -> None:
-    missing = [name for name in _COLUMNS if name not in frame.columns]
-    if missing:
-        raise InvalidInput(
-            "frame: columns", missing, "be there", "Pass rows of a decision log, as Tail.read gives them"
-        )
-    for name in ("model_version", "event_time", "latency_us", *_GROUPS):
-        if frame[name].null_count():
-            raise InvalidInput(f"frame: {name}", None, "have a value in every row")
 
 
 def _position(rows: Sequence[Sequence[str]]) -> tuple[int, ...] | None:
@@ -351,47 +448,3 @@ def _move(transaction: Any, position: tuple[int, ...], since: Sequence[int] | No
         raise Conflict(f"the sketches stand at {stored}, not at {tuple(since)}: another reader follows this log")
     transaction.execute("INSERT OR REPLACE INTO progress VALUES (1, ?)", (json.dumps(position),))
     return True
-
-
-def _sketch(rows: "pl.DataFrame", profile: ReferenceProfile | None) -> dict[int, _Hour]:
-    import polars as pl
-
-    of_row = rows["event_time"].to_physical().cast(pl.Int64).to_numpy() // HOUR
-    order = np.argsort(of_row, kind="stable")
-    hours, starts = np.unique(of_row[order], return_index=True)
-    ends = np.append(starts[1:], len(order))
-    names = ["f_" + name for name in profile.names] if profile else []
-    missing = [name for name in names if name not in rows.columns]
-    if missing:
-        raise InvalidInput("frame: columns", missing, "be there", "Its features are not those of the version's profile")
-    columns = [*names, PROBABILITY]
-    # Rows of an hour lie together, so that each count reads one stretch of memory of one layout.
-    X = np.empty((len(order), len(columns)))
-    for at, name in enumerate(columns):
-        X[:, at] = rows[name].cast(pl.Float64).fill_null(math.nan).to_numpy()[order]
-    latency = rows["latency_us"].to_numpy()[order]
-    groups = _group_counts(rows.with_columns(pl.Series("_hour", of_row)))
-    found = {}
-    for hour, first, last in zip(hours.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        counts = count_matrix(profile.edges, X[first:last]) if profile else ()
-        answered = X[first:last, -1]
-        answered = answered[np.isfinite(answered)]
-        latencies = LatencyHistogram()
-        latencies.record_many(latency[first:last])
-        found[hour] = _Hour(
-            n=last - first,
-            counts=np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64),
-            groups=groups[hour],
-            n_probability=len(answered),
-            probability=float(answered.sum()),
-            latency=latencies,
-        )
-    return found
-
-
-def _group_counts(rows: "pl.DataFrame") -> dict[int, dict[str, dict[str, int]]]:
-    found: dict[int, dict[str, dict[str, int]]] = {}
-    for group in _GROUPS:
-        for hour, name, count in rows.group_by("_hour", group).len().sort("_hour", group).iter_rows():
-            found.setdefault(hour, {each: {} for each in _GROUPS})[group][name] = count
-    return found

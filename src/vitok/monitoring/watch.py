@@ -1,23 +1,27 @@
 """Looks at every closed day once and raises or clears what is due: the joint of sketches, labels, rules and alerts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitok.clock import DAY, isoformat
 from vitok.monitoring.alerts import Alert, Alerts
+from vitok.monitoring.baselines import WEEK
 from vitok.monitoring.conditions import (
     Finding,
     WatchRules,
     absence_finding,
     drift_findings,
     fallback_finding,
+    quality_finding,
     quality_findings,
 )
 from vitok.monitoring.drift import DriftReport, drift
 from vitok.monitoring.performance import Performance, performance
 from vitok.monitoring.profile import ReferenceProfile
-from vitok.monitoring.sketches import ALL_VERSIONS, Sketches
+from vitok.monitoring.quality import check_quality
+from vitok.monitoring.sketches import ALL_VERSIONS, Sketches, WindowCounts
+from vitok.monitoring.volume import ExpectedVolume, VolumeCheck
 from vitok.policies import Costs
 from vitok.stats.results import Result
 
@@ -97,6 +101,9 @@ class Watch:
             called as `labelled(start, end, as_of)`. None leaves quality and calibration out.
         costs: What actions cost; None leaves money out.
         amount: Column with the amount, where costs are given.
+        views: View to the features that come from it, to tell a join that failed; see `check_quality`.
+        weights: Gives for a version how much the model leans on each feature, such as its share of the gain; None
+            takes all alike.
 
     Example:
         >>> import tempfile
@@ -121,6 +128,8 @@ class Watch:
         labelled: "Callable[[int, int, int], pl.DataFrame] | None" = None,
         costs: Costs | None = None,
         amount: str = "amount",
+        views: Mapping[str, Sequence[str]] | None = None,
+        weights: Callable[[str], Mapping[str, float] | None] | None = None,
     ) -> None:
         self.system = system
         self.rules = rules or WatchRules()
@@ -130,6 +139,8 @@ class Watch:
         self._labelled = labelled
         self._costs = costs
         self._amount = amount
+        self._views = views
+        self._weights = weights
 
     def tick(self, now: int) -> Watched:
         """Judges the days that have closed.
@@ -161,17 +172,25 @@ class Watch:
         profiles = {version: self._profile_of(version) for version in versions}
         watched = {version: profile for version, profile in profiles.items() if profile is not None}
         totals = self._sketches.totals(start, end)
-        findings = [absence_finding(totals, self.rules)]
+        findings = [absence_finding(totals, self.rules, volume=self._volume(totals, start, end))]
         fallback = None if totals is None else fallback_finding(totals, self.rules)
         if fallback is not None:
             findings.append(fallback)
         reports = []
+        open_alerts = self._alerts.open(system=self.system)
         for version, profile in watched.items():
-            window = self._sketches.window(version, start, end)
-            if window is not None and window.n >= self.rules.min_n:
-                report = drift(profile, window)
+            alerting = {alert.rule for alert in open_alerts if alert.version == version}
+            for length in self.rules.lengths:
+                window = self._sketches.window(version, end - length, end)
+                if window is None or window.n < self.rules.min_n:
+                    continue
+                faults = check_quality(profile, window, views=self._views, rule=self.rules.faults)
+                report = drift(profile, window, weights=self._weights(version) if self._weights else None)
                 reports.append(report)
-                findings.extend(drift_findings(report, self.rules))
+                faulty = {name for fault in faults for name in fault.columns}
+                findings.extend(drift_findings(report, self.rules, alerting=alerting, faulty=faulty))
+                if length == self.rules.lengths[0]:
+                    findings.append(quality_finding(version, faults, self.rules))
         performances = self._performances(tuple(watched), end)
         for version, found in performances:
             findings.extend(quality_findings(version, found, watched[version], self.rules))
@@ -186,6 +205,15 @@ class Watch:
             raised=tuple(alert for alert in changed if alert is not None and alert.state == "open"),
             cleared=tuple(alert for alert in changed if alert is not None and alert.state == "cleared"),
         )
+
+    def _volume(self, totals: WindowCounts | None, start: int, end: int) -> VolumeCheck | None:
+        hours = self._sketches.hours()
+        # Hours before the log began are no hours without decisions, and its first day is seldom whole.
+        since = max(start - self.rules.volume_weeks * WEEK, -(-hours[0] // DAY) * DAY) if hours else start
+        if start - since < WEEK:
+            return None
+        expected = ExpectedVolume.fit(self._sketches.volumes(since, start))
+        return expected.check(0 if totals is None else totals.n, start, end, level=self.rules.volume_level)
 
     def _performances(self, versions: tuple[str, ...], end: int) -> tuple[tuple[str, Performance], ...]:
         if self._labelled is None or not versions:

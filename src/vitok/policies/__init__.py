@@ -4,6 +4,25 @@ A policy is a plain object with a version and `decide`; the same object serves l
 Where probabilities come from (`models`) and what is recorded (`decisions`) is decided elsewhere.
 """
 
+from vitok.policies.tier_evidence import (
+    block_evidence,
+    daily_prices,
+    label_weights,
+    precise_threshold,
+    tier_uncertainty,
+)
 from vitok.policies.tiers import ALLOW, BLOCK, REVIEW, Costs, TierPolicy, Tiers
 
-__all__ = ["ALLOW", "BLOCK", "REVIEW", "Costs", "TierPolicy", "Tiers"]
+__all__ = [
+    "ALLOW",
+    "BLOCK",
+    "REVIEW",
+    "Costs",
+    "TierPolicy",
+    "Tiers",
+    "block_evidence",
+    "daily_prices",
+    "label_weights",
+    "precise_threshold",
+    "tier_uncertainty",
+]

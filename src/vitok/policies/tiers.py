@@ -140,9 +140,29 @@ class TierPolicy:
         return int.from_bytes(digest, "little") / 2.0**64
 
     def thresholds(self, amount: float) -> tuple[float, float]:
-        """Returns the probabilities from which an amount is reviewed and blocked, rounded to 4 digits."""
+        """Returns the probabilities from which an amount is reviewed and blocked, rounded to 4 digits.
+
+        Where a review never pays (small amounts, a high price), both are the probability from which it is blocked;
+        1 stands for never.
+
+        Args:
+            amount: Amount, at least 0.
+
+        Raises:
+            InvalidInput: If the amount is negative or not finite.
+
+        Example:
+            >>> TierPolicy(costs=Costs(false_block=30, review=3, reviewer_recall=0.9)).thresholds(2.0)
+            (0.9375, 0.9375)
+        """
+        if not 0 <= amount < np.inf:
+            raise InvalidInput("amount", amount, "be finite and at least 0")
         r, q, f = self.costs.review + self.review_price, self.costs.reviewer_recall, self.costs.false_block
-        return round(r / (q * amount), 4), round((f - r) / (f + (1 - q) * amount), 4)
+        review = r / (q * amount) if amount else np.inf
+        block = (f - r) / (f + (1 - q) * amount)
+        if review >= block:
+            review = block = f / (f + amount)
+        return round(min(review, 1.0), 4), round(min(block, 1.0), 4)
 
     @classmethod
     def fit(

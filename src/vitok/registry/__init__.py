@@ -14,6 +14,7 @@ from vitok.registry.ledger import Ledger
 from vitok.registry.package import Package, read_package, write_package
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.registry import Registry
+from vitok.registry.run_reading import MetricHistory, RunComparison, RunList, RunRecord, compare
 from vitok.registry.runs import TrackedRun
 from vitok.registry.stages import Entry, ModelState, Stage, Version
 from vitok.registry.storage import Verification
@@ -24,12 +25,16 @@ __all__ = [
     "DataSnapshot",
     "Entry",
     "Ledger",
+    "MetricHistory",
     "MetricRow",
     "ModelCard",
     "ModelState",
     "Package",
     "Provenance",
     "Registry",
+    "RunComparison",
+    "RunList",
+    "RunRecord",
     "Stage",
     "TrackedRun",
     "Tracker",
@@ -38,6 +43,7 @@ __all__ = [
     "Version",
     "at_least",
     "at_most",
+    "compare",
     "evaluate",
     "find_provenance",
     "model_card",

@@ -1,6 +1,7 @@
 """Metric points into the tables of an MLflow store, thousands in a transaction."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 
 from vitok.errors import InvalidInput
@@ -54,7 +55,7 @@ class MetricStore:
                 if found != columns:
                     raise InvalidInput(f"table {table} of {uri}", sorted(found), f"have the columns {sorted(columns)}")
             undo.pop_all()
-        self._insert, self._latest = _statements(kind)
+        self._insert, self._latest, self._read = _statements(kind)
 
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         """Writes the points of a run, all or none.
@@ -82,13 +83,27 @@ class MetricStore:
                 connection.exec_driver_sql(self._insert, rows[at_row : at_row + _ROWS_A_STATEMENT])
             connection.exec_driver_sql(self._latest, newest)
 
+    def read(self, run_id: str, key: str) -> list[tuple[int, int, float]]:
+        """Returns the points of a metric of a run: step, milliseconds since 1970, value; in no order.
+
+        Args:
+            run_id: The run.
+            key: Name of the metric.
+
+        Raises:
+            SQLAlchemyError: If the store cannot be read.
+        """
+        with self._engine.connect() as connection:
+            rows = connection.exec_driver_sql(self._read, (run_id, key)).fetchall()
+        return [(step, time, math.nan if is_nan else value) for step, time, value, is_nan in rows]
+
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()
 
 
-def _statements(kind: str) -> tuple[str, str]:
-    """Gives the two statements in the words of an engine's driver."""
+def _statements(kind: str) -> tuple[str, str, str]:
+    """Gives the two statements that write, and the one that reads, in the words of an engine's driver."""
     mark = "?" if kind == "sqlite" else "%s"
     into = f"(key, value, timestamp, step, run_uuid, is_nan) VALUES ({', '.join([mark] * 6)})"
     later = (
@@ -99,6 +114,7 @@ def _statements(kind: str) -> tuple[str, str]:
         f"INSERT INTO metrics {into} ON CONFLICT DO NOTHING",
         f"INSERT INTO latest_metrics {into} ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, "
         f"timestamp = excluded.timestamp, step = excluded.step, is_nan = excluded.is_nan WHERE {later}",
+        f"SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = {mark} AND key = {mark}",  # noqa: S608
     )
 
 

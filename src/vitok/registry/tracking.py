@@ -5,23 +5,27 @@ The ledger is mirrored there and never read back: MLflow keeps no history of its
 
 import contextlib
 import json
+import re
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitok.clock import Clock, SystemClock
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, NotFound
 from vitok.registry.files import exclusive
 from vitok.registry.metric_store import opened
 from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
 from vitok.registry.package import check_model_name
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
+from vitok.registry.run_reading import MetricHistory, RunList, RunRecord, history, record
 from vitok.registry.runs import TrackedRun
 from vitok.registry.stages import ModelState, Version
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+_RUNS_A_PAGE = 1000
+_RUN_ID = re.compile(r"[0-9a-zA-Z]{4,32}")
 
 
 class Tracker:
@@ -145,6 +149,111 @@ class Tracker:
             run.end("FAILED")
             raise
         return run
+
+    def runs(self, *, experiment: str | None = None, matching: str = "", most: int = 100) -> RunList:
+        """Returns the runs of the store, latest first, also those that plain MLflow code logged.
+
+        Args:
+            experiment: Name of an experiment; None for all.
+            matching: A condition in MLflow's words, such as `"metrics.auc > 0.9 and params.leaves = '31'"`.
+            most: How many at most, from 1.
+
+        Raises:
+            NotFound: If there is no such experiment.
+            InvalidInput: If MLflow does not understand the condition.
+            StoreError: If the store cannot be read.
+        """
+        if most < 1:
+            raise InvalidInput("most", most, "be at least 1")
+        names = self._experiment_names()
+        if experiment is not None and experiment not in names.values():
+            raise NotFound("experiment", experiment, sorted(names.values()))
+        wanted = [key for key, name in names.items() if experiment in (None, name)]
+        return RunList(tuple(self._search(wanted, names, matching, most)))
+
+    def recorded(self, run_id: str) -> RunRecord:
+        """Returns one run.
+
+        Args:
+            run_id: Its id, or the first characters of it, from 4.
+
+        Raises:
+            NotFound: If no run has that id, or the runs of several begin so.
+        """
+        names = self._experiment_names()
+        kept: list[RunRecord] = []
+        if _RUN_ID.fullmatch(run_id):
+            kept = self._search(list(names), names, f"attributes.run_id LIKE '{run_id}%'", 12)
+        if len(kept) != 1:
+            known = [run.run_id for run in kept] or [run.run_id for run in self._search(list(names), names, "", 12)]
+            raise NotFound("run", run_id, known)
+        return kept[0]
+
+    def history(self, run: str | RunRecord, metric: str) -> MetricHistory:
+        """Returns all points of a metric of a run, by step.
+
+        Args:
+            run: The run, or its id.
+            metric: Name of the metric.
+
+        Raises:
+            NotFound: If there is no such run, or it has no such metric.
+            StoreError: If the store cannot be read.
+        """
+        found = self.recorded(run) if isinstance(run, str) else run
+        if metric not in found.metrics:
+            raise NotFound(f"metric of run {found.short_id}", metric, sorted(found.metrics))
+        with store_errors(f"metric {metric!r} of run {found.run_id} cannot be read"):
+            store = opened(self.uri)
+            if store is None:
+                points = [
+                    (point.step, point.timestamp, point.value)
+                    for point in self._client().get_metric_history(found.run_id, metric)
+                ]
+            else:
+                with contextlib.closing(store):
+                    points = store.read(found.run_id, metric)
+        return history(found.run_id, metric, points)
+
+    def _experiment_names(self) -> dict[str, str]:
+        """Gives the experiments that are not deleted; none, and no store made, where nothing was ever tracked."""
+        if not (self.home / "mlflow.db").exists():
+            return {}
+        client, names, token = self._client(), {}, None
+        with store_errors(f"MLflow store {self.uri} cannot be read"):
+            while True:
+                page = client.search_experiments(max_results=_RUNS_A_PAGE, page_token=token)
+                names |= {found.experiment_id: found.name for found in page}
+                token = page.token
+                if not token:
+                    return names
+
+    def _search(self, experiments: list[str], names: Mapping[str, str], matching: str, most: int) -> list[RunRecord]:
+        if not experiments:
+            return []
+        from mlflow.exceptions import MlflowException
+
+        found: list[RunRecord] = []
+        token = None
+        with store_errors(f"MLflow store {self.uri} cannot be read"):
+            while len(found) < most:
+                try:
+                    page = self._client().search_runs(
+                        experiments,
+                        matching,
+                        max_results=min(_RUNS_A_PAGE, most - len(found)),
+                        order_by=["attributes.start_time DESC"],
+                        page_token=token,
+                    )
+                except MlflowException as error:
+                    if error.error_code != "INVALID_PARAMETER_VALUE":
+                        raise
+                    raise InvalidInput("matching", matching, f"be a condition that MLflow knows ({error})") from None
+                found += [record(run, names[run.info.experiment_id]) for run in page]
+                token = page.token
+                if not token:
+                    break
+        return found
 
     def mirror(self, state: ModelState, *, packages: Path) -> None:
         """Shows a model's versions and stages in MLflow's registry; repeating it changes nothing.

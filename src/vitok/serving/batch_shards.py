@@ -304,7 +304,7 @@ def find_files(inputs: str | Path | Sequence[str | Path], out: Path) -> list[tup
         elif item.is_file():
             found.append((item, item.name))
         else:
-            raise NotFound("input", str(item), ())
+            raise NotFound("input", str(item), sorted(map(str, item.parent.glob("*.parquet"))))
     if not found:
         raise NotFound("Parquet file", [str(item) for item in inputs], ())
     if len({path.resolve() for path, _ in found}) != len(found):

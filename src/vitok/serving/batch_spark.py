@@ -11,8 +11,10 @@ Spark, and the other way round.
 
 import functools
 import hashlib
+import importlib.util
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -97,12 +99,14 @@ def score_files_on_spark(
         InvalidInput: If a file or a column lacks, a number is out of range, or `spark` is no session and no address.
         NotFound: If there is no input or no model.
         Conflict: If another process works on the folder, or it holds results of another job.
-        ServiceError: If the job fails on Spark, for instance because an executor finds another model in the folder.
+        ServiceError: If Spark cannot be reached, or the job fails there, for instance because an executor finds
+            another model in the folder.
         StoreError: If the manifest cannot be written.
         MissingExtra: If the driver has no pyspark.
     """
     if min(batch_rows, checkpoint_every, 1 if wave is None else wave) < 1:
         raise InvalidInput("batch_rows, checkpoint_every, wave", (batch_rows, checkpoint_every, wave), "be at least 1")
+    _check_spark(spark)
     started = clock()
     out, home = Path(folder).absolute(), Path(package).absolute()
     paths = find_files(inputs, out)
@@ -139,22 +143,39 @@ def score_files_on_spark(
     return result_of(manifest, out, total, resumed, watch, clock() - started)
 
 
-def _session(spark: Any) -> tuple[Any, bool]:
-    """Returns a session, and whether it was made here."""
+def _check_spark(spark: Any) -> None:
     if not isinstance(spark, str):
         if not hasattr(spark, "range"):
             raise InvalidInput("spark", type(spark).__name__, "be a Spark session or the address of a master")
-        return spark, False
-    if not spark.startswith(SCHEME) or spark == SCHEME:
+    elif not spark.startswith(SCHEME) or spark == SCHEME:
         raise InvalidInput("spark", spark, "be the address of a master", "Write spark://host:7077 or spark://local[2]")
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise MissingExtra("spark", "scoring on Spark") from None
+    elif importlib.util.find_spec("pyspark") is None:
+        raise MissingExtra("spark", "scoring on Spark")
+
+
+def _session(spark: Any) -> tuple[Any, bool]:
+    """Returns a session, and whether it was made here."""
+    if not isinstance(spark, str):
+        return spark, False
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
     master = spark.removeprefix(SCHEME) if spark.startswith(SCHEME + "local") else spark
     there = SparkSession.getActiveSession()
     if there is None:
-        return SparkSession.builder.master(master).appName("vitok batch").getOrCreate(), True
+        if master != spark:
+            # Here executors are children of the driver; the first python3 of the path need not have vitok.
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        try:
+            made = SparkSession.builder.master(master).appName("vitok batch").getOrCreate()
+        except (PySparkException, Py4JError) as error:
+            raise ServiceError(
+                f"there is no Spark at {spark}: {_cause(str(error))}; look whether the master answers, and whether "
+                "this machine has Java 17 or newer"
+            ) from error
+        made.sparkContext.setLogLevel("ERROR")
+        return made, True
     # Spark has one session a process, and it is not ours to stop.
     if there.sparkContext.master != master:
         raise InvalidInput("spark", spark, f"be the master of the session that is there, {there.sparkContext.master}")
@@ -187,11 +208,12 @@ def _run(session: Any, what: _Package, tasks: Sequence[_Task], out: str, batch_r
             columns = {name: [getattr(shard, name) for shard in done] for name in ("number", "rows", "scored")}
             yield pa.RecordBatch.from_pydict({**columns, "quarantined": [shard.quarantined for shard in done]})
 
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     try:
         told = session.range(0, len(tasks), 1, len(tasks)).mapInArrow(work, _COUNTS).collect()
-    except PySparkException as error:
+    except (PySparkException, Py4JError) as error:
         raise ServiceError(f"scoring on Spark stopped: {_reason(str(error))}") from error
     counts = {row["number"]: row for row in told}
     done = []
@@ -219,6 +241,12 @@ def _reason(told: str) -> str:
     """Returns the last line of what Python said on the executor, without the frames of both languages."""
     lines = [line.strip() for line in told.partition("JVM stacktrace")[0].splitlines()]
     return next((line for line in reversed(lines) if line and not line.startswith("at ")), told)[:500]
+
+
+def _cause(told: str) -> str:
+    """Returns the line that says why: the one of Java, which a colon begins, else the first."""
+    lines = told.splitlines() or [""]
+    return next((line.lstrip(": ") for line in lines if line.startswith(":")), lines[0])[:500]
 
 
 def score_range(what: _Package, task: _Task, out: str, batch_rows: int) -> Shard:

@@ -5,22 +5,21 @@ The unit is the one of the log's `cost`: processor seconds, in which GPU seconds
 without asking again. All leases together are never more than the budget, so it holds however many processes there are.
 
 A lease of a process that was killed counts as spent: how much of it was, only that process knew. It is at most a
-hundredth of the budget, or one batch where that is more. A process that ends in order gives back what it has left.
+hundredth of the budget, or one batch where that is more. A process that ends in order gives back what it has left,
+and so does one that has asked for nothing for a minute.
 """
 
-import contextlib
 import datetime as dt
 import json
-import os
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from vitok.clock import DAY, HOUR, isoformat
-from vitok.errors import InvalidInput, NotFound, StoreError
+from vitok.engines.sqlite import Database
+from vitok.errors import InvalidInput, NotFound
 from vitok.serving.holders import holding
 
 Period = Literal["hour", "day", "month"]
@@ -36,21 +35,21 @@ _LAYOUT = 1
 _MOST_SECONDS = 1e9
 _PARTS = 100  # a lease is at most this part of the budget
 _SPREAD = 8  # and this part of what is left, by the processes that hold one
-_SCHEMA = (
-    """CREATE TABLE budget (
+_SCHEMA = """
+CREATE TABLE budget (
     team TEXT PRIMARY KEY,
     amount INTEGER NOT NULL,
     period TEXT NOT NULL,
     alerts TEXT NOT NULL,
     action TEXT NOT NULL
-) STRICT""",
-    """CREATE TABLE account (
+) STRICT;
+CREATE TABLE account (
     team TEXT NOT NULL,
     start INTEGER NOT NULL,
     paced INTEGER,
     PRIMARY KEY (team, start)
-) STRICT""",
-    """CREATE TABLE lease (
+) STRICT;
+CREATE TABLE lease (
     team TEXT NOT NULL,
     start INTEGER NOT NULL,
     holder TEXT NOT NULL,
@@ -58,8 +57,8 @@ _SCHEMA = (
     spent INTEGER NOT NULL,
     ended INTEGER NOT NULL,
     PRIMARY KEY (team, start, holder)
-) STRICT""",
-    """CREATE TABLE alert (
+) STRICT;
+CREATE TABLE alert (
     team TEXT NOT NULL,
     start INTEGER NOT NULL,
     share REAL NOT NULL,
@@ -67,16 +66,16 @@ _SCHEMA = (
     spent INTEGER NOT NULL,
     amount INTEGER NOT NULL,
     PRIMARY KEY (team, start, share)
-) STRICT""",
-    """CREATE TABLE change (
+) STRICT;
+CREATE TABLE change (
     number INTEGER PRIMARY KEY,
     time INTEGER NOT NULL,
     team TEXT NOT NULL,
     what TEXT NOT NULL,
     actor TEXT NOT NULL,
     reason TEXT NOT NULL
-) STRICT""",
-)
+) STRICT;
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,19 +266,7 @@ class BudgetBook:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock = threading.RLock()
-        self._pid = os.getpid()
-        self._changed = 0  # by this connection, which SQLite does not count
-        # SQLite forbids using or closing a connection that came over a fork; kept, it is left alone.
-        self._inherited: list[sqlite3.Connection] = []
-        with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = self._connect()
-            try:
-                self._create()
-            except BaseException:
-                self._connection.close()
-                raise
+        self._database = Database(path, schema=_SCHEMA, kind="budgets", version=_LAYOUT, wait_seconds=_WAIT_SECONDS)
 
     def __repr__(self) -> str:
         return f"BudgetBook({str(self.path)!r})"
@@ -293,14 +280,13 @@ class BudgetBook:
         """
         _check_actor(actor)
         row = (budget.team, budget.total, budget.period, json.dumps(budget.alerts), budget.then)
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO budget VALUES (?, ?, ?, ?, ?)", row)
             # A clock that had run ahead would else keep the team in a period to come.
             start = period_of(budget.period, now)[0]
             for table in ("account", "lease", "alert"):
                 connection.execute(f"DELETE FROM {table} WHERE team = ? AND start > ?", (budget.team, start))  # noqa: S608
             _note(connection, now, budget.team, str(budget), actor, reason)
-        self._changed += 1
 
     def remove(self, team: str, *, actor: str, now: int, reason: str = "") -> None:
         """Takes a team's budget away: it may spend what it likes.
@@ -309,17 +295,16 @@ class BudgetBook:
             NotFound: If it has none.
         """
         _check_actor(actor)
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             if not connection.execute("DELETE FROM budget WHERE team = ?", (team,)).rowcount:
                 raise NotFound(
                     "budget of team", team, [row[0] for row in connection.execute("SELECT team FROM budget")]
                 )
             _note(connection, now, team, "removed", actor, reason)
-        self._changed += 1
 
     def changes(self) -> list[str]:
         """Returns what was done to budgets: when, by whom and why."""
-        rows = self._read("SELECT time, team, what, actor, reason FROM change ORDER BY number")
+        rows = self._database.read("SELECT time, team, what, actor, reason FROM change ORDER BY number")
         return [
             f"{isoformat(time)} {team} by {actor}: {what}" + (f" ({reason})" if reason else "")
             for time, team, what, actor, reason in rows
@@ -327,12 +312,11 @@ class BudgetBook:
 
     def budgets(self) -> dict[str, SpendingBudget]:
         """Returns the budgets by team."""
-        return {row[0]: _budget(row) for row in self._read("SELECT * FROM budget ORDER BY team")}
+        return {row[0]: _budget(row) for row in self._database.read("SELECT * FROM budget ORDER BY team")}
 
-    def revision(self) -> tuple[int, int]:
-        """Returns what changes once somebody has changed a budget (or taken a lease); takes about 5 us."""
-        with self._lock, self._errors():
-            return int(self._opened().execute("PRAGMA data_version").fetchone()[0]), self._changed
+    def revision(self) -> int:
+        """Returns what changes once somebody has changed a budget or taken a lease; takes about 5 us."""
+        return int(self._database.read("PRAGMA data_version")[0][0])
 
     def lease(self, team: str, holder: str, *, spent: int, needed: int, now: int, start: int | None = None) -> Grant:
         """Reports what a holder has spent, and gives it what it needs, and some more for the next batches.
@@ -350,7 +334,7 @@ class BudgetBook:
             NotFound: If the team has no budget.
             StoreError: If the file cannot be used.
         """
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             budget = _find(connection, team)
             begin, end = _current(connection, budget, now)
             if start is not None and start != begin:
@@ -376,7 +360,7 @@ class BudgetBook:
 
     def give_back(self, team: str, holder: str, *, start: int, spent: int) -> None:
         """Ends a lease: what is not spent of it is there for others again."""
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             connection.execute(
                 "UPDATE lease SET granted = ?, spent = ?, ended = 1 WHERE team = ? AND start = ? AND holder = ?",
                 (spent, spent, team, start, holder),
@@ -388,8 +372,7 @@ class BudgetBook:
         Raises:
             NotFound: If it has none.
         """
-        with self._lock, self._errors():
-            connection = self._opened()
+        with self._database.reading() as connection:
             budget = _find(connection, team)
             start, end = _current(connection, budget, now)
             rows = connection.execute(
@@ -413,61 +396,7 @@ class BudgetBook:
 
     def close(self) -> None:
         """Closes the file; it cannot be used any more."""
-        with self._lock:
-            if self._pid == os.getpid():
-                self._connection.close()
-
-    def _create(self) -> None:
-        connection = self._connection
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            with self._writing() as connection:
-                if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    for statement in _SCHEMA:
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {_LAYOUT}")
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-        known = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if version != _LAYOUT or not {"budget", "lease"} <= known:
-            raise StoreError(f"{self.path} does not hold budgets; name another file, or move this one away")
-
-    def _read(self, sql: str) -> list[Any]:
-        with self._lock, self._errors():
-            return self._opened().execute(sql).fetchall()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._errors():
-            connection = self._opened()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._pid != os.getpid():
-            self._inherited.append(self._connection)
-            self._connection, self._pid = self._connect(), os.getpid()
-        return self._connection
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
-        )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        return connection
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the budgets in {self.path} cannot be used: {error}") from error
+        self._database.close()
 
 
 def _check_actor(actor: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.serving.breaker import Nanoseconds
+from vitok.serving.paid_calls import dearer, paid
 from vitok.serving.retries import NO_DEADLINE, allowance
 from vitok.serving.shadow import Mirror
 from vitok.serving.targets import (
@@ -201,7 +202,11 @@ class Cascade:
             first = asked_here(small, batch, self._limit(deadline))
             up, stay = self._divide(first)
         except ServiceError as error:
-            return self._instead(asked_here(large, batch, deadline), error)
+            try:
+                scored = asked_here(large, batch, deadline)
+            except ServiceError as last:
+                raise dearer(last, paid(error)) from error
+            return self._instead(scored, error)
         if not len(up):
             return self._alone(batch, first)
         above = batch if len(up) == len(batch) else batch.take(up)
@@ -222,7 +227,11 @@ class Cascade:
             first = await asked(self.small, batch, self._limit(deadline), self._clock)
             up, stay = self._divide(first)
         except ServiceError as error:
-            return self._instead(await asked(self.large, batch, deadline, self._clock), error)
+            try:
+                scored = await asked(self.large, batch, deadline, self._clock)
+            except ServiceError as last:
+                raise dearer(last, paid(error)) from error
+            return self._instead(scored, error)
         if not len(up):
             return self._alone(batch, first)
         above = batch if len(up) == len(batch) else batch.take(up)
@@ -254,11 +263,10 @@ class Cascade:
         n = len(scored)
         self._rows += n
         self._escalated += n
-        cost = error.cost if isinstance(error, TargetFailed) else 0.0
         tried = error.attempts if isinstance(error, TargetFailed) else ()
         return scored.changed(
             lambda c: c._replace(route="fallback", reason=because(str(error), c.reason), attempts=tried + c.attempts),
-            cost=cost,
+            cost=paid(error),
         )
 
     def _alone(self, batch: Batch, first: Scored) -> Scored:
@@ -275,9 +283,8 @@ class Cascade:
         if isinstance(second, ServiceError):
             self._kept += len(up)
             told = f"{self._unsure}, but {second}"
-            cost = second.cost if isinstance(second, TargetFailed) else 0.0
             found = part(first, up).changed(
-                lambda c: c._replace(route="fallback", reason=because(told, c.reason)), cost=cost
+                lambda c: c._replace(route="fallback", reason=because(told, c.reason)), cost=paid(second)
             )
         else:
             found = second.changed(lambda c: c._replace(reason=because(self._unsure, c.reason)))

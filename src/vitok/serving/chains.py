@@ -7,6 +7,7 @@ import numpy as np
 
 from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.serving.breaker import Nanoseconds
+from vitok.serving.paid_calls import paid
 from vitok.serving.retries import NO_DEADLINE, allowance
 from vitok.serving.targets import (
     ASKED,
@@ -56,7 +57,7 @@ class Tries:
         """Adds a try that failed."""
         own = (Attempt(target.name, (ended - began) // 1000, str(error)),)
         self.attempts += error.attempts or own if isinstance(error, TargetFailed) else own
-        self.cost += error.cost if isinstance(error, TargetFailed) else 0.0
+        self.cost += paid(error)
         self._because(str(error))
 
     def skipped(self, target: Target) -> None:

@@ -5,6 +5,7 @@ Nothing waits for company: a request alone is answered alone, and under load the
 
 import collections
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -20,6 +21,8 @@ logger = logging.getLogger("vitok.serving")
 
 MAX_BODY = 65_536
 MAX_BATCH = 256
+# Replies that come later leave on so many connections a turn, so that whoever has just asked need not wait for all.
+RELEASED_AT_ONCE = 16
 
 
 class Connection(Protocol):
@@ -194,11 +197,16 @@ class Door:
     def _given(self, connection: Connection, loop: Loop) -> None:
         # Replies that are given together leave together.
         if not self._due:
-            loop.call_soon(self._release)
+            loop.call_soon(self._release, loop)
         self._due[connection] = None
 
-    def _release(self) -> None:
+    def _release(self, loop: Loop) -> None:
         due, self._due = self._due, {}
+        if len(due) > RELEASED_AT_ONCE:
+            rest = iter(due)
+            due = dict.fromkeys(itertools.islice(rest, RELEASED_AT_ONCE))
+            self._due = dict.fromkeys(rest)
+            loop.call_soon(self._release, loop)
         for connection in due:
             waiting = self._owed.get(connection)
             parts, close = [], False

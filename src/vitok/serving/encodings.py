@@ -151,7 +151,7 @@ class Encoded:
         except InvalidInput as error:
             return error_reply(problem(400, "Not what its headers say", str(error), field="body"))
         headers = [item for item in request.headers if item[0] not in (b"content-encoding", b"content-length")]
-        return HotRequest(body, request.arrived, headers, request.peer, request.tenant, request.plain)
+        return HotRequest(body, request.arrived, headers, request.peer, request.tenant, request.plain, request.shown)
 
     @staticmethod
     def _written(request: HotRequest, reply: Reply | Later) -> Reply | Later:

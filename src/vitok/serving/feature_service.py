@@ -4,6 +4,7 @@ All requests that one turn of the event loop has read for one feature set are an
 """
 
 import datetime as dt
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,11 @@ from vitok.errors import InvalidInput, NotFound, VitokError
 from vitok.features import FeatureSet
 from vitok.features.vectors import SOURCE_WORDS, STATUS_WORDS, Vectors
 from vitok.serving.feature_readiness import Readiness
+from vitok.serving.inference_http import metrics_route
 from vitok.serving.messages import HotRequest, Reply
+from vitok.serving.metrics import Metrics
 from vitok.serving.problems import UNDECODABLE, from_decode_error, from_error, handlers, problem
+from vitok.stats import LatencyHistogram
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MAX_ENTITIES = 1_000
+WAIT_METRIC = "vitok_feature_wait_seconds"
+"""Histogram that an autoscaler looks at."""
+_OTHERS = (("/healthz", "Alive"), ("/readyz", "Able to answer"), ("/metrics", "For Prometheus"))
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 
@@ -119,6 +126,10 @@ class FeatureEndpoint:
         max_entities: Most entities that one request may ask for.
         served: Notes every vector that is served, through whatever door.
 
+    Attributes:
+        counts: Requests, vectors and refusals at this door.
+        waited: How long requests waited until their turn was taken up.
+
     Example:
         >>> from vitok.engines import open_rows
         >>> from vitok.features import Entity, FeatureReader, FeatureSet, Latest, Source
@@ -140,6 +151,7 @@ class FeatureEndpoint:
         self.max_entities = max_entities
         self.served = served
         self.counts = {"requests": 0, "vectors": 0, "refused": 0}
+        self.waited = LatencyHistogram()
         self._decoder = msgspec.json.Decoder(VectorsRequest)
         self._encoder = msgspec.json.Encoder()
         self._version = reader.features.version
@@ -147,6 +159,7 @@ class FeatureEndpoint:
     def handle(self, requests: Sequence[HotRequest]) -> list[Reply]:
         """Answers requests in order, by one read."""
         self.counts["requests"] += len(requests)
+        self.waited.record_since([request.arrived for request in requests], time.perf_counter_ns())
         replies: list[Reply | None] = [None] * len(requests)
         asked: list[tuple[int, VectorsRequest, Asked]] = []
         for place, request in enumerate(requests):
@@ -251,6 +264,7 @@ def feature_application(endpoints: Sequence[FeatureEndpoint], *, readiness: Read
 
     by_name = {endpoint.name: endpoint for endpoint in endpoints}
     readiness = readiness or Readiness(endpoints)
+    metrics = _metrics(by_name, readiness)
 
     async def listed(_: "Request") -> "Response":
         return JSONResponse({"feature_sets": [summary(endpoint) for endpoint in by_name.values()]})
@@ -277,10 +291,29 @@ def feature_application(endpoints: Sequence[FeatureEndpoint], *, readiness: Read
             Route("/v1/features/{name}", one),
             Route("/healthz", healthy),
             Route("/readyz", ready),
+            metrics_route(metrics),
             Route("/openapi.json", document),
         ],
         exception_handlers=handlers(),
     )
+
+
+def _metrics(endpoints: Mapping[str, FeatureEndpoint], readiness: Readiness) -> Metrics:
+    metrics = Metrics()
+    metrics.read_counter(
+        "vitok_feature_requests_total",
+        "Requests, vectors and refusals over HTTP, by feature set.",
+        lambda: {(name, kind): float(n) for name, one in endpoints.items() for kind, n in one.counts.items()},
+        labels=("feature_set", "kind"),
+    )
+    metrics.latencies(
+        WAIT_METRIC,
+        "From the arrival of a request until its turn was taken up.",
+        lambda: {(name,): one.waited for name, one in endpoints.items()},
+        labels=("feature_set",),
+    )
+    metrics.gauge("vitok_ready", "1 where it can answer.", lambda: {(): float(readiness.report().ready)})
+    return metrics
 
 
 def summary(endpoint: FeatureEndpoint) -> dict[str, Any]:
@@ -321,7 +354,7 @@ def feature_openapi(endpoints: Sequence[FeatureEndpoint]) -> dict[str, Any]:
         }
         for endpoint in endpoints
     }
-    for path, text in (("/v1/features", "The feature sets"), ("/healthz", "Alive"), ("/readyz", "Able to answer")):
+    for path, text in (("/v1/features", "The feature sets"), *_OTHERS):
         paths[path] = {"get": {"summary": text, "responses": {"200": {"description": text}}}}
     late = {"description": "The store is down, or a stream too far behind; the body says which and why"}
     paths["/readyz"]["get"]["responses"]["503"] = late

@@ -1,18 +1,17 @@
 """The guard before an endpoint: address, key, rate and size of each request, before anything of it is read."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vitok.clock import Clock, SystemClock
 from vitok.errors import InvalidInput
-from vitok.guard import AddressList, Allowance, Key, KeyRing, Limit, Limiter, Refusal, SharedLimiter
+from vitok.guard import AddressList, Allowance, KeyRing, Limit, Limiter, Refusal, SharedLimiter
 from vitok.serving.inference_messages import error_reply
-from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
+from vitok.serving.messages import UNREAD, Endpoint, HotRequest, Later, Reply, key_header, key_token
 from vitok.serving.opening import changed
 from vitok.serving.problems import problem
-
-_BEARER = b"bearer "
 
 
 class Rated(Protocol):
@@ -90,14 +89,65 @@ class Guarded:
 
     def handle(self, requests: Sequence[HotRequest]) -> Sequence[Reply | Later]:
         """Hands on what may pass, and refuses the rest."""
+        now_us, now_ns = self._clock.now(), time.monotonic_ns()
         out: list[Reply | Later | None] = [None] * len(requests)
+        passed: Sequence[HotRequest] = requests
+        places: Sequence[int] = range(len(requests))
+        callers = self._known(requests, now_us)
+        if callers is None:
+            passed, places, callers = self._let_in(requests, now_us, out)
+        told: Sequence[bytes] = ()
+        if self.key_limit is not None and passed:
+            told = self._rated(self.key_limit, callers, places, out, now_ns)
+        if self.user_limit is not None and passed:
+            self._by_user(passed, callers, places, out, now_ns)
+        if out.count(None) < len(passed):
+            kept = [at for at, place in enumerate(places) if out[place] is None]
+            passed, places = [passed[at] for at in kept], [places[at] for at in kept]
+            told = [told[at] for at in kept] if told else ()
+        if not passed:
+            return out  # type: ignore[return-value]
+        replies = self.endpoint.handle(passed)
+        if told:
+            replies = [_with(reply, headers) for headers, reply in zip(told, replies, strict=True)]
+        if len(passed) == len(requests):
+            return replies
+        for place, reply in zip(places, replies, strict=True):
+            out[place] = reply
+        return out  # type: ignore[return-value]
+
+    def _known(self, requests: Sequence[HotRequest], now_us: int) -> list[str] | None:
+        # Who asks, where all may pass as far as that can be seen at once; else None, and each is looked at.
+        if self.max_body is not None or self.addresses is not None:
+            return None
+        if self.keys is None:
+            return [request.peer for request in requests]
+        good = self.keys.good(self.scope, now_us)
+        if not good or not requests or type(requests[0]) is not HotRequest:
+            return None
+        keys = [good.get(request.shown) for request in requests]  # type: ignore[arg-type]
+        if not all(keys):
+            return None
+        callers = []
+        for request, key in zip(requests, keys, strict=True):
+            assert key is not None  # noqa: S101
+            callers.append(key.key_id)
+            if key.tenant:
+                request.tenant = key.tenant
+        return callers
+
+    def _let_in(
+        self, requests: Sequence[HotRequest], now_us: int, out: list[Reply | Later | None]
+    ) -> tuple[list[HotRequest], list[int], list[str]]:
+        # Who may pass by size, address and key, their places, and who asks; the rest is refused in `out`.
         passed: list[HotRequest] = []
         places: list[int] = []
         callers: list[str] = []
-        # A key that a turn shows several times is checked once.
-        seen: dict[bytes | None, Key] = {}
         keys, look = self.keys, self.max_body is not None or self.addresses is not None
-        now_us, now_ns = self._clock.now(), time.monotonic_ns()
+        # A key that was just checked for another request of this turn is among them as well.
+        good = keys.good(self.scope, now_us) if keys is not None else None
+        if good is None:
+            good = {}
         for place, request in enumerate(requests):
             caller = request.peer
             if look:
@@ -106,39 +156,21 @@ class Guarded:
                     out[place] = refusal
                     continue
             if keys is not None:
-                shown = _shown(request.headers)
-                key = seen.get(shown)
+                shown = _shown(request)
+                key = good.get(shown)  # type: ignore[arg-type]
                 if key is None:
-                    found = keys.check(_token(shown), self.scope, now_us)
+                    found = keys.check(key_token(shown), self.scope, now_us, shown=shown)
                     if isinstance(found, Refusal):
                         out[place] = self._unknown(found)
                         continue
-                    key = seen[shown] = found
+                    key = found
                 caller = key.key_id
                 if key.tenant:
                     request = _marked(request, key.tenant)
             passed.append(request)
             places.append(place)
             callers.append(caller)
-        told: Sequence[bytes] = ()
-        if self.key_limit is not None and passed:
-            told = self._rated(self.key_limit, callers, places, out, now_ns)
-        if self.user_limit is not None and passed:
-            self._by_user(passed, callers, places, out, now_ns)
-        if self.key_limit is not None or self.user_limit is not None:
-            kept = [at for at, place in enumerate(places) if out[place] is None]
-            if len(kept) < len(passed):
-                passed, places = [passed[at] for at in kept], [places[at] for at in kept]
-                told = [told[at] for at in kept] if told else ()
-        if passed:
-            replies = self.endpoint.handle(passed)
-            if told:
-                for place, headers, reply in zip(places, told, replies, strict=True):
-                    out[place] = _with(reply, headers)
-            else:
-                for place, reply in zip(places, replies, strict=True):
-                    out[place] = reply
-        return out  # type: ignore[return-value]
+        return passed, places, callers
 
     def _outside(self, request: HotRequest) -> tuple[str, Reply | None]:
         # What can be said before it is known whose request it is; and where it comes from.
@@ -170,20 +202,21 @@ class Guarded:
         now_ns: int,
     ) -> list[bytes]:
         # Takes the tokens of all requests of a caller at once; whoever has not that many is asked for one by one.
-        counts: dict[str, int] = {}
-        for caller in callers:
-            counts[caller] = counts.get(caller, 0) + 1
+        counts = dict.fromkeys(callers, 1)
+        if len(counts) < len(callers):
+            counts = Counter(callers)
         left: dict[str, bytes] = {}
         if isinstance(limit, Limiter):
-            for caller, n in counts.items():
-                if not limit.admit(caller, now_ns, n):
-                    left[caller] = self._left(limit.limit, *limit.left(caller, now_ns))
+            rest = self._rest(limit.limit)
+            for who, (remaining, reset) in limit.take(counts, now_ns).items():
+                left[who] = b"%b%d;t=%d\r\n" % (rest, remaining, -(-reset // 1_000_000_000))
         else:
             # One round trip for the turn.
             together = limit.check_many(list(counts), now_ns, costs=list(counts.values()))
             for caller, said in zip(counts, together, strict=True):
                 if said.admitted:
-                    left[caller] = self._left(said.limit, said.remaining, said.reset)
+                    seconds = -(-said.reset // 1_000_000_000)
+                    left[caller] = b"%b%d;t=%d\r\n" % (self._rest(said.limit), said.remaining, seconds)
         if len(left) == len(counts):
             return [left[caller] for caller in callers]
         short = [caller for caller in callers if caller not in left]
@@ -219,13 +252,13 @@ class Guarded:
             if not allowance.admitted:
                 out[place] = self._refuse("user rate", _too_many(allowance, _lines(allowance)))
 
-    def _left(self, limit: Limit, remaining: int, reset: int) -> bytes:
-        # What `Allowance.headers` says of a request that may pass, where most of it is the same each time.
+    def _rest(self, limit: Limit) -> bytes:
+        # What `Allowance.headers` says the same of every request that may pass, up to the numbers.
         if limit is not self._limit:
             self._limit = limit
             name = limit.name.encode()
             self._policy = b'ratelimit-policy: %b\r\nratelimit: "%b";r=' % (limit.policy().encode(), name)
-        return b"%b%d;t=%d\r\n" % (self._policy, remaining, -(-reset // 1_000_000_000))
+        return self._policy
 
     def _refuse(self, reason: str, reply: Reply) -> Reply:
         self.refused[reason] = self.refused.get(reason, 0) + 1
@@ -336,7 +369,8 @@ def _one_by_one(limit: Limiter | SharedLimiter, callers: Sequence[str], now_ns: 
 
 def _marked(request: HotRequest, tenant: str) -> HotRequest:
     if type(request) is HotRequest:
-        return HotRequest(request.body, request.arrived, request.headers, request.peer, tenant, request.plain)
+        request.tenant = tenant
+        return request
     return changed(request, tenant=tenant)
 
 
@@ -345,20 +379,15 @@ def _size(request: Any) -> int:
     return size
 
 
-def _shown(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    # The header that has a key, with a mark of its kind in front.
-    for name, value in headers:
-        if name == b"x-api-key":
-            return b" " + value
-        if name == b"authorization" and value[:7].lower() == _BEARER:
-            return value
+def _shown(request: HotRequest) -> bytes | None:
+    # Requests of other doors have been looked at by nobody.
+    if type(request) is HotRequest and request.shown != UNREAD:
+        return request.shown
+    for name, value in request.headers:
+        found = key_header(name, value)
+        if found is not None:
+            return found
     return None
-
-
-def _token(shown: bytes | None) -> bytes | None:
-    if shown is None:
-        return None
-    return shown.strip() if shown[:1] == b" " else shown[7:].strip()
 
 
 def _lines(allowance: Allowance) -> bytes:

@@ -7,6 +7,7 @@ from batch to batch.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import struct
@@ -30,7 +31,7 @@ from vitok.serving.inference_messages import (
 )
 from vitok.serving.messages import HotRequest, Later, Reply
 from vitok.serving.problems import FAULT, UNDECODABLE, from_decode_error, from_error, problem
-from vitok.serving.queues import Refusal, Task
+from vitok.serving.queues import BatchQueue, Refusal, Task
 from vitok.serving.runtime import Runtime
 from vitok.serving.tracing import Moments, Traced, trace_id_of
 from vitok.stats import LatencyHistogram
@@ -56,6 +57,8 @@ logger = logging.getLogger("vitok.serving")
 
 _JSON_LENGTH = b"inference-header-content-length"
 _FIRST_ROWS = 256
+# Of the log's column: 36 minutes.
+_LONGEST_US = 2**31 - 1
 
 
 class InferEndpoint:
@@ -119,7 +122,13 @@ class InferEndpoint:
         jobs: list[Job] = []
         n = 0
         logged = hosted.recorder is not None
+        queue = hosted.queue if hosted.queueing else None
         for i, request in enumerate(requests):
+            if queue is not None:
+                away = self._turned_away(queue, request)
+                if away is not None:
+                    replies[i] = away
+                    continue
             try:
                 job = take(runtime, request, n)
             except UNDECODABLE as error:
@@ -151,6 +160,13 @@ class InferEndpoint:
             self._answer_tensors(runtime, jobs, replies, moments)
         self._measure([request.arrived for request in requests], moments, traced, replies)
         return replies  # type: ignore[return-value]
+
+    def _turned_away(self, queue: BatchQueue, request: HotRequest) -> Reply | None:
+        # What is refused whatever it holds need not be read; but a request may bring a deadline of its own.
+        if type(request) is not HotRequest or b'"timeout"' in request.body or b'"priority"' in request.body:
+            return None
+        refusal = queue.turned_away(request.tenant, request.arrived + int(1e9 * self.hosted.deadline))
+        return None if refusal is None else _refused(refusal)
 
     def _take(self, runtime: Runtime, request: HotRequest, at: int) -> Job:
         # Reads a request; the rows of a matrix go to their place in the batch at once.
@@ -474,12 +490,15 @@ class InferEndpoint:
 def ids_and_latency(jobs: Sequence[Job], n: int) -> tuple[list[str], np.ndarray]:
     """Returns the caller's id of each of n rows, and the microseconds since it arrived, as a recorder takes them."""
     now = time.perf_counter_ns()
-    arrived = np.array([job.arrived for job in jobs], np.int64)
+    since = [(now - job.arrived) // 1000 for job in jobs]
+    if min(since, default=0) < 0 or max(since, default=0) > _LONGEST_US:
+        since = [min(max(us, 0), _LONGEST_US) for us in since]
+    latency = np.array(since, np.int32)
     request_ids = [job.id for job in jobs]
     if len(jobs) != n or any(job.n != 1 for job in jobs):
-        arrived = np.repeat(arrived, [job.n for job in jobs])
+        latency = np.repeat(latency, [job.n for job in jobs])
         request_ids = [f"{job.id}/{k}" if job.id and job.n > 1 else job.id for job in jobs for k in range(job.n)]
-    return request_ids, np.maximum(now - arrived, 0) // 1000
+    return request_ids, latency
 
 
 def by_rows(jobs: Sequence[Job], n: int, name: Literal["tenant", "trace_id"]) -> list[str] | None:
@@ -493,12 +512,16 @@ def by_rows(jobs: Sequence[Job], n: int, name: Literal["tenant", "trace_id"]) ->
 
 
 def _refused(refusal: Refusal) -> Reply:
-    after = max(1, math.ceil(refusal.retry_after))
+    return _refused_for(refusal.reason, max(1, math.ceil(refusal.retry_after)))
+
+
+@functools.lru_cache(64)
+def _refused_for(reason: str, after: int) -> Reply:
     header = b"retry-after: %d\r\n" % after
-    if refusal.reason == "full":
+    if reason == "full":
         detail = f"The queue is full; try again in {after} s"
         return error_reply(problem(429, "Too Many Requests", detail, headers=header))
-    if refusal.reason == "closed":
+    if reason == "closed":
         return error_reply(problem(503, "Service Unavailable", "The service is shutting down", headers=header))
     detail = f"The answer would come after its deadline; try again in {after} s"
     return error_reply(problem(503, "Service Unavailable", detail, headers=header))

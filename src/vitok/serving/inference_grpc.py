@@ -6,20 +6,26 @@ their model, with its checks, its queue, its log and its counts, and differ only
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
-import logging
 import time
-import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from vitok import __version__
-from vitok.errors import InvalidInput, MissingExtra, ServiceError, VitokError
+from vitok.errors import InvalidInput, MissingExtra, VitokError
+from vitok.serving.grpc_calls import (
+    GrpcAddress,
+    Turns,
+    address_of,
+    detail_of,
+    headers_of,
+    lines_of,
+    listening,
+    plain,
+    refuse,
+)
 from vitok.serving.hosting import ModelHost
 from vitok.serving.inference import Hosted, InferEndpoint, described
 from vitok.serving.inference_http import (
@@ -33,16 +39,18 @@ from vitok.serving.inference_http import (
     unloaded,
 )
 from vitok.serving.inference_messages import Given, InferOutput, InferRequest, Job, make_job, read_inputs
-from vitok.serving.inference_proto import METHODS, SERVICE, messages, pool, retry_details
-from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
-from vitok.serving.problems import FAULT, from_error
+from vitok.serving.inference_proto import METHODS, SERVICE, STREAM, messages, pool
+from vitok.serving.messages import HotRequest, Later, Reply
+from vitok.serving.problems import from_error
 from vitok.serving.runtime import Runtime
 from vitok.serving.tensors import TensorSpec, from_bytes, from_values, to_bytes
 
-logger = logging.getLogger("vitok.serving")
+__all__ = ["AHEAD", "GrpcAddress", "InferenceService", "grpc_door", "stub"]
 
-MAX_MESSAGE = 4 << 20
-DRAIN_SECONDS = 10.0
+AHEAD = 64
+"""Requests of one stream that are in work at a time."""
+_WANTED = "inference over gRPC"
+_WANTS_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -53,38 +61,6 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_CODES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    409: "ABORTED",
-    413: "RESOURCE_EXHAUSTED",
-    422: "INVALID_ARGUMENT",
-    429: "RESOURCE_EXHAUSTED",
-    503: "UNAVAILABLE",
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GrpcAddress:
-    """Where gRPC listens, and how.
-
-    Attributes:
-        host: Address.
-        port: Port; 0 takes a free one.
-        certificate: File of the certificates in PEM, for TLS; None for none.
-        key: File of their key in PEM.
-        reuse_port: Whether several processes listen on the port.
-        max_message: Longest message in bytes.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    certificate: Path | None = None
-    key: Path | None = None
-    reuse_port: bool = False
-    max_message: int = MAX_MESSAGE
 
 
 class _Asked:
@@ -118,19 +94,6 @@ class _Asked:
         return endpoint.answer(requests, functools.partial(_take, endpoint))
 
 
-def _headers(context: Any) -> list[tuple[bytes, bytes]]:
-    return [
-        (key.encode("latin-1"), value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
-        for key, value in context.invocation_metadata() or ()
-    ]
-
-
-def _address(peer: str) -> str:
-    # "ipv4:10.0.0.1:5000" or "ipv6:%5B::1%5D:5000"; a Unix socket has no address.
-    kind, _, place = urllib.parse.unquote(peer).partition(":")
-    return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
-
-
 class InferenceService:
     """Answers the calls of `inference.GRPCInferenceService`; all of it runs on one event loop.
 
@@ -146,7 +109,7 @@ class InferenceService:
         self.host = host
         self._changed = changed or (lambda: None)
         self._types = messages()
-        self._waiting: dict[Endpoint, list[tuple[_Asked, asyncio.Future[Reply]]]] = {}
+        self._turns = Turns()
 
     async def server_live(self, _: Any, __: Any) -> Any:
         """Says that the process runs."""
@@ -188,17 +151,64 @@ class InferenceService:
 
     async def model_infer(self, request: Any, context: Any) -> Any:
         """Runs a model."""
+        asked, reply = await self._run(request, context)
+        if not _answered(asked, reply):
+            await refuse(context, reply)
+        if reply.headers:
+            context.set_trailing_metadata(lines_of(reply))
+        return self._response(request, asked)
+
+    async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Runs models for the requests of a stream; answers leave in the order of the requests.
+
+        As many requests as `AHEAD` are in work at a time, so that a model with a queue finds company for them. One that
+        is refused or fails is answered with the reason, and the stream goes on.
+        """
+        room = asyncio.Semaphore(AHEAD)
+        running: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    running.put_nowait(asyncio.create_task(self._streamed(request, context)))
+            finally:
+                running.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await running.get()) is not None:
+                yield await task
+                room.release()
+            await reader
+        finally:
+            # Where the caller has gone, nobody waits for what is still in work.
+            reader.cancel()
+            while not running.empty():
+                if (task := running.get_nowait()) is not None:
+                    task.cancel()
+
+    async def _streamed(self, request: Any, context: Any) -> Any:
+        try:
+            asked, reply = await self._run(request, context)
+        except VitokError as error:
+            reply = from_error(error)
+        else:
+            if _answered(asked, reply):
+                response = self._response(request, asked)
+                if _WANTS_FINAL in request.parameters and request.parameters[_WANTS_FINAL].bool_param:
+                    response.parameters[_FINAL].bool_param = True
+                return self._types[f"{STREAM}Response"](infer_response=response)
+        known = self._types["ModelInferResponse"](model_name=request.model_name, id=request.id)
+        return self._types[f"{STREAM}Response"](error_message=detail_of(reply) or "it failed", infer_response=known)
+
+    async def _run(self, request: Any, context: Any) -> tuple[_Asked, Reply]:
         left = context.time_remaining()
         # Without a deadline of the caller's the remaining time is a very large number.
         within = max(int(1e6 * left), 1) if left is not None and left < 3600 else 0
-        asked = _Asked(request, within, _headers(context), _address(context.peer()))
+        asked = _Asked(request, within, headers_of(context), address_of(context.peer()))
         endpoint = self.host.endpoint(request.model_name, request.model_version or None, entered=self._changed)
-        reply = await self._submit(endpoint, asked)
-        if reply.status != 200 or asked.job is None or asked.job.given is None:
-            await _refuse(context, reply)
-        if reply.headers:
-            context.set_trailing_metadata(_lines(reply))
-        return self._response(request, asked)
+        return asked, await self._turns.ask(endpoint, asked)
 
     async def repository_index(self, request: Any, context: Any) -> Any:
         """Lists the models that there are."""
@@ -226,38 +236,15 @@ class InferenceService:
         # What is told of one model asks for a key to it; what concerns all, for that of an administrator.
         if self.host.guard is None:
             return
-        asked = HotRequest(b"", time.perf_counter_ns(), _headers(context), _address(context.peer()))
+        asked = HotRequest(b"", time.perf_counter_ns(), headers_of(context), address_of(context.peer()))
         refusal = self.host.guard.refusal(asked, INFER.format(name=name) if name else ADMIN)
         if refusal is not None:
-            await _refuse(context, refusal)
+            await refuse(context, refusal)
 
     async def _hosted(self, name: str, version: str) -> Hosted:
         found = await asyncio.to_thread(self.host.get, name, version or None)
         self._changed()
         return found
-
-    async def _submit(self, endpoint: Endpoint, asked: _Asked) -> Reply:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._flush)
-        self._waiting.setdefault(endpoint, []).append((asked, future))
-        return await future
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for endpoint, pairs in waiting.items():
-            try:
-                replies = endpoint.handle([asked for asked, _ in pairs])  # type: ignore[misc]
-            except Exception:
-                # Whoever waits is told, and the rest of the turn goes on.
-                logger.exception("%s failed on %d requests", endpoint.path, len(pairs))
-                replies = [FAULT] * len(pairs)
-            for (_, future), reply in zip(pairs, replies, strict=True):
-                if isinstance(reply, Later):
-                    reply.then(functools.partial(_settle_later, future, reply))
-                else:
-                    _settle(future, reply)
 
     def _response(self, request: Any, asked: _Asked) -> Any:
         given: Given = asked.job.given  # type: ignore[assignment,union-attr]
@@ -277,6 +264,10 @@ class InferenceService:
                 _fill(made.contents, names[name], values)
             response.outputs.append(made)
         return response
+
+
+def _answered(asked: _Asked, reply: Reply) -> bool:
+    return reply.status == 200 and asked.job is not None and asked.job.given is not None
 
 
 def _take(endpoint: InferEndpoint, runtime: Runtime, asked: Any, at: int) -> Job:
@@ -349,45 +340,6 @@ def _set_parameter(parameter: Any, value: Any) -> None:
         parameter.string_param = value if isinstance(value, str) else ",".join(value)
 
 
-def _settle(future: asyncio.Future[Reply], reply: Reply) -> None:
-    if not future.done():
-        future.set_result(reply)
-
-
-def _settle_later(future: asyncio.Future[Reply], later: Later) -> None:
-    _settle(future, later.reply or FAULT)
-
-
-def _lines(reply: Reply) -> tuple[tuple[str, Any], ...]:
-    lines = [line.partition(b":") for line in reply.headers.split(b"\r\n") if line]
-    return tuple((name.strip().decode().lower(), value.strip().decode()) for name, _, value in lines)
-
-
-async def _refuse(context: Any, reply: Reply) -> None:
-    import grpc
-
-    detail = msgspec.json.decode(reply.body).get("detail", "") if reply.body else ""
-    code = getattr(grpc.StatusCode, _CODES.get(reply.status, "INTERNAL"))
-    told = _lines(reply)
-    after = dict(told).get("retry-after", "")
-    if after.isdecimal():
-        # As clients that retry by themselves look for it (gRFC A6), and as google.rpc.RetryInfo.
-        details = retry_details(code.value[0], detail, int(after))
-        told += (("grpc-retry-pushback-ms", str(1000 * int(after))), ("grpc-status-details-bin", details))
-    await context.abort(code, detail, told)
-
-
-def _plain(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    # An error of vitok leaves as the status that fits it.
-    async def answered(request: Any, context: Any) -> Any:
-        try:
-            return await call(request, context)
-        except VitokError as error:
-            await _refuse(context, from_error(error))
-
-    return answered
-
-
 @contextlib.asynccontextmanager
 async def grpc_door(
     host: ModelHost, address: GrpcAddress, *, changed: Callable[[], object] | None = None
@@ -411,75 +363,32 @@ async def grpc_door(
     """
     try:
         import grpc
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-        from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ImportError:
-        raise MissingExtra("grpc", "inference over gRPC") from None
+        raise MissingExtra("grpc", _WANTED) from None
     service = InferenceService(host, changed=changed)
     types = messages()
     handlers = {
         method: grpc.unary_unary_rpc_method_handler(
-            _plain(getattr(service, _snake(method))),
+            plain(getattr(service, _snake(method))),
             request_deserializer=types[f"{method}Request"].FromString,
             response_serializer=types[f"{method}Response"].SerializeToString,
         )
         for method in METHODS
     }
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", address.max_message),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(address.reuse_port)),
-        ]
+    handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
+        service.model_stream_infer,
+        request_deserializer=types["ModelInferRequest"].FromString,
+        response_serializer=types[f"{STREAM}Response"].SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-    class Checks(health.aio.HealthServicer):  # type: ignore[misc]
-        async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - how gRPC spells it
-            states = health_pb2.HealthCheckResponse
-            state = states.SERVING if ready_to_answer(host) else states.NOT_SERVING
-            for name in ("", SERVICE):
-                await self.set(name, state)
-            return await super().Check(request, context)
-
-    checks = Checks()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    descriptors = pool()
-    with contextlib.suppress(TypeError):  # they are in the pool since the last time
-        for module in (health_pb2, reflection_pb2):
-            descriptors.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, pool=descriptors)
-    place = f"[{address.host}]" if ":" in address.host else address.host
-    try:
-        bound = (
-            server.add_insecure_port(f"{place}:{address.port}")
-            if address.certificate is None
-            else server.add_secure_port(f"{place}:{address.port}", _credentials(address))
-        )
-    except RuntimeError as error:
-        raise ServiceError(
-            f"cannot listen on {address.host} port {address.port}: {error}. Choose another, or 0 for a free one"
-        ) from None
-    await server.start()
-    try:
-        yield bound
-    finally:
-        # Whoever watches the health is told before calls are refused.
-        await checks.enter_graceful_shutdown()
-        await server.stop(DRAIN_SECONDS)
-
-
-def _credentials(address: GrpcAddress) -> Any:
-    import grpc
-
-    if address.certificate is None or address.key is None:
-        raise InvalidInput("key", None, "be given beside the certificate")
-    try:
-        pair = (address.key.read_bytes(), address.certificate.read_bytes())
-    except OSError as error:
-        raise InvalidInput("certificate", str(address.certificate), f"be readable: {error}") from None
-    return grpc.ssl_server_credentials([pair])
+    async with listening(
+        address,
+        service=SERVICE,
+        handlers=handlers,
+        descriptors=pool(),
+        ready=functools.partial(ready_to_answer, host),
+        wanted=_WANTED,
+    ) as port:
+        yield port
 
 
 def _snake(name: str) -> str:
@@ -489,7 +398,7 @@ def _snake(name: str) -> str:
 def stub(channel: Any) -> Mapping[str, Callable[..., Any]]:
     """Returns the calls of the service over a channel, by name, for those who have no generated code."""
     types = messages()
-    return {
+    calls = {
         method: channel.unary_unary(
             f"/{SERVICE}/{method}",
             request_serializer=types[f"{method}Request"].SerializeToString,
@@ -497,3 +406,9 @@ def stub(channel: Any) -> Mapping[str, Callable[..., Any]]:
         )
         for method in METHODS
     }
+    calls[STREAM] = channel.stream_stream(
+        f"/{SERVICE}/{STREAM}",
+        request_serializer=types["ModelInferRequest"].SerializeToString,
+        response_deserializer=types[f"{STREAM}Response"].FromString,
+    )
+    return calls

@@ -15,6 +15,7 @@ from vitok.serving.hosted import Answered
 
 _NONE, _FRESH, _CHAMPION = decisions.Constant("none"), decisions.Constant("fresh"), decisions.Constant("champion")
 _EMPTY = decisions.Constant("")
+_FEW, _MOST_SAME = 64, 256
 _NO_VERSION, _NO_NUMBER, _SURE = decisions.Constant(None), decisions.Constant(None), decisions.Constant(1.0)
 
 
@@ -57,6 +58,7 @@ class InferenceLog:
         self.calibrator = calibrator
         self._stage = decisions.Constant(stage)
         self._version = decisions.Constant("")
+        self._same: dict[str, decisions.Constant] = {}
 
     def record(self, batch: Answered) -> Sequence[bytes]:
         """Writes a batch.
@@ -72,7 +74,12 @@ class InferenceLog:
         names: Sequence[str] | ids.Made = own
         if any(batch.request_ids):
             names = [given or made for given, made in zip(batch.request_ids, own.texts, strict=True)]
-        now = np.full(n, self._clock.now(), np.int64)
+        now, cost = np.empty(n, np.int64), np.empty(n)
+        now.fill(self._clock.now())
+        cost[:] = batch.cost
+        latency = batch.latency_us
+        if latency.dtype != np.int32:
+            latency = np.minimum(latency, 2**31 - 1).astype(np.int32)
         chosen = batch.chosen
         if chosen is None and self._version.value != batch.version:
             self._version = decisions.Constant(batch.version)
@@ -97,14 +104,26 @@ class InferenceLog:
                 policy_version=_NONE,
                 action=_NONE,
                 propensity=_SURE if chosen is None else chosen.propensities,
-                latency_us=np.minimum(batch.latency_us, 2**31 - 1).astype(np.int32),
-                cost=np.full(n, batch.cost),
-                tenant=_EMPTY if batch.tenants is None else batch.tenants,
-                team=_EMPTY if batch.teams is None else batch.teams,
+                latency_us=latency,
+                cost=cost,
+                tenant=_EMPTY if batch.tenants is None else self._texts(batch.tenants),
+                team=_EMPTY if batch.teams is None else self._texts(batch.teams),
                 trace_id=_EMPTY if batch.trace_ids is None else batch.trace_ids,
             )
         )
         return own
+
+    def _texts(self, values: Sequence[str]) -> Sequence[str] | decisions.Constant:
+        # Small batches mostly come from one tenant, and the column of one value is made once.
+        first = values[0] if len(values) else ""
+        if not 0 < len(values) <= _FEW or values.count(first) < len(values):
+            return values
+        found = self._same.get(first)
+        if found is None:
+            if len(self._same) >= _MOST_SAME:
+                self._same.clear()
+            found = self._same[first] = decisions.Constant(first)
+        return found
 
     def close(self) -> None:
         """Seals the log; a second call does nothing."""

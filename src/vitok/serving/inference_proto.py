@@ -81,6 +81,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
         "raw_output_contents": (6, "bytes*"),
     },
     "ModelInferResponse.InferOutputTensor": _FULL_TENSOR,
+    "ModelStreamInferResponse": {"error_message": (1, "string"), "infer_response": (2, "ModelInferResponse")},
     "ModelStatisticsRequest": _MODEL,
     "StatisticDuration": {"count": (1, "uint64"), "ns": (2, "uint64")},
     "InferStatistics": {
@@ -123,6 +124,8 @@ METHODS = (
     "RepositoryModelUnload",
 )
 """Each takes `<method>Request` and gives `<method>Response`."""
+STREAM = "ModelStreamInfer"
+"""Takes a stream of `ModelInferRequest` and gives one of `ModelStreamInferResponse`."""
 
 
 @functools.cache
@@ -149,6 +152,13 @@ def pool() -> Any:
         service.method.add(
             name=method, input_type=f".{PACKAGE}.{method}Request", output_type=f".{PACKAGE}.{method}Response"
         )
+    service.method.add(
+        name=STREAM,
+        input_type=f".{PACKAGE}.ModelInferRequest",
+        output_type=f".{PACKAGE}.{STREAM}Response",
+        client_streaming=True,
+        server_streaming=True,
+    )
     found = descriptor_pool.DescriptorPool()
     found.Add(file)
     return found

@@ -8,9 +8,41 @@ import msgspec
 NOTED = frozenset((b"traceparent", b"inference-header-content-length"))
 """Headers that the inference protocol looks for in every request."""
 
+UNREAD = b""
+"""What `HotRequest.shown` is where nobody has looked for a key yet."""
+_BEARER = b"bearer "
 
-class HotRequest(msgspec.Struct, frozen=True, gc=False):
-    """One complete request as an endpoint gets it.
+
+def key_header(name: bytes, value: bytes) -> bytes | None:
+    """Returns what a header shows of a key, with a mark of its kind in front; None where it has no key.
+
+    Args:
+        name: Name of the header, in lower case.
+        value: Its value.
+
+    Example:
+        >>> key_header(b"x-api-key", b"vitok_1"), key_header(b"authorization", b"Bearer vitok_1")
+        (b' vitok_1', b'Bearer vitok_1')
+    """
+    if name == b"x-api-key":
+        return b" " + value
+    return value if name == b"authorization" and value[:7].lower() == _BEARER else None
+
+
+def key_token(shown: bytes | None) -> bytes | None:
+    """Returns the token of what a header has shown.
+
+    Example:
+        >>> key_token(b"Bearer vitok_1"), key_token(b" vitok_1")
+        (b'vitok_1', b'vitok_1')
+    """
+    if shown is None:
+        return None
+    return shown.strip() if shown[:1] == b" " else shown[7:].strip()
+
+
+class HotRequest(msgspec.Struct, gc=False):
+    """One complete request as an endpoint gets it. A guard before the endpoint says whose it is; nothing else changes.
 
     Attributes:
         body: The whole body, unread.
@@ -19,6 +51,8 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
         peer: Address of whoever opened the connection; empty for a Unix socket.
         tenant: Whose request it is, where a guard has found that out.
         plain: Whether it is known that none of `NOTED` is among the headers, so that nobody has to look.
+        shown: The first header with a key, as `key_header` has it, or None where there is none; `UNREAD` where nobody
+            has looked.
 
     Example:
         >>> HotRequest(b"{}", 0, [(b"content-type", b"application/json")]).header(b"content-type")
@@ -31,6 +65,7 @@ class HotRequest(msgspec.Struct, frozen=True, gc=False):
     peer: str = ""
     tenant: str = ""
     plain: bool = False
+    shown: bytes | None = UNREAD
 
     def header(self, name: bytes) -> bytes | None:
         """Returns the first value of a header, or None; `name` is in lower case."""

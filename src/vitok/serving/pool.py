@@ -21,6 +21,7 @@ from vitok.serving.targets import (
     asked,
     asked_here,
     because,
+    billed,
     close_all,
 )
 
@@ -275,13 +276,16 @@ class Pool:
         delay = hedge.delay or 0
         first = asyncio.ensure_future(self._ask(request, member, permit, reason))
         running = {first}
+        members = {first: member}
         try:
             await asyncio.wait(running, timeout=delay / 1e9)
             if not first.done() and (second := request.second()) is not None:
                 self.hedges += 1
                 other, its_permit, _ = second
                 told = f"a second call, since the first took longer than {delay / 1e6:.3g} ms"
-                running.add(asyncio.ensure_future(self._ask(request, other, its_permit, told)))
+                added = asyncio.ensure_future(self._ask(request, other, its_permit, told))
+                running.add(added)
+                members[added] = other
             failure: BaseException | None = None
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -290,7 +294,9 @@ class Pool:
                     if error is None:
                         if task is not first and not first.done():
                             request.overtaken = member
-                        return task.result()
+                        lost = sum(billed(self.targets[members[one]], request.batch) for one in running)
+                        scored = task.result()
+                        return scored.changed(lambda choice: choice, cost=lost) if lost else scored
                     if failure is None or not isinstance(error, TargetFailed):
                         failure = error
             assert failure is not None  # noqa: S101

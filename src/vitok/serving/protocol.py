@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from vitok.serving.asgi import send_reply
 from vitok.serving.door import Door, Pending, logger
-from vitok.serving.messages import NOTED, Endpoint, HotRequest, Reply
+from vitok.serving.messages import NOTED, Endpoint, HotRequest, Reply, key_header
 from vitok.serving.problems import FAULT, problem
 
 MAX_HEAD = 32_768
@@ -31,8 +31,15 @@ _HEAD_TOO_LARGE = problem(
 )
 _NONE = Reply(200, b"")
 
-_LENGTH, _EXPECT, _CONNECTION, _NOTED = 1, 2, 3, 4
-_KINDS = {b"content-length": _LENGTH, b"expect": _EXPECT, b"connection": _CONNECTION, **dict.fromkeys(NOTED, _NOTED)}
+_LENGTH, _KEY, _CONNECTION, _NOTED, _EXPECT = 1, 2, 3, 4, 5
+_KINDS = {
+    b"content-length": _LENGTH,
+    b"authorization": _KEY,
+    b"x-api-key": _KEY,
+    b"connection": _CONNECTION,
+    b"expect": _EXPECT,
+    **dict.fromkeys(NOTED, _NOTED),
+}
 _MOST_NAMES = 512
 _names: dict[bytes, tuple[bytes, int]] = {}
 
@@ -94,6 +101,7 @@ class HotProtocol(HttpToolsProtocol):
         self._length = b""
         # Whether none of the headers that an endpoint looks for has come, and whether one named `connection` has.
         self._plain, self._told_connection = True, False
+        self._shown: bytes | None = None
         self._keep = True
         # Within a message, within its head, and how much has come in without a step forward (-1: in this chunk).
         self._open = self._in_head = self._upgrading = False
@@ -215,6 +223,7 @@ class HotProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self._length = b""
         self._plain, self._told_connection = True, False
+        self._shown = None
         self._stuck = -1
         self._open = self._in_head = True
         self._began = self._now
@@ -227,6 +236,11 @@ class HotProtocol(HttpToolsProtocol):
         if kind:
             if kind == _LENGTH:
                 self._length = value
+            elif kind == _KEY:
+                if self._shown is None:
+                    # As nearly all write it.
+                    usual = name == b"authorization" and value.startswith(b"Bearer ")
+                    self._shown = value if usual else key_header(name, value)
             elif kind == _CONNECTION:
                 self._told_connection = True
             elif kind == _NOTED:
@@ -313,7 +327,7 @@ class HotProtocol(HttpToolsProtocol):
             return
         self._endpoint = None
         self.owed += 1
-        request = HotRequest(bytes(self._body), self._arrived, self.headers, self._peer, "", self._plain)
+        request = HotRequest(bytes(self._body), self._arrived, self.headers, self._peer, "", self._plain, self._shown)
         self.door.add(Pending(self, endpoint, request, _NONE, self._keep), self.loop)
         if not self._keep:
             self.deaf = True

@@ -29,6 +29,9 @@ _LONG = 64
 _LEAST, _MOST = 0.15, 0.3
 # Of so many refusals while nothing was to be done one is run after all.
 _PROBE = 32
+# For so long a request that is too late tells so of the next one like it, unless a batch begins or ends meanwhile.
+_SAME_NS = 1_000_000
+_NEVER = 1 << 62
 
 
 class ServiceCurve:
@@ -205,6 +208,8 @@ class BatchQueue:
         self._numbers = itertools.count()
         self._busy_until = 0
         self._idle_refusals = 0
+        # By tenant: until which deadline requests of one row and the usual priority are refused, and how.
+        self._closed_to: dict[str, tuple[int, Refusal]] = {}
         # Rows that came since the batch before began, taken or not, and how many come in a nanosecond.
         self._offered = 0
         self._rate = 0.0
@@ -222,12 +227,12 @@ class BatchQueue:
                 return Refusal("closed", 1.0)
             self._offered += task.rows
             if self.waiting_rows + task.rows > self.max_waiting and self.waiting_rows:
-                self.refused += 1
-                return Refusal("full", self._drain_ns(self.waiting_rows) / _SECOND)
+                return self._refuse(task, Refusal("full", self._drain_ns(self.waiting_rows) / _SECOND), _NEVER)
             ahead, done = self._forecast(task, now)
             if now + done > task.deadline and not self._worth_a_probe(task, now):
-                self.refused += 1
-                return Refusal("late", ahead / _SECOND)
+                return self._refuse(
+                    task, Refusal("late", ahead / _SECOND), min(now + int(done), task.deadline + _SAME_NS)
+                )
             level = self._levels.setdefault(task.priority, {})
             line = level.get(task.tenant)
             if line is None:
@@ -236,6 +241,33 @@ class BatchQueue:
             self.waiting_rows += task.rows
             self._changed.notify()
         return None
+
+    def turned_away(self, tenant: str, deadline: int) -> Refusal | None:
+        """Refuses a request of at least one row and of the usual priority, of which nothing else is known yet.
+
+        It is what `submit` has just said of another one like it, so that under overload a request that gets nothing
+        but a refusal need not be read. On the thread of an event loop.
+
+        Args:
+            tenant: Whose it is.
+            deadline: Until when its answer would be of use.
+
+        Returns:
+            The refusal, which counts as such; None where `submit` has to say.
+        """
+        found = self._closed_to.get(tenant)
+        if found is None or deadline >= found[0]:
+            return None
+        self.refused += 1
+        self._offered += 1
+        return found[1]
+
+    def _refuse(self, task: Task, refusal: Refusal, until: int) -> Refusal:
+        self.refused += 1
+        # Where nothing is to be done refusals lead to a probe, so each has to be counted.
+        if task.rows == 1 and task.priority == 1 and (self._busy_until or self.waiting_rows):
+            self._closed_to[task.tenant] = (until, refusal)
+        return refusal
 
     def close(self) -> None:
         """Takes nothing more, finishes what waits, and ends the thread."""
@@ -350,6 +382,7 @@ class BatchQueue:
                     self._end(batch)
 
     def _begin(self) -> tuple[list[Task], list[Task]]:
+        self._closed_to = {}
         batch, gone = self._take()
         if batch:
             started = time.perf_counter_ns()
@@ -362,6 +395,7 @@ class BatchQueue:
 
     def _end(self, batch: Sequence[Task]) -> None:
         self.batches += 1
+        self._closed_to = {}
         self._busy_until = 0
         self.curve.learn(sum(task.rows for task in batch), time.perf_counter_ns() - self._began)
 

@@ -96,7 +96,8 @@ class RemoteModel:
             column, for a classifier the probability of class 1.
         datatype: Type of the rows in the request, such as `"FP64"`.
         binary: Whether tensors are sent and wanted as bytes; False for servers without the binary extension.
-        cost: What a row costs.
+        cost: What a row costs. A call that timed out or was given up counts as paid, and one whose answer cannot be
+            used; one that was refused with a status of an error, or could not be sent, does not.
         quality: How good the model is; larger is better.
         headers: Further header lines, such as a key's.
         ca: File in PEM of those who vouch for the server; by default whom the system trusts.
@@ -113,6 +114,8 @@ class RemoteModel:
         >>> remote.name, remote.version
         ('127.0.0.1:8080/fraud', 'fraud')
     """
+
+    billed = True
 
     def __init__(
         self,
@@ -170,6 +173,7 @@ class RemoteModel:
         """
         data = self._request(batch.rows)
         started = self._clock()
+        paid = 0.0
         if started >= deadline:
             raise TimedOut(f"{self.name}: no time was left")
         if started < self._not_before:
@@ -181,17 +185,20 @@ class RemoteModel:
             else:
                 async with asyncio.timeout((deadline - started) / 1e9):
                     answered = await self._connections.exchange(data)
+            if answered.status < 300:
+                paid = self.cost * len(batch)
             if answered.status in _BUSY:
                 self._wait(answered, started)
             values, version = self._read(answered, len(batch))
         except TimeoutError:
             reason = f"{self.name}: no answer within {(deadline - started) / 1e6:.3g} ms"
-            raise TimedOut(reason, attempts=self._tried(started, reason)) from None
+            cost = self.cost * len(batch)
+            raise TimedOut(reason, attempts=self._tried(started, reason), cost=cost) from None
         except Busy:
             raise
         except ServiceError as error:
             reason = f"{self.name}: {error}"
-            raise TargetFailed(reason, attempts=self._tried(started, reason)) from error
+            raise TargetFailed(reason, attempts=self._tried(started, reason), cost=paid) from error
         choice = Choice(self.name, version, "champion", ASKED, self._tried(started, ""))
         return Scored(values, (choice,), None, self.cost * len(batch))
 

@@ -31,6 +31,7 @@ from vitok.serving.inference import (
 from vitok.serving.inference_messages import Job, error_reply
 from vitok.serving.messages import Endpoint, HotRequest, Later, Reply
 from vitok.serving.opening import answered
+from vitok.serving.paid_calls import paid
 from vitok.serving.problems import FAULT, from_error, problem
 from vitok.serving.remote import Busy
 from vitok.serving.runners import Tensors
@@ -53,6 +54,9 @@ logger = logging.getLogger("vitok.serving")
 
 REQUEST_ID = "request_id"
 """The unit of a request is its own id."""
+
+FAILED = "failed"
+"""The route under which calls are charged that gave no answer."""
 
 _SCORE = (TensorSpec("score", "FP64", (-1,)),)
 _GRACE = 50_000_000
@@ -279,11 +283,11 @@ class RoutedEndpoint(InferEndpoint):
                 self._ask(part, own, deadline, replies, started)
             return None
         except VitokError as error:
-            return self._failed(jobs, error, replies)
+            return self._unanswered(jobs, batch, error, replies)
         except Exception as error:
             # A target of the caller's own may raise anything.
             logger.exception("%s failed on %d requests", self.path, len(jobs))
-            return self._failed(jobs, TargetFailed(f"{self.target.name}: {error!r}"), replies)
+            return self._unanswered(jobs, batch, TargetFailed(f"{self.target.name}: {error!r}"), replies)
         return self._answered(jobs, batch, scored, replies, started)
 
     async def _owed(self, jobs: Sequence[Job], batch: Batch, deadline: int, started: int) -> None:
@@ -315,8 +319,25 @@ class RoutedEndpoint(InferEndpoint):
             await asyncio.gather(*(self._ask_later(part, own, deadline, replies, started) for part, own in parts))
             return None
         except VitokError as error:
-            return self._failed(jobs, error, replies)
+            return self._unanswered(jobs, batch, error, replies)
         return self._answered(jobs, batch, scored, replies, started)
+
+    def _unanswered(
+        self, jobs: Sequence[Job], batch: Batch, error: VitokError, replies: list[Reply | None], *, cost: float = 0.0
+    ) -> None:
+        # There is no decision, so there is none in the log; what was paid all the same goes to the accounts.
+        meter, n = self.hosted.meter, len(batch)
+        cost += paid(error)
+        if meter is not None and n and cost:
+            version = self.hosted.runtime.version
+            reason = str(error)
+            chosen = Chosen([version] * n, [FAILED] * n, [reason] * n, [1.0] * n)
+            request_ids, latency = ids_and_latency(jobs, n)
+            nothing = np.full(n, np.nan)
+            tenants = by_rows(jobs, n, "tenant")
+            entry = Answered(version, batch.rows, nothing, request_ids, latency, cost / n, chosen, tenants=tenants)
+            meter.charge(entry, self._time.taken())
+        self._failed(jobs, error, replies)
 
     def _failed(self, jobs: Sequence[Job], error: VitokError, replies: list[Reply | None]) -> None:
         reply = from_error(error)
@@ -338,6 +359,10 @@ class RoutedEndpoint(InferEndpoint):
         ids: Sequence[bytes] = ()
         try:
             outputs: Mapping[str, np.ndarray] = self._outputs(scored, n)
+        except ServiceError as error:
+            self._unanswered(jobs, batch, error, replies, cost=0.0 if scored is None else scored.cost)
+            return
+        try:
             if scored is not None:
                 if hosted.recorder is not None or hosted.meter is not None:
                     entry = self._entry(jobs, batch, scored, outputs)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from vitok.contracts.predicates import Node, UnsupportedError, parse
-from vitok.errors import InvalidInput, VitokError
+from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.serving.balance import checked
 from vitok.serving.breaker import Nanoseconds
+from vitok.serving.paid_calls import dearer, paid
 from vitok.serving.retries import NO_DEADLINE
 from vitok.serving.routes import Route
 from vitok.serving.targets import (
@@ -135,12 +136,19 @@ class _Choosing(abc.ABC):
             return labelled(split.told[k], await self._asked(k, batch, deadline))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._caught(k, batch.take(at), deadline)) for k, at in groups]
-        parts = []
+        parts, failures, cost = [], list[ServiceError](), 0.0
         for (k, at), task in zip(groups, tasks, strict=True):
             found = task.result()
-            if isinstance(found, VitokError):
+            if isinstance(found, ServiceError):
+                failures.append(found)
+            elif isinstance(found, VitokError):
                 raise found
-            parts.append((at, labelled(split.told[k], found)))
+            else:
+                parts.append((at, labelled(split.told[k], found)))
+                cost += found.cost
+        if failures:
+            first, *others = failures
+            raise dearer(first, cost + sum(map(paid, others)))
         return merged(len(batch), parts)
 
     async def _asked(self, k: int, batch: Batch, deadline: int) -> Scored:

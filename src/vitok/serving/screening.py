@@ -74,11 +74,11 @@ class Screen:
         """
         breaches = () if self.rules is None else self.rules(X)
         self.rows += len(X)
-        flagged = self.scorer.score(X).flagged
-        if not flagged.any():
+        odd = self.scorer.odd(X)
+        if not odd:
             return breaches
         broken = {breach[0] for breach in breaches}
-        places = [place for place in np.flatnonzero(flagged).tolist() if place not in broken]
+        places = [place for place in odd if place not in broken]
         self.flagged += len(places)
         if not self.refuse:
             return breaches

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitok.clock import SECOND, Clock, SystemClock, duration, isoformat
-from vitok.errors import InvalidInput, StoreError
+from vitok.clock import MINUTE, SECOND, Clock, SystemClock, duration, isoformat
+from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.guard import Key
 from vitok.serving.budgets import BudgetAlert, BudgetBook, SpendingBudget
 from vitok.serving.guarded import Outer
@@ -57,7 +57,7 @@ class Unaffordable:
 
 class _Purse:
     # What this process holds of a team's budget. `start` of -1 is no period.
-    __slots__ = ("end", "granted", "lacking", "next_ask", "refusal", "reserved", "spent", "start")
+    __slots__ = ("end", "granted", "lacking", "next_ask", "refusal", "reserved", "seen", "spent", "start", "used")
 
     def __init__(self) -> None:
         self.start = self.end = -1
@@ -65,6 +65,7 @@ class _Purse:
         self.refusal: Unaffordable | None = None
         self.lacking = 0  # what was refused; more will be too, until the next time to ask
         self.next_ask = 0
+        self.used = self.seen = 0  # when something was set aside last, and what was spent when that was looked at
 
     @property
     def free(self) -> int:
@@ -81,6 +82,8 @@ class Spending:
         book: The budgets.
         clock: Tells which period it is.
         refresh: How often changes of the budgets are looked for.
+        idle: How long a team may ask for nothing until the rest of its lease goes back to the others; it takes a
+            quarter more at most.
         on_alert: Gets each alert, once among all processes; by default they are logged as warnings.
 
     Example:
@@ -106,19 +109,23 @@ class Spending:
         *,
         clock: Clock | None = None,
         refresh: str | int = SECOND,
+        idle: str | int = MINUTE,
         on_alert: Callable[[BudgetAlert], object] | None = None,
     ) -> None:
         self.book = book
         self._clock = clock or SystemClock()
         self._refresh = duration(refresh)
+        self._idle = duration(idle)
         self._on_alert = on_alert or _warn
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._holder = holder_name()
         self._purses: dict[str, _Purse] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
         self._budgets: dict[str, SpendingBudget] = {}
         self._looked = -1
-        self._revision = (-1, -1)
+        self._revision = -1
         self._look(self._clock.now())
 
     def admit(self, team: str, expected: int) -> Unaffordable | None:
@@ -139,6 +146,7 @@ class Spending:
             return None
         with self._lock:
             purse = self._purses.setdefault(team, _Purse())
+            purse.used = now
             if now < purse.end and purse.free >= expected:
                 purse.reserved += expected
                 return None
@@ -182,21 +190,72 @@ class Spending:
         purse = self._purses.get(team)
         return 0 if purse is None else purse.spent
 
+    def give_back_idle(self) -> int:
+        """Gives back what is left of the leases of teams that have asked for nothing for long; a thread calls it.
+
+        Returns:
+            How many leases this process still has something of.
+
+        Raises:
+            StoreError: If the book cannot be used; what was not given back is kept.
+            Conflict: If others have been writing it all the time.
+        """
+        now = self._clock.now()
+        held = 0
+        with self._lock:
+            if self._pid != os.getpid():
+                return 0
+            for team, purse in self._purses.items():
+                if purse.spent != purse.seen:
+                    purse.seen, purse.used = purse.spent, now
+                if purse.start < 0 or purse.granted <= purse.spent:
+                    continue
+                # A clock that went back must not keep a lease for ever.
+                if not purse.reserved and not purse.used <= now < purse.used + self._idle:
+                    self.book.give_back(team, self._holder, start=purse.start, spent=purse.spent)
+                    purse.granted = purse.spent
+                else:
+                    held += 1
+        return held
+
     def close(self) -> None:
         """Gives back what is not spent. What is spent afterwards is a new lease."""
         with self._lock:
             purses, self._purses = self._purses, {}
+            self._closed.set()
+            self._thread, self._closed = None, threading.Event()
             if self._pid != os.getpid():
                 return
             for team, purse in purses.items():
                 if purse.start >= 0:
                     self.book.give_back(team, self._holder, start=purse.start, spent=purse.spent)
 
+    def _watch(self) -> None:
+        # It lives as long as there is something to give back, so that nobody has to end it.
+        if self._thread is None:
+            arguments = (self._closed,)
+            self._thread = threading.Thread(target=self._tidy, args=arguments, name="vitok-budgets", daemon=True)
+            self._thread.start()
+
+    def _tidy(self, closed: threading.Event) -> None:
+        while not closed.wait(self._idle / 4 / SECOND):
+            try:
+                held = self.give_back_idle()
+            except (StoreError, Conflict) as error:
+                logger.warning("%s", error)
+                continue
+            with self._lock:
+                left = held or any(purse.granted > purse.spent for purse in self._purses.values())
+                if not left and self._thread is threading.current_thread():
+                    self._thread = None
+                    return
+
     def _look(self, now: int) -> None:
         with self._lock:
             if self._pid != os.getpid():
                 # The leases are the parent's.
-                self._pid, self._holder, self._purses, self._revision = os.getpid(), holder_name(), {}, (-1, -1)
+                self._pid, self._holder, self._purses, self._revision = os.getpid(), holder_name(), {}, -1
+                self._thread, self._closed = None, threading.Event()
             first = self._looked < 0
             self._looked = now
             try:
@@ -204,7 +263,7 @@ class Spending:
                 if revision != self._revision:
                     self._budgets = self.book.budgets()
                     self._revision = revision
-            except StoreError as error:
+            except (StoreError, Conflict) as error:
                 if first:
                     raise
                 logger.warning("%s", error)
@@ -216,7 +275,7 @@ class Spending:
         try:
             if self._ask(budget, purse, 1, now) is not None:
                 purse.next_ask = now + _ASK_AGAIN
-        except StoreError as error:
+        except (StoreError, Conflict) as error:
             logger.warning("%s", error)
             purse.next_ask = now + _ASK_AGAIN
 
@@ -226,7 +285,7 @@ class Spending:
             if again is None and purse.free < expected:
                 # It was granted in a period that others have begun meanwhile, where nothing was set aside yet.
                 again = self._ask(budget, purse, expected, now)
-        except StoreError as error:
+        except (StoreError, Conflict) as error:
             logger.warning("%s", error)
             if budget.then == "alert":
                 return None
@@ -253,6 +312,8 @@ class Spending:
             purse.start = grant.start
             purse.spent = purse.spent if early else 0
         purse.end, purse.granted = grant.end, grant.granted
+        if purse.granted > purse.spent:
+            self._watch()
         for alert in grant.alerts:
             self._on_alert(alert)
         return None if grant.enough else grant.again

@@ -517,6 +517,15 @@ def unanswered(values: np.ndarray) -> Places:
 _NOBODY: Places = np.empty(0, np.intp)
 
 
+def billed(target: Target, batch: Batch) -> float:
+    """Returns what a call costs that was sent and then given up: its price where a target is paid by the call.
+
+    Whether the provider has worked on it nobody here knows, so it counts. A model of this process has no `billed`: the
+    time that it has taken is measured.
+    """
+    return target.cost * len(batch) if getattr(target, "billed", False) else 0.0
+
+
 def _failed(name: str, error: Exception) -> TargetFailed:
     return TargetFailed(f"{name}: {error if isinstance(error, VitokError) else repr(error)}")
 
@@ -562,6 +571,7 @@ async def asked(target: Target, batch: Batch, deadline: int, clock: Nanoseconds,
     now = clock()
     if now >= deadline:
         raise TimedOut(f"{target.name}: no time was left")
+    cost = billed(target, batch)
     try:
         if deadline >= NO_DEADLINE or isinstance(target, CERTAIN):
             scored = await target.call(batch, deadline)
@@ -571,8 +581,8 @@ async def asked(target: Target, batch: Batch, deadline: int, clock: Nanoseconds,
     except TimeoutError as error:
         if deadline >= NO_DEADLINE:
             # Its own, since nobody here has cut it off.
-            raise TimedOut(f"{target.name}: {error!r}") from None
-        raise TimedOut(f"{target.name}: no answer within {(deadline - now) / 1e6:.3g} ms") from None
+            raise TimedOut(f"{target.name}: {error!r}", cost=cost) from None
+        raise TimedOut(f"{target.name}: no answer within {(deadline - now) / 1e6:.3g} ms", cost=cost) from None
     except (InvalidInput, ServiceError):
         raise
     except Exception as error:  # a target of the caller's own may raise anything

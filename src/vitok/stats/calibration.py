@@ -188,18 +188,21 @@ class CalibrationError(Estimate):
     n_bins: int
 
 
-def _equal_width(p: Floats, n_bins: int) -> NDArray[np.intp]:
+def equal_width_bins(p: Floats, n_bins: int) -> NDArray[np.intp]:
+    """Returns the bin of each probability among bins [i/n_bins, (i+1)/n_bins), the last one closed."""
     return np.minimum((p * n_bins).astype(np.intp), n_bins - 1)
 
 
-def _equal_mass(p: Floats, n_bins: int) -> NDArray[np.intp]:
+def equal_mass_bins(p: Floats, n_bins: int) -> NDArray[np.intp]:
+    """Returns the bin of each probability among bins of about equal mass; equal probabilities share a bin."""
     # Edges are values of p, so that equal probabilities always share a bin.
     ordered = np.sort(p)
     edges = np.unique(ordered[(len(p) * np.arange(1, n_bins)) // n_bins])
     return np.searchsorted(edges, p, side="right")
 
 
-def _bin_sums(bins: NDArray[np.intp], flags: Flags, p: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def bin_sums(bins: NDArray[np.intp], flags: Flags, p: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Returns rows, summed probabilities, positives and summed p (1 - p) of each bin that holds rows."""
     n = np.bincount(bins).astype(np.float64)
     held = n > 0
     sums: list[Floats] = [np.bincount(bins, weights=w)[held].astype(np.float64) for w in (p, flags, p * (1 - p))]
@@ -209,7 +212,7 @@ def _bin_sums(bins: NDArray[np.intp], flags: Flags, p: Floats) -> tuple[Floats, 
 def _plain_error(
     name: str, bins: NDArray[np.intp], flags: Flags, p: Floats, confidence_level: float, how: str
 ) -> CalibrationError:
-    n, sum_p, sum_y, sum_variance = _bin_sums(bins, flags, p)
+    n, sum_p, sum_y, sum_variance = bin_sums(bins, flags, p)
     total = n.sum()
     gap = (sum_y - sum_p) / n
     rate = sum_y / n
@@ -273,7 +276,7 @@ def calibration_error(
     z = normal_quantile(confidence_level)
     if len(p) == 0:
         return _no_rows("calibration_error", confidence_level)
-    n, sum_p, sum_y, _ = _bin_sums(_equal_mass(p, n_bins), flags, p)
+    n, sum_p, sum_y, _ = bin_sums(equal_mass_bins(p, n_bins), flags, p)
     kept = n > 1
     n, sum_p, sum_y = n[kept], sum_p[kept], sum_y[kept]
     if len(n) == 0:
@@ -325,7 +328,7 @@ def ece_equal_width(
     if len(p) == 0:
         return _no_rows("ece_equal_width", confidence_level)
     how = f"{n_bins} bins of equal width"
-    return _plain_error("ece_equal_width", _equal_width(p, n_bins), flags, p, confidence_level, how)
+    return _plain_error("ece_equal_width", equal_width_bins(p, n_bins), flags, p, confidence_level, how)
 
 
 def ece_equal_mass(
@@ -356,7 +359,7 @@ def ece_equal_mass(
     if len(p) == 0:
         return _no_rows("ece_equal_mass", confidence_level)
     how = f"{n_bins} bins of equal mass"
-    return _plain_error("ece_equal_mass", _equal_mass(p, n_bins), flags, p, confidence_level, how)
+    return _plain_error("ece_equal_mass", equal_mass_bins(p, n_bins), flags, p, confidence_level, how)
 
 
 def spiegelhalter(y: ArrayLike, probability: ArrayLike) -> NullTest:
@@ -452,7 +455,7 @@ def reliability_curve(
     if len(p) == 0:
         n = sum_p = sum_y = np.empty(0)
     else:
-        n, sum_p, sum_y, _ = _bin_sums(_equal_mass(p, n_bins), flags, p)
+        n, sum_p, sum_y, _ = bin_sums(equal_mass_bins(p, n_bins), flags, p)
     rates = [wilson(float(y_), int(n_), confidence_level=confidence_level) for y_, n_ in zip(sum_y, n, strict=True)]
     return ReliabilityCurve(
         mean_probability=tuple((sum_p / n).tolist()),

@@ -2,7 +2,8 @@
 
 The first count vector is the reference, the second the current window. A divergence of two samples of the same law is
 not 0, and shrinks with their sizes: so each comes with the mean and a quantile of its null law, and 0.1 means nothing
-without them. Two empty bins say nothing and are left out.
+without them. The law is a closed form where the bins hold enough, else drawn from a fixed seed (`null_laws`). Two empty
+bins say nothing and are left out.
 """
 
 import math
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from vitok.errors import InvalidInput
 from vitok.stats.arrays import Floats, count_vectors, open_unit, vector
+from vitok.stats.null_laws import GapLaw, drawn, gap_law, is_sparse
 from vitok.stats.results import Result
 
 
@@ -106,19 +108,35 @@ def _read(reference: ArrayLike, current: ArrayLike, confidence_level: float) -> 
     return _Pair(r[used], c[used], float(r.sum()), float(c.sum()), level)
 
 
-def _chi_square_law(pair: _Pair, unit: float) -> tuple[float, float]:
-    """Returns mean and quantile of `unit` times chi-square with one degree less than there are bins."""
-    from scipy.special import chdtri
+@dataclass(frozen=True)
+class _Law:
+    mean: float
+    quantile: float
+    p_value: float
+    origin: str
+
+
+def _law(pair: _Pair, kind: str, value: float, unit: float, per_rate: float) -> _Law:
+    """Returns the null law of a distance whose closed form is `unit` times chi-square, at `value`.
+
+    Args:
+        pair: The counts.
+        kind: Which distance, as `drawn` names it.
+        value: The distance.
+        unit: Of the chi-square.
+        per_rate: What a drawn value is to be multiplied by.
+    """
+    from scipy.special import chdtrc, chdtri
 
     if pair.freedom == 0:
-        return 0.0, 0.0
-    return unit * pair.freedom, unit * float(chdtri(pair.freedom, 1 - pair.level))
-
-
-def _chi_square_p(pair: _Pair, scaled: float) -> float:
-    from scipy.special import chdtrc
-
-    return float(chdtrc(pair.freedom, max(0.0, scaled))) if pair.freedom else 1.0
+        return _Law(0.0, 0.0, 1.0, "one bin never differs")
+    if is_sparse(pair.reference, pair.current):
+        law = drawn(kind, pair.reference, pair.current)
+        origin = "drawn, as many bins hold few"
+        return _Law(per_rate * law.mean, per_rate * law.quantile(pair.level), law.p_value(value / per_rate), origin)
+    quantile = unit * float(chdtri(pair.freedom, 1 - pair.level))
+    p_value = float(chdtrc(pair.freedom, max(0.0, value / unit)))
+    return _Law(unit * pair.freedom, quantile, p_value, "chi-square of bins - 1")
 
 
 def psi(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
@@ -131,8 +149,8 @@ def psi(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0
 
     Returns:
         The index. A bin that is empty on one side only counts there as half an observation, without renormalising;
-        this is the only use of an epsilon. The null law, (1/n + 1/m) times chi-square with one degree less than
-        there are bins, wants about five expected counts a bin.
+        this is the only use of an epsilon. The null law is (1/n + 1/m) times chi-square with one degree less
+        than there are bins where the bins hold about five or more, else it is drawn.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -149,24 +167,23 @@ def psi(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0
     p = np.where(pair.reference > 0, pair.reference, 0.5) / pair.n
     q = np.where(pair.current > 0, pair.current, 0.5) / pair.m
     value = float(np.sum((q - p) * np.log(q / p)))
-    mean, quantile = _chi_square_law(pair, pair.rate)
+    law = _law(pair, "psi", value, pair.rate, pair.rate)
     definition = (
         "sum of (q - p) ln(q / p) over bins in use, half a count where one side is empty;"
-        " null law (1/n + 1/m) chi-square of bins - 1"
+        f" null law of the index over (1/n + 1/m): {law.origin}"
     )
-    return pair.result("psi", value, mean, quantile, _chi_square_p(pair, value / pair.rate), definition)
+    return pair.result("psi", value, law.mean, law.quantile, law.p_value, definition)
 
 
-def _root_law(pair: _Pair, name: str, squared: float, unit: float, definition: str) -> Divergence:
+def _root_law(pair: _Pair, name: str, squared: float, unit: float, per_rate: float, definition: str) -> Divergence:
     """Result for a distance whose square is `unit` times chi-square where nothing has changed."""
-    mean = 0.0
-    if pair.freedom:
+    law = _law(pair, name, squared, unit, per_rate)
+    mean = math.sqrt(law.mean)
+    if pair.freedom and not is_sparse(pair.reference, pair.current):
         half = pair.freedom / 2
         mean = math.sqrt(2 * unit) * math.exp(math.lgamma(half + 0.5) - math.lgamma(half))
-    _, quantile = _chi_square_law(pair, unit)
-    p_value = _chi_square_p(pair, squared / unit)
     value = math.sqrt(max(0.0, squared))
-    return pair.result(name, value, mean, math.sqrt(quantile), p_value, definition)
+    return pair.result(name, value, mean, math.sqrt(law.quantile), law.p_value, f"{definition}; {law.origin}")
 
 
 def jensen_shannon(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
@@ -178,7 +195,7 @@ def jensen_shannon(reference: ArrayLike, current: ArrayLike, *, confidence_level
         confidence_level: Level of the null quantile, in (0, 1).
 
     Returns:
-        The distance; its square has the null law (1/n + 1/m) / (8 ln 2) times chi-square.
+        The distance; its square has the null law (1/n + 1/m) / (8 ln 2) times chi-square, or a drawn one.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -197,8 +214,11 @@ def jensen_shannon(reference: ArrayLike, current: ArrayLike, *, confidence_level
     p, q = pair.reference / pair.n, pair.current / pair.m
     middle = (p + q) / 2
     bits = float(np.sum(xlogy(p, p / middle) + xlogy(q, q / middle))) / 2 / math.log(2)
-    definition = "square root of the Jensen-Shannon divergence in bits; square ~ (1/n + 1/m)/(8 ln 2) chi-square"
-    return _root_law(pair, "jensen_shannon", bits, pair.rate / (8 * math.log(2)), definition)
+    definition = (
+        "square root of the Jensen-Shannon divergence in bits; its square over (1/n + 1/m)/(8 ln 2) has the law"
+    )
+    unit = pair.rate / math.log(2)
+    return _root_law(pair, "jensen_shannon", bits, unit / 8, unit, definition)
 
 
 def hellinger(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
@@ -210,7 +230,7 @@ def hellinger(reference: ArrayLike, current: ArrayLike, *, confidence_level: flo
         confidence_level: Level of the null quantile, in (0, 1).
 
     Returns:
-        The distance; its square has the null law (1/n + 1/m) / 8 times chi-square.
+        The distance; its square has the null law (1/n + 1/m) / 8 times chi-square, or a drawn one.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -225,8 +245,8 @@ def hellinger(reference: ArrayLike, current: ArrayLike, *, confidence_level: flo
     if not pair.n or not pair.m:
         return pair.undefined("hellinger")
     squared = float(np.sum((np.sqrt(pair.reference / pair.n) - np.sqrt(pair.current / pair.m)) ** 2)) / 2
-    definition = "sqrt of half the sum of (sqrt p - sqrt q) squared; square ~ (1/n + 1/m)/8 chi-square"
-    return _root_law(pair, "hellinger", squared, pair.rate / 8, definition)
+    definition = "sqrt of half the sum of (sqrt p - sqrt q) squared; its square over (1/n + 1/m)/8 has the law"
+    return _root_law(pair, "hellinger", squared, pair.rate / 8, pair.rate, definition)
 
 
 def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
@@ -238,7 +258,7 @@ def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: fl
         confidence_level: Level of the null quantile, in (0, 1).
 
     Returns:
-        The statistic; its null law, chi-square, wants about five expected counts a bin.
+        The statistic; its null law is chi-square where the bins hold about five or more, else it is drawn.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -254,9 +274,20 @@ def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: fl
         return pair.undefined("chi_square")
     gap = pair.reference / pair.n - pair.current / pair.m
     value = pair.n * pair.m * float(np.sum(gap**2 / (pair.reference + pair.current)))
-    mean, quantile = _chi_square_law(pair, 1.0)
-    definition = "Pearson statistic of the 2 x bins table; null law chi-square of bins - 1"
-    return pair.result("chi_square", value, mean, quantile, _chi_square_p(pair, value), definition)
+    law = _law(pair, "chi_square", value, 1.0, 1.0)
+    definition = f"Pearson statistic of the 2 x bins table; null law: {law.origin}"
+    return pair.result("chi_square", value, law.mean, law.quantile, law.p_value, definition)
+
+
+def _gap_law(pair: _Pair) -> GapLaw:
+    # The larger side says almost all about the common shares, and is, as a rule, a frozen profile: its law is kept.
+    larger, n = (pair.reference, pair.n) if pair.n >= pair.m else (pair.current, pair.m)
+    below = np.cumsum(larger)[:-1] / n
+    inside = below[(below > 0) & (below < 1)]
+    if not len(inside):
+        below = np.cumsum(pair.reference + pair.current)[:-1] / (pair.n + pair.m)
+        inside = below
+    return gap_law(tuple(inside.tolist()))
 
 
 def ks(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
@@ -268,8 +299,8 @@ def ks(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.
         confidence_level: Level of the null quantile, in (0, 1).
 
     Returns:
-        The distance between the binned samples, at most that of the raw ones. The null law is Kolmogorov's for
-        continuous values, so with bins its p-value errs on the large side.
+        The distance between the binned samples, at most that of the raw ones. The null law is that of a Brownian
+        bridge looked at between the bins only (`null_laws.gap_law`); Kolmogorov's own would be too wide.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -280,25 +311,18 @@ def ks(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.
         >>> round(ks([5, 5, 0], [0, 5, 5]).value, 6)
         0.5
     """
-    from scipy.special import kolmogi, kolmogorov
-
     pair = _read(reference, current, confidence_level)
     if not pair.n or not pair.m:
         return pair.undefined("ks")
+    definition = "largest gap of the cumulated shares at the edges of the bins; null law of a Brownian bridge there"
+    if pair.freedom == 0:
+        return pair.result("ks", 0.0, 0.0, 0.0, 1.0, definition)
     gap = np.cumsum(pair.reference) / pair.n - np.cumsum(pair.current) / pair.m
-    value = float(np.abs(gap[:-1]).max()) if len(gap) > 1 else 0.0
+    value = float(np.abs(gap[:-1]).max())
     unit = math.sqrt(pair.rate)
-    definition = (
-        "largest gap of the cumulated shares at the edges of the bins; Kolmogorov's null law, conservative here"
-    )
-    return pair.result(
-        "ks",
-        value,
-        unit * math.sqrt(math.pi / 2) * math.log(2),
-        unit * float(kolmogi(1 - pair.level)),
-        float(kolmogorov(value / unit)),
-        definition,
-    )
+    law = _gap_law(pair)
+    p_value = law.p_value(value / unit)
+    return pair.result("ks", value, unit * law.mean, unit * law.quantile(pair.level), p_value, definition)
 
 
 def wasserstein(

@@ -17,6 +17,7 @@ from vitok.errors import InvalidInput
 from vitok.stats.arrays import Counts, Floats, positive_integer
 
 _SPECIAL = 3
+_CELLS = 1024
 
 
 def _column(values: ArrayLike) -> Floats:
@@ -48,6 +49,26 @@ def _cuts(ordered: Floats, n_bins: int) -> Floats:
     quantiles = rest[(len(rest) * np.arange(1, n_rest)) // n_rest] if len(rest) else rest
     cuts = np.unique(np.concatenate((masses, _after(masses), quantiles)))
     return cuts[np.isfinite(cuts)] + 0.0
+
+
+def _guards(ordered: Floats) -> Floats:
+    """Returns cuts beyond sorted finite values, away from 0 and, where they all lie on one side of it, towards it."""
+    factors = 10.0 ** (np.arange(1, 7) / 2)
+    low, high = ordered[0], ordered[-1]
+    found = []
+    with np.errstate(over="ignore", under="ignore"):
+        if high > 0:
+            found.append(_after(np.array([high])))
+            found.append(high * factors)
+        if low < 0:
+            found.append(np.array([low]))
+            found.append(low * factors)
+        if low > 0:
+            found.append(np.concatenate(([low], low / factors)))
+        if high < 0:
+            found.append(np.concatenate(([high], high / factors)))
+    cuts = np.concatenate(found) if found else np.empty(0)
+    return cuts[np.isfinite(cuts) & (np.abs(cuts) >= np.finfo(np.float64).tiny)]
 
 
 def _scale(ordered: Floats) -> float:
@@ -88,7 +109,7 @@ class FrozenEdges:
     scale: float
 
     @classmethod
-    def from_values(cls, values: ArrayLike, *, n_bins: int = 32) -> "FrozenEdges":
+    def from_values(cls, values: ArrayLike, *, n_bins: int = 32, guarded: bool = False) -> "FrozenEdges":
         """Freezes edges at the quantiles of reference values.
 
         Args:
@@ -97,6 +118,9 @@ class FrozenEdges:
                 is a point mass with its own bin, unless it is there once only; with at most n_bins distinct values,
                 seen twice or more on average, each is one. Empty cells beside point masses come on top, and catch
                 values that the reference never had.
+            guarded: Adds cells beyond the reference, half a decade apart and three decades far, above it and, where
+                all of it is positive, below it (and their mirror images where all of it is negative): without them
+                a value that is a hundred times too large only says that it is large.
 
         Returns:
             The edges; without finite values a single cell holds every finite number.
@@ -111,6 +135,8 @@ class FrozenEdges:
             raise InvalidInput("values", [], "hold at least one value", "Freeze edges from the training table")
         ordered = np.sort(array[np.isfinite(array)])
         edges = _cuts(ordered, n_bins) if len(ordered) else np.empty(0)
+        if guarded and len(ordered):
+            edges = np.unique(np.concatenate((edges, _guards(ordered))))
         cell = np.searchsorted(edges, ordered, side="right")
         n = np.bincount(cell, minlength=len(edges) + 1)
         # Divided before the sum, so that values near the largest float do not overflow.
@@ -144,12 +170,20 @@ class FrozenEdges:
         Raises:
             InvalidInput: If the shape is not (n,).
         """
+        return np.bincount(self.places(values), minlength=self.n_bins).astype(np.int64, copy=False)
+
+    def places(self, values: ArrayLike) -> NDArray[np.intp]:
+        """Returns the bin of each value, shape (n,), from 0 (null) to `n_bins - 1` (+inf).
+
+        Raises:
+            InvalidInput: If the shape is not (n,).
+        """
         array = _column(values)
         place = 2 + np.searchsorted(self._array, array, side="right")
         place[np.isnan(array)] = 0
         place[array == -np.inf] = 1
         place[array == np.inf] = self.n_bins - 1
-        return np.bincount(place, minlength=self.n_bins).astype(np.int64, copy=False)
+        return place
 
     def labels(self) -> tuple[str, ...]:
         """Returns a name for each bin, in the order of the counts."""
@@ -191,8 +225,124 @@ class FrozenEdges:
         return cls(edges=edges, centers=centers, scale=float(data["scale"]))
 
 
+class BinLayout:
+    """The bins of several columns end to end, with what counting them in compiled code needs: made once, used often.
+
+    Args:
+        edges: One `FrozenEdges` for each column, f of them.
+
+    Example:
+        >>> layout = BinLayout([FrozenEdges.from_values([1.0, 2.0], n_bins=2)] * 2)
+        >>> layout.count(np.ones((5, 2))).sum().item(), layout.count_columns([[1.0], [2.0]]).sum().item()
+        (10, 2)
+    """
+
+    def __init__(self, edges: Sequence[FrozenEdges]) -> None:
+        self.edges = tuple(edges)
+        self.offsets = np.cumsum([0, *(frozen.n_bins for frozen in self.edges)], dtype=np.int64)
+        self._flat = np.array([edge for frozen in self.edges for edge in frozen.edges], dtype=np.float64)
+        self._edge_offsets = np.cumsum([0, *(len(frozen.edges) for frozen in self.edges)], dtype=np.int64)
+        self._tables = np.zeros((len(self.edges), _CELLS + 2), dtype=np.int32)
+        self._lows = np.zeros(len(self.edges))
+        self._per_unit = np.zeros(len(self.edges))
+        for at, frozen in enumerate(self.edges):
+            self._tables[at], self._lows[at], self._per_unit[at] = _lookup(np.array(frozen.edges, dtype=np.float64))
+
+    @property
+    def n_bins(self) -> int:
+        """Bins of all columns together: the length of every count vector."""
+        return int(self.offsets[-1])
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return len(self.edges)
+
+    def split(self, counts: Counts) -> tuple[Counts, ...]:
+        """Cuts a vector of counts of all columns, shape (n_bins,), into one vector a column."""
+        return tuple(np.split(counts, self.offsets[1:-1])) if self.edges else ()
+
+    def count(self, X: ArrayLike) -> Counts:
+        """Counts all columns of a matrix in one pass over its rows.
+
+        Args:
+            X: Shape (n, f), float32 or float64, any n; NaN counts as null.
+
+        Returns:
+            Shape (n_bins,), int64.
+
+        Raises:
+            InvalidInput: If the shape does not fit.
+        """
+        matrix = np.asarray(X)
+        if matrix.dtype not in (np.float32, np.float64):
+            matrix = matrix.astype(np.float64)
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.edges):
+            rule = f"have the shape (n, {len(self.edges)}), one column for each of the edges"
+            raise InvalidInput("X", matrix.shape, rule)
+        counts: NDArray[np.int64] = np.zeros(self.n_bins, dtype=np.int64)
+        if self.edges:
+            from vitok.stats.kernels import count_columns
+
+            lookup = (self._tables, self._lows, self._per_unit)
+            count_columns(matrix, self._flat, self._edge_offsets, *lookup, self.offsets, counts)
+        return counts
+
+    def count_columns(self, columns: Sequence[ArrayLike]) -> Counts:
+        """Counts columns that lie apart, as those of a data frame do, without putting them together first.
+
+        Args:
+            columns: f arrays of shape (n,), float32 or float64 (anything else is turned into float64); NaN is null.
+
+        Returns:
+            Shape (n_bins,), int64.
+
+        Raises:
+            InvalidInput: If there are not f columns, or one has not one dimension.
+        """
+        from vitok.stats.kernels import count_column
+
+        if len(columns) != len(self.edges):
+            raise InvalidInput("columns", len(columns), f"be {len(self.edges)}, one for each of the edges")
+        counts: NDArray[np.int64] = np.zeros(self.n_bins, dtype=np.int64)
+        for at, values in enumerate(columns):
+            array = np.asarray(values)
+            if array.dtype not in (np.float32, np.float64):
+                array = _column(array)
+            if array.ndim != 1:
+                raise InvalidInput(f"columns[{at}]", array.shape, "have one dimension")
+            first, last = self._edge_offsets[at], self._edge_offsets[at + 1]
+            lookup = (self._tables[at], self._lows[at], self._per_unit[at])
+            count_column(array, self._flat[first:last], *lookup, counts[self.offsets[at] : self.offsets[at + 1]])
+        return counts
+
+
+def _lookup(edges: Floats) -> tuple[NDArray[np.int32], float, float]:
+    """Returns the table from which the search of a value starts, where its cells begin, and cells a unit."""
+    table = np.full(_CELLS + 2, len(edges), dtype=np.int32)
+    table[0] = 0
+    # The cells lie where most edges are: a few far out, as heavy tails and guards have them, would leave one cell.
+    trim = len(edges) // 5
+    inner = edges[trim : len(edges) - trim]
+    if len(inner) < 2:
+        # All values fall before the first cell, and are searched among all edges.
+        return table, np.finfo(np.float64).max, 1.0
+    with np.errstate(over="ignore"):
+        width = float(inner[-1] - inner[0])
+        per_unit = _CELLS / width if 0 < width < math.inf else math.inf
+    if not per_unit < math.inf:
+        return table, np.finfo(np.float64).max, 1.0
+    starts = inner[0] + width * (np.arange(_CELLS + 1) / _CELLS)
+    below = np.searchsorted(edges, starts, side="right")
+    # One cell of slack on either side: table[c] is the start for cell c, table[c + 2] the end of its search.
+    table[1 : _CELLS + 1] = below[:_CELLS]
+    table[0] = 0
+    table[_CELLS + 1] = len(edges)
+    return table, float(inner[0]), per_unit
+
+
 def count_matrix(edges: Sequence[FrozenEdges], X: ArrayLike) -> tuple[Counts, ...]:
-    """Counts all columns of a matrix at once, in compiled code.
+    """Counts all columns of a matrix at once, in compiled code; `BinLayout` does so again and again.
 
     Args:
         edges: One `FrozenEdges` for each column, f of them.
@@ -209,18 +359,5 @@ def count_matrix(edges: Sequence[FrozenEdges], X: ArrayLike) -> tuple[Counts, ..
         >>> [counts.sum().item() for counts in count_matrix([edges, edges], np.ones((5, 2)))]
         [5, 5]
     """
-    matrix = np.asarray(X)
-    if matrix.dtype not in (np.float32, np.float64):
-        matrix = matrix.astype(np.float64)
-    if matrix.ndim != 2 or matrix.shape[1] != len(edges):
-        raise InvalidInput("X", matrix.shape, f"have the shape (n, {len(edges)}), one column for each of the edges")
-    if not edges:
-        return ()
-    from vitok.stats.kernels import count_columns
-
-    flat = np.array([edge for frozen in edges for edge in frozen.edges], dtype=np.float64)
-    edge_offsets = np.cumsum([0, *(len(frozen.edges) for frozen in edges)], dtype=np.int64)
-    count_offsets = np.cumsum([0, *(frozen.n_bins for frozen in edges)], dtype=np.int64)
-    counts: NDArray[np.int64] = np.zeros(int(count_offsets[-1]), dtype=np.int64)
-    count_columns(matrix, flat, edge_offsets, count_offsets, counts)
-    return tuple(np.split(counts, count_offsets[1:-1]))
+    layout = BinLayout(edges)
+    return layout.split(layout.count(X))

@@ -20,6 +20,7 @@ from vitok.guard import AddressList, KeyRing, KeyStore, Limit, Limiter
 from vitok.serving import running
 from vitok.serving.guarded import Guard
 from vitok.serving.server import Tls
+from vitok.serving.spending import teams_of
 from vitok.systems.fraud.app import application
 from vitok.systems.fraud.edge import DECIDE, LEARN, READ, one_process
 from vitok.systems.fraud.service import FraudService
@@ -51,11 +52,13 @@ def served(
     shutil.copytree(template, home)
     store = KeyStore(folder / "keys.sqlite")
     tokens = {
-        scope: store.create(scope, tenant="shop", scopes=[scope], actor="test", now=0, expires=None).token
+        scope: store.create(
+            scope, tenant="shop", team="checkout", scopes=[scope], actor="test", now=0, expires=None
+        ).token
         for scope in (DECIDE, LEARN, READ)
     }
     guard = Guard(keys=KeyRing(store))
-    service = FraudService(home, clock=EventClock(), deadline=5.0)
+    service = FraudService(home, clock=EventClock(), deadline=5.0, team_of=teams_of(store.keys()))
     with (
         running(application(service, guard=guard), [guard.before(service, DECIDE)], door=request.param) as server,
         httpx.Client(base_url=server.url) as client,
@@ -89,10 +92,10 @@ def test_probes_and_scrapers_need_no_key(served: Served) -> None:
     assert 'vitok_stage_seconds_bucket{stage="model"' in text
 
 
-def test_the_tenant_of_the_key_is_in_the_log(served: Served) -> None:
+def test_tenant_and_team_of_the_key_are_in_the_log(served: Served) -> None:
     answer = served.client.post(DECIDING, json=body("tenant"), headers=served.bearer(DECIDE)).json()
     story = served.client.get(f"/v1/decisions/{answer['decision_id']}", headers=served.bearer(READ)).json()
-    assert story["tenant"] == "shop"
+    assert (story["tenant"], story["team"]) == ("shop", "checkout")
 
 
 def test_a_browser_asks_for_a_key_and_only_reads_with_it(served: Served) -> None:
@@ -182,6 +185,8 @@ def test_several_processes_are_refused_with_the_reason() -> None:
         (["--keys", "nowhere.sqlite"], "nowhere.sqlite"),
         (["--key-limit", "many"], "100/1s"),
         (["--deadline", "0"], "deadline"),
+        (["--trace-rate", "0.1"], "--trace-rate: got 0.1, must go with --trace"),
+        (["--trace", "collector:4318"], "--trace"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, options: list[str], told: str) -> None:

@@ -214,9 +214,11 @@ def test_who_asked_and_in_which_trace_is_kept(service: FraudService) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = [(b"traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode())]
     traced = HotRequest(body(1), time.perf_counter_ns(), headers, tenant="shop")
+    service._team_of = lambda tenant: {"shop": "checkout"}.get(tenant, tenant)
     ask(service, traced, now(2, tenant="bank"), now(3))
     rows = logged(service).sort("request_id")
     assert rows["tenant"].to_list() == ["shop", "bank", ""]
+    assert rows["team"].to_list() == ["checkout", "bank", ""]
     assert rows["trace_id"].to_list() == [trace, "", ""]
 
 

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +17,10 @@ from vitok.decision import Decision
 from vitok.errors import InvalidInput, VitokError
 from vitok.models import BoostedTrees
 from vitok.registry import Registry
-from vitok.serving import Metrics, handlers
+from vitok.serving import HotRequest, Metrics, handlers
 from vitok.serving.guarded import Guard
 from vitok.serving.shared_metrics import described
-from vitok.systems.fraud.edge import GuardedApplication
+from vitok.systems.fraud.edge import OUTCOMES, GuardedApplication
 from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, Answer, OutcomeBatch
 from vitok.systems.fraud.service import FraudService
@@ -36,7 +37,11 @@ _LOG = logging.getLogger("vitok.fraud")
 
 
 def application(
-    service: FraudService, *, pages: "Sequence[BaseRoute]" = (), guard: Guard | None = None
+    service: FraudService,
+    *,
+    pages: "Sequence[BaseRoute]" = (),
+    guard: Guard | None = None,
+    beside: "Callable[[], contextlib.AbstractAsyncContextManager[object]]" = contextlib.nullcontext,
 ) -> "Starlette | GuardedApplication":
     """Makes the ASGI application; decisions themselves take the hot door beside it.
 
@@ -46,6 +51,7 @@ def application(
         service: What it shows.
         pages: Further routes, such as the console's.
         guard: Stands before all but health, metrics and the document; None for nothing.
+        beside: Makes what is entered before the first request and left after the last, such as a door of gRPC.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, Response
@@ -58,12 +64,16 @@ def application(
         stop = threading.Event()
         thread = threading.Thread(target=follow, args=(service, stop), name="follower", daemon=True)
         thread.start()
-        yield
-        stop.set()
-        await asyncio.to_thread(thread.join)
+        try:
+            async with beside():
+                yield
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join)
 
     async def outcomes(request: "Request") -> "Response":
-        reply = service.learn(await request.body())
+        came = HotRequest(await request.body(), time.perf_counter_ns(), request.headers.raw)
+        reply = service.take(came)
         media = "application/json" if reply.status < 400 else PROBLEM
         return Response(reply.body, reply.status, media_type=media)
 
@@ -83,7 +93,7 @@ def application(
 
     async def ready(_: "Request") -> "Response":
         parts = service.ready()
-        good = all(parts[name] == "ok" for name in ("online_store", "decision_log"))
+        good = service.can_decide()
         told = {"status": "ok" if good else "not ready", **parts, "revision": service.versions.current.revision}
         return JSONResponse(told, 200 if good else 503)
 
@@ -98,7 +108,7 @@ def application(
 
     app = Starlette(
         routes=[
-            Route("/v1/outcomes", outcomes, methods=["POST"]),
+            Route(OUTCOMES, outcomes, methods=["POST"]),
             Route("/v1/decisions/{decision_id}", decision),
             Route("/healthz", healthy),
             Route("/readyz", ready),
@@ -245,7 +255,7 @@ def openapi() -> dict[str, Any]:
                     },
                 }
             },
-            "/v1/outcomes": {
+            OUTCOMES: {
                 "post": {
                     "summary": "Takes what became of transactions.",
                     "requestBody": body(batch),

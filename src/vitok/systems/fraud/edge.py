@@ -14,7 +14,7 @@ from vitok.systems.fraud.messages import SYSTEM
 DECIDE, LEARN, READ = (f"{right}:{SYSTEM}" for right in ("decide", "learn", "read"))
 OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 """Paths that probes and scrapers read without a key."""
-_OUTCOMES = "/v1/outcomes"
+OUTCOMES = "/v1/outcomes"
 _BROWSER = b'Basic realm="vitok: any name, and a key as the password"'
 
 
@@ -38,7 +38,7 @@ class GuardedApplication:
             await self._app(scope, receive, send)
             return
         peer = scope["client"][0] if scope.get("client") else ""
-        reads = scope["path"] != _OUTCOMES
+        reads = scope["path"] != OUTCOMES
         # A browser adds its password by itself, to whatever page has it send something: good enough for reading only.
         headers = _with_key(scope["headers"]) if reads else scope["headers"]
         refused = self._guard.refusal(HotRequest(b"", time.perf_counter_ns(), headers, peer), READ if reads else LEARN)

@@ -1,6 +1,6 @@
 """From bytes to accepted transactions: what is well formed, keeps the contract, and has not been decided before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Accepted:
     Attributes:
         index: Place of each accepted transaction in the turn.
         arrived: When its request came, nanoseconds of `time.perf_counter_ns`.
+        tenant: Whose request it is, where the guard has found that out; else "".
+        trace_id: The trace that it belongs to, 32 hex digits; "" where it has none.
         rows: The transactions as the features take them.
         notes: What is noted with each, by transaction.
         repeated: Place in the turn to transaction, where it was decided before or comes twice in the turn.
@@ -64,6 +66,17 @@ class Accepted:
     def __len__(self) -> int:
         """How many were accepted."""
         return len(self.index)
+
+    def begin(self, traces: Mapping[int, int]) -> None:
+        """Notes the trace that a request belongs to, also where it begins here.
+
+        Args:
+            traces: Place in the turn to trace id.
+        """
+        if traces:
+            for at, place in enumerate(self.index):
+                if place in traces:
+                    self.trace_id[at] = f"{traces[place]:032x}"
 
 
 class Intake:

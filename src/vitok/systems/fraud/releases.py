@@ -78,10 +78,10 @@ class Workshop:
             .select(*dict.fromkeys(columns), pl.col("is_fraud").cast(pl.Float64))
         ]
         folder = self.home / "log" / "decisions"
-        if folder.exists() and any(folder.glob("segment-*")):
+        if folder.exists() and any(folder.rglob("segment-*")):
             logged = decisions.read(folder, since=since, until=now)
             outcomes = self.home / "log" / "outcomes"
-            if any(outcomes.glob("segment-*")):
+            if any(outcomes.rglob("segment-*")):
                 logged = decisions.join(logged, decisions.labels(outcomes, as_of=now, kind=SYSTEM))
             else:
                 logged = logged.with_columns(label=pl.lit(None, pl.Float64))

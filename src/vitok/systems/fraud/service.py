@@ -5,7 +5,7 @@ Read `FraudService.handle`: it is the story. `intake` reads and checks, `state` 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,11 @@ from vitok.decision import Decision
 from vitok.errors import InvalidInput, NotFound, StoreError
 from vitok.registry import Registry
 from vitok.serving import HotRequest, Reply, problem
-from vitok.serving.tracing import Moments, Stages
+from vitok.serving.costs import CostMeter
+from vitok.serving.hosted import Answered
+from vitok.serving.tracing import Moments, Stages, Traced, Tracing
 from vitok.stats import LatencyHistogram
+from vitok.systems.fraud.edge import OUTCOMES
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.intake import Accepted, Intake
 from vitok.systems.fraud.messages import Answer, log_schema
@@ -43,12 +46,17 @@ class FraudService:
         durability: `"process"` survives kill -9, `"fsync"` survives a power cut.
         checkpoint_every: Events between two checkpoints of the feature state.
         deadline: Seconds from a request's arrival after which no model is asked for it.
+        tracing: Which requests are traced, and where the traces go; None where none is. Whoever made it closes it.
+        team_of: The team of a tenant, for the log, as `vitok.serving.spending.teams_of` makes it.
+        meter: What decisions are charged to; it knows the teams, and adds what the process takes besides. None logs what
+            the turn of a decision has measured.
 
     Attributes:
         counts: What happened, by kind.
         latency: From the arrival of a request to the write of its record.
         stages: Where that time goes.
         versions: Who answers; `versions.refresh()` follows the ledger.
+        tracing: As given.
 
     Raises:
         InvalidInput: If the deadline is not above zero.
@@ -65,12 +73,18 @@ class FraudService:
         durability: Literal["process", "fsync"] = "process",
         checkpoint_every: int = 20_000,
         deadline: float = DEADLINE,
+        tracing: Tracing | None = None,
+        team_of: Callable[[str], str] = str,
+        meter: CostMeter | None = None,
     ) -> None:
         if not 0 < deadline < 3600:
             raise InvalidInput("deadline", deadline, "be seconds, above zero and below an hour")
         self.home = home
         self.clock = clock or SystemClock()
         self.features = FEATURES
+        self.tracing = tracing
+        self._team_of = team_of
+        self._meter = meter
         self.counts: dict[str, int] = {}
         self.latency = LatencyHistogram()
         self.stages = Stages(LatencyHistogram(), self.latency)
@@ -103,8 +117,12 @@ class FraudService:
     def handle(self, requests: Sequence[HotRequest]) -> list[Reply]:
         """Answers a turn of requests for decisions, in order."""
         started, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        traced = self.tracing.pick(requests) if self.tracing is not None else ()
         accepted = self._intake.read(requests)
+        accepted.begin({one.place: one.trace_id for one in traced})
         replies = dict(accepted.refused)
+        moments = Moments(started)
+        answering: Verdicts | None = None
         if accepted:
             values, status = self.state.serve(accepted)
             read = time.perf_counter_ns()
@@ -120,20 +138,41 @@ class FraudService:
                 replies.update(dict.fromkeys((*accepted.index, *accepted.repeated), refusal))
                 accepted.repeated.clear()
             else:
-                logged = time.perf_counter_ns()
+                moments = Moments(started, read, ran, time.perf_counter_ns())
+                answering = verdicts
                 replies.update(self._answers(accepted, status, verdicts))
-                self._measure(accepted, Moments(started, read, ran, logged))
+                self._measure(accepted, moments)
                 self.state.grew(len(accepted))
         for place, transaction_id in accepted.repeated.items():
             replies[place] = self._again(transaction_id)
         self.count("requests", len(requests))
-        return [replies.get(place, _FAULT) for place in range(len(requests))]
+        out = [replies.get(place, _FAULT) for place in range(len(requests))]
+        if traced:
+            self._trace(traced, accepted, answering, moments, out)
+        return out
 
     def _record(
         self, accepted: Accepted, values: np.ndarray, status: list[str], verdicts: Verdicts, ran: int, cpu: int
     ) -> None:
         n = len(accepted)
-        latency = [min(max(0, (ran - arrived) // 1000), _LONGEST) for arrived in accepted.arrived]
+        latency = np.array([min(max(0, (ran - arrived) // 1000), _LONGEST) for arrived in accepted.arrived], np.int32)
+        measured = time.thread_time_ns() - cpu
+        cost: float | np.ndarray = measured / n / 1e9
+        if self._meter is not None:
+            batch = Answered(
+                next(iter(verdicts.versions())),
+                values,
+                verdicts.score,
+                accepted.transaction_id,
+                latency,
+                0.0,
+                verdicts.chosen(),
+                tenants=accepted.tenant,
+            )
+            cost = self._meter.charge(batch, measured)
+            teams = list(batch.teams or ())
+        else:
+            teams = [self._team_of(tenant) for tenant in accepted.tenant]
         self._log.append(
             decisions.DecisionBlock(
                 decision_id=accepted.decision_id,
@@ -155,9 +194,10 @@ class FraudService:
                 policy_version=verdicts.policy_version,
                 action=verdicts.action,
                 propensity=verdicts.propensity,
-                latency_us=np.array(latency, np.int32),
-                cost=np.full(n, (time.thread_time_ns() - cpu) / n / 1e9),
+                latency_us=latency,
+                cost=np.full(n, cost),
                 tenant=_shared(accepted.tenant),
+                team=_shared(teams),
                 trace_id=_shared(accepted.trace_id),
             )
         )
@@ -187,6 +227,30 @@ class FraudService:
         self.latency.record_since(accepted.arrived, ended)
         self.stages.record(moments, ended)
 
+    def _trace(
+        self,
+        traced: Sequence[Traced],
+        accepted: Accepted,
+        verdicts: Verdicts | None,
+        moments: Moments,
+        replies: Sequence[Reply],
+    ) -> None:
+        # The requests of a turn may have been answered by several versions; who was refused was by none.
+        assert self.tracing is not None  # noqa: S101 - it has picked them
+        answered = {} if verdicts is None else dict(zip(accepted.index, verdicts.versions(), strict=True))
+        by_version: dict[str, list[Traced]] = {}
+        for one in traced:
+            by_version.setdefault(answered.get(one.place, ""), []).append(one)
+        for version, some in by_version.items():
+            self.tracing.note(
+                some,
+                moments if version else Moments(moments.started),
+                route=self.path,
+                version=version,
+                requests=len(replies),
+                replies=replies,
+            )
+
     def _again(self, transaction_id: str) -> Reply:
         # The same request gets the same decision.
         found = decisions.find(self.home / "log" / "decisions", request_id=transaction_id)
@@ -213,6 +277,15 @@ class FraudService:
         """Takes outcomes: logs them, joins them to their transactions, and adds them to the features."""
         return self._desk.learn(body)
 
+    def take(self, request: HotRequest) -> Reply:
+        """Takes the outcomes of a request that has passed the guard, and traces it."""
+        traced = self.tracing.pick([request]) if self.tracing is not None else ()
+        reply = self.learn(request.body)
+        if self.tracing is not None:
+            learned = Moments(request.arrived, logged=time.perf_counter_ns())
+            self.tracing.note(traced, learned, route=OUTCOMES, replies=[reply])
+        return reply
+
     def find(self, decision_id: str) -> Decision:
         """Returns one decision.
 
@@ -233,6 +306,11 @@ class FraudService:
             "online_store": self.state.problem() or "ok",
             "decision_log": "ok" if not self.counts.get("log_failures") else "appends have failed",
         }
+
+    def can_decide(self) -> bool:
+        """Says whether it can decide and record; without a model, rules decide."""
+        parts = self.ready()
+        return all(parts[name] == "ok" for name in ("online_store", "decision_log"))
 
     def _positions(self) -> Mapping[str, Sequence[int]]:
         return {"decisions": self._log.position, "outcomes": self._outcomes.position}

@@ -14,6 +14,7 @@ from vitok.errors import ServiceError
 from vitok.features import FeatureSet
 from vitok.loop import CANARY_FAILED
 from vitok.serving import Batch, Choice, Route, Scored, TimedOut
+from vitok.serving.hosted import Chosen
 from vitok.serving.targets import because
 from vitok.systems.fraud import rules
 from vitok.systems.fraud.intake import Accepted
@@ -93,6 +94,18 @@ class Verdicts:
             for field in dataclasses.fields(self)
         }
         return Verdicts(**columns)
+
+    def versions(self) -> Iterable[str]:
+        """Goes over the version that answered, by row."""
+        return _each(self.model_version, len(self.score))
+
+    def chosen(self) -> Chosen | None:
+        """Returns who answered each row and why, for a meter; None where the champion answered all."""
+        route = self.route
+        if isinstance(self.model_version, Constant) and isinstance(route, Constant) and route.value == "champion":
+            return None
+        columns = (self.model_version, self.route, self.route_reason, self.propensity)
+        return Chosen(*(list(_each(column, len(self.score))) for column in columns))
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
         """Goes over (action, probability, propensity, version, route) by row."""

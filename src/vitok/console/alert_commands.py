@@ -1,0 +1,190 @@
+"""`vitok alerts`: list alerts, write the rules for Prometheus, silence, and see what could not be delivered."""
+
+import contextlib
+import json as jsonlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitok import settings
+from vitok.clock import SystemClock, duration, isoformat, parse_time
+from vitok.console.exits import plain_errors
+from vitok.console.fraud_commands import Home
+from vitok.console.option_names import file_of, options_named
+from vitok.errors import InvalidInput, NotFound
+from vitok.monitoring.outbox import Outbox
+from vitok.monitoring.rules import to_prometheus
+from vitok.monitoring.silences import MATCHED, Silences
+
+alert_app = typer.Typer(no_args_is_help=True, help="Alerts: list, rules, silence, what was not delivered.")
+
+By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
+Why = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
+Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+_OPTIONS = {
+    "who": "--by",
+    "why": "--reason",
+    "until": "--for, --until",
+    "matchers": ", ".join(f"--{one}" for one in MATCHED),
+}
+
+
+@alert_app.command("list")
+def list_alerts(
+    home: Home = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Also those that were cleared.")] = False,
+    json: Json = False,
+) -> None:
+    """Lists the alerts: critical ones first, with the next step of each."""
+    from vitok.monitoring import Alerts
+
+    with plain_errors():
+        path = _folder(home) / "alerts.sqlite"
+        if not path.is_file():
+            raise NotFound("file of alerts", str(path))
+        alerts = Alerts(path)
+        found = alerts.history() if every else alerts.open()
+        alerts.close()
+    if json:
+        typer.echo(jsonlib.dumps([alert.to_dict() for alert in found], indent=2))
+        return
+    for alert in found:
+        typer.echo(f"{alert.id} {alert}")
+    if not found:
+        typer.echo("no alert is open" if not every else "there was no alert yet")
+
+
+@alert_app.command("rules")
+def rules(
+    file: Annotated[Path | None, typer.Option(help="Rules of one's own in YAML; the usual ones by default.")] = None,
+    interval: Annotated[str, typer.Option(help="Time between two evaluations, at most 5m.")] = "1m",
+    *,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="Writes a rule file of Prometheus.")] = False,
+) -> None:
+    """Shows the rules, or writes them for Prometheus."""
+    from vitok.monitoring.rule_set import read_rules, usual_rules
+
+    with plain_errors(), options_named(rules="--file", interval="--interval", duration="--interval"):
+        found = usual_rules() if file is None else read_rules(file_of("--file", file))
+        if prometheus:
+            typer.echo(to_prometheus(found, interval=duration(interval)), nl=False)
+            return
+    for rule in found:
+        typer.echo(f"{rule.severity:9}{rule.name}: {rule.expression}")
+        typer.echo(f"{'':9}{rule.playbook}")
+
+
+@alert_app.command("silence")
+def silence(
+    by: By,
+    reason: Why,
+    rule: Annotated[str | None, typer.Option(help="Of which rule.")] = None,
+    severity: Annotated[str | None, typer.Option(help="Of which severity.")] = None,
+    system: Annotated[str | None, typer.Option(help="Of which system.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of which version.")] = None,
+    slice_name: Annotated[str | None, typer.Option("--slice", help="Of which slice.")] = None,
+    length: Annotated[str | None, typer.Option("--for", help="How long, such as 2h.")] = None,
+    until: Annotated[str | None, typer.Option(help="Until when, in ISO 8601; instead of --for.")] = None,
+    since: Annotated[str | None, typer.Option(help="From when, in ISO 8601; now by default.")] = None,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Tells nobody about the alerts that match, for a while; they are raised and shown as ever."""
+    with plain_errors(), options_named(duration="--for", **_OPTIONS), _silences(home) as silences:
+        moment = _moment(now)
+        if (length is None) == (until is None):
+            raise InvalidInput("--for, --until", (length, until), "be one of the two")
+        begin = moment if since is None else _time("--since", since)
+        end = _time("--until", until) if until is not None else begin + duration(length or "")
+        given = {"rule": rule, "severity": severity, "system": system, "version": version, "slice": slice_name}
+        matchers = {name: value for name, value in given.items() if value is not None}
+        made = silences.add(matchers, until=end, who=by, why=reason, now=moment, since=begin)
+    typer.echo(str(made))
+
+
+@alert_app.command("silences")
+def list_silences(
+    home: Home = None,
+    now: Now = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+) -> None:
+    """Lists the silences that hold or will."""
+    with plain_errors(), _silences(home) as silences:
+        found = silences.all(at=None if every else _moment(now))
+    for one in found:
+        typer.echo(str(one))
+    if not found:
+        typer.echo("nothing is silenced")
+
+
+@alert_app.command("unsilence")
+def unsilence(
+    silence_id: Annotated[int, typer.Argument(help="The number that silences shows.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Ends a silence now."""
+    with plain_errors(), options_named(**_OPTIONS), _silences(home) as silences:
+        ended = silences.end(silence_id, who=by, now=_moment(now))
+    typer.echo(str(ended))
+
+
+@alert_app.command("undelivered")
+def undelivered(home: Home = None) -> None:
+    """Lists the messages that were given up, and those that still wait."""
+    with plain_errors(), _outbox(home) as outbox:
+        found = (*outbox.messages("dead"), *outbox.messages("waiting"))
+    for message in found:
+        typer.echo(str(message))
+    if not found:
+        typer.echo("everything was delivered")
+
+
+@alert_app.command("retry")
+def retry(
+    message_id: Annotated[int, typer.Argument(help="The number that undelivered shows.")],
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Lets a message that was given up be tried again."""
+    with plain_errors(), _outbox(home) as outbox:
+        again = outbox.again(message_id, now=_moment(now))
+    typer.echo(f"{again}, due {isoformat(again.due_at)}")
+
+
+def _folder(home: Path | None) -> Path:
+    return (home or settings.current().home / "fraud") / "monitoring"
+
+
+@contextlib.contextmanager
+def _silences(home: Path | None) -> Iterator[Silences]:
+    from vitok.monitoring.delivery import open_delivery
+
+    with contextlib.closing(open_delivery(_folder(home) / "delivery.sqlite")) as database:
+        yield Silences(database)
+
+
+@contextlib.contextmanager
+def _outbox(home: Path | None) -> Iterator[Outbox]:
+    from vitok.monitoring.delivery import open_delivery
+
+    path = _folder(home) / "delivery.sqlite"
+    if not path.is_file():
+        raise NotFound("file of messages", str(path))
+    with contextlib.closing(open_delivery(path)) as database:
+        yield Outbox(database, {})
+
+
+def _moment(text: str | None) -> int:
+    return SystemClock().now() if text is None else _time("--now", text)
+
+
+def _time(option: str, text: str) -> int:
+    with options_named(time=option):
+        return parse_time(text)

@@ -1,0 +1,145 @@
+"""`vitok incidents`: read incidents, go on with them, resolve them, and say what the loop may do by itself."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitok import settings
+from vitok.clock import SystemClock, parse_time
+from vitok.console.exits import plain_errors
+from vitok.console.fraud_commands import Home
+from vitok.console.option_names import options_named
+from vitok.errors import InvalidInput
+from vitok.loop.incidents import Incidents
+from vitok.loop.switches import ALL, Switches
+
+incident_app = typer.Typer(no_args_is_help=True, help="Incidents: list, show, note, resolve, merge, propose-only.")
+
+RecordId = Annotated[str, typer.Argument(help="Such as incident-0003.")]
+By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
+Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+_OPTIONS = {"who": "--by", "why": "--reason", "text": "TEXT", "outcome": "TEXT", "into": "--into", "action": "ACTION"}
+
+
+@incident_app.command("list")
+def list_incidents(
+    home: Home = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Also those that are resolved.")] = False,
+    json: Json = False,
+) -> None:
+    """Lists the incidents, the oldest first."""
+    with plain_errors():
+        incidents = Incidents(_path(home))
+        found = incidents.records.list("incident") if every else incidents.open()
+    if json:
+        typer.echo(jsonlib.dumps([record.to_dict() for record in found], indent=2))
+        return
+    for record in found:
+        typer.echo(str(record))
+    if not found:
+        typer.echo("there was no incident yet" if every else "no incident is open")
+
+
+@incident_app.command("show")
+def show(
+    record_id: RecordId,
+    home: Home = None,
+    *,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Every entry with its numbers.")] = False,
+    json: Json = False,
+) -> None:
+    """Shows an incident as a report: what, since when, causes, what was ruled out, what was done and is proposed."""
+    from vitok.loop.incidents_report import report
+
+    with plain_errors():
+        record = Incidents(_path(home)).records.get(record_id)
+    if json:
+        typer.echo(jsonlib.dumps(record.to_dict(), indent=2))
+    else:
+        typer.echo(record.to_markdown() if timeline else report(record), nl=False)
+
+
+@incident_app.command("note")
+def note(
+    record_id: RecordId,
+    text: Annotated[str, typer.Argument(help="What was found out or done.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Adds a note."""
+    with plain_errors(), options_named(**_OPTIONS):
+        record = Incidents(_path(home)).note(record_id, text, who=by, now=_moment(now))
+    typer.echo(str(record))
+
+
+@incident_app.command("resolve")
+def resolve(
+    record_id: RecordId,
+    text: Annotated[str, typer.Argument(help="What the cause was, and what ended it.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Resolves an incident, and says what would keep it from coming again."""
+    from vitok.loop.incidents_report import prevention
+
+    with plain_errors(), options_named(**_OPTIONS):
+        record = Incidents(_path(home)).resolve(record_id, text, who=by, now=_moment(now))
+    typer.echo(str(record))
+    for proposal in prevention(record):
+        typer.echo(f"next time: {proposal}")
+
+
+@incident_app.command("merge")
+def merge(
+    record_id: RecordId,
+    into: Annotated[str, typer.Option(help="The incident that goes on.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Closes an incident as a duplicate of another."""
+    with plain_errors(), options_named(**_OPTIONS):
+        record = Incidents(_path(home)).merge(record_id, into, who=by, now=_moment(now))
+    typer.echo(str(record))
+
+
+@incident_app.command("propose-only")
+def propose_only(
+    action: Annotated[str, typer.Argument(help="rollback, raise_threshold, use_rules, retrain, or all.")] = ALL,
+    by: Annotated[str | None, typer.Option(help="Who decides it; without, the switches are shown.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; goes on record.")] = "",
+    home: Home = None,
+    now: Now = None,
+    *,
+    off: Annotated[bool, typer.Option("--off", help="Lets the loop act by itself again.")] = False,
+) -> None:
+    """Lets the loop only propose an action, or act by itself again; without --by shows what holds."""
+    with plain_errors(), options_named(**_OPTIONS):
+        switches = Switches(_path(home))
+        if by is not None:
+            typer.echo(str(switches.set(action, propose_only=not off, who=by, why=reason, now=_moment(now))))
+            return
+        if off:
+            raise InvalidInput("--by", by, "be given with --off")
+        known = switches.history()
+    for switch in known:
+        typer.echo(str(switch))
+    if not known:
+        typer.echo("the loop acts by itself, within its bounds")
+
+
+def _path(home: Path | None) -> Path:
+    return home or settings.current().home / "fraud"
+
+
+def _moment(text: str | None) -> int:
+    if text is None:
+        return SystemClock().now()
+    with options_named(time="--now"):
+        return parse_time(text)

@@ -1,0 +1,341 @@
+"""Deleting one subject from the logs, with a receipt that can be checked.
+
+The receipt tells which segments were written anew and how many rows each had before and after. It names nobody: the
+subject and his requests stand there as keyed hashes. Receipts are chained and signed with the same key.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitok.decisions.files import sync
+from vitok.decisions.log import DecisionLog, OutcomeLog, declared_schema
+from vitok.decisions.reading import open_table
+from vitok.decisions.retention import check_key, held_rows, holds, keyed
+from vitok.decisions.rewriting import maintained, rewrite
+from vitok.decisions.schema import outcome_schema
+from vitok.decisions.segments import Segment, segments
+from vitok.decisions.sidecars import OnSeal
+from vitok.decisions.writer import SegmentWriter
+from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+RECEIPTS = "receipts.jsonl"
+_LOGS = ("decisions", "outcomes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten:
+    """A segment that lost rows.
+
+    Attributes:
+        log: `"decisions"` or `"outcomes"`.
+        segment: Its name.
+        rows_before: How many rows it had.
+        rows_after: How many it has; the file is gone where this is 0.
+        sha256: Of the file as it is now, in hex; empty where it is gone.
+    """
+
+    log: str
+    segment: str
+    rows_before: int
+    rows_after: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What was deleted, so that it can be proved.
+
+    Attributes:
+        subject: Keyed hash of the column and its value.
+        at: When, in microseconds.
+        changes: The segments that lost rows.
+        requests: Keyed hashes of the subject's request ids, by which late outcomes are known.
+        damaged: Names of files kept after a damage that held the value, and were removed.
+        previous: SHA-256 of the receipt before this one; empty for the first.
+        signature: HMAC-SHA256 over all of the above, in hex.
+    """
+
+    subject: str
+    at: int
+    changes: tuple[Rewritten, ...]
+    requests: tuple[str, ...]
+    damaged: tuple[str, ...]
+    previous: str
+    signature: str = ""
+
+    @property
+    def rows_removed(self) -> int:
+        """How many rows went."""
+        return sum(change.rows_before - change.rows_after for change in self.changes)
+
+    def __str__(self) -> str:
+        """Returns it as lines."""
+        lines = [f"{self.rows_removed:,} rows of subject {self.subject} removed from {len(self.changes)} segments"]
+        for one in self.changes:
+            lines.append(f"{one.log}/{one.segment}: {one.rows_before:,} rows before, {one.rows_after:,} after")
+        return "\n".join([*lines, f"signed {self.signature}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Receipt":
+        """Reads what `to_dict` wrote."""
+        changes = tuple(Rewritten(**one) for one in data["changes"])
+        listed = {name: tuple(data[name]) for name in ("requests", "damaged")}
+        return cls(**{**data, **listed, "changes": changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What a second look at the disk says about a receipt.
+
+    Attributes:
+        signed: Whether the receipt is as it was written, by who has the key.
+        chained: Whether it stands in the file of receipts, each of which follows from the one before.
+        decisions_found: Rows of the subject that are in the log of decisions, open segments among them.
+        outcomes_found: Outcomes of the subject's requests, late ones among them.
+        changed_since: Segments that are not the files that were written then, as a later deletion leaves them.
+    """
+
+    signed: bool
+    chained: bool
+    decisions_found: int
+    outcomes_found: int
+    changed_since: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether the receipt is genuine and nothing of the subject was found."""
+        return self.signed and self.chained and not self.decisions_found and not self.outcomes_found
+
+    def __str__(self) -> str:
+        """Says it in one line."""
+        genuine = "genuine" if self.signed and self.chained else "NOT genuine"
+        return (
+            f"the receipt is {genuine}; found {self.decisions_found} decisions and {self.outcomes_found} outcomes of "
+            f"the subject; {len(self.changed_since)} segments changed since"
+        )
+
+
+def forget(
+    folder: str | Path,
+    column: str,
+    value: str,
+    *,
+    key: bytes,
+    now: int,
+    open_logs: Sequence[DecisionLog | OutcomeLog] = (),
+    on_seal: OnSeal | None = None,
+) -> Receipt:
+    """Deletes the decisions of one subject and their outcomes, and writes a receipt.
+
+    Segments that are open are sealed first. Files beside segments that lose rows, such as histograms, are made
+    anew with `on_seal`; without it they go, and `reseal` makes them.
+
+    Args:
+        folder: The folder above both logs, such as `<home>/log`.
+        column: The column that names the subject, such as `"customer_id"`.
+        value: The subject in it.
+        key: At least 16 secret bytes, for the hashes and the signature.
+        now: The present, in microseconds.
+        open_logs: The logs of this folder that this process writes now.
+        on_seal: Makes the files beside segments of decisions.
+
+    Raises:
+        InvalidInput: If the key is too short.
+        NotFound: If there is no log, or no segment has such a column.
+        Conflict: If a hold keeps rows of the subject; nothing is deleted then.
+        StoreError: If another process has rows of the subject in an open segment (nothing is deleted then), or the
+            disk refuses.
+    """
+    top = Path(folder)
+    check_key(key)
+    if not (top / "decisions").is_dir():
+        raise NotFound("log", str(top / "decisions"))
+    for log in open_logs:
+        log.seal()
+    for name in _LOGS:
+        _seal_left(top / name)
+    requests = _requests(top / "decisions", column, value)
+    with maintained(top):
+        plan = list(_plan(top, column, value, requests))
+        changes = []
+        for name, segment, keep in plan:
+            hook = on_seal if name == "decisions" else None
+            with maintained(top / name):
+                after = rewrite(top / name, segment.path, keep=keep, on_seal=hook)
+            digest = _digest(segment.path) if after else ""
+            changes.append(
+                Rewritten(log=name, segment=segment.name, rows_before=len(keep), rows_after=after, sha256=digest)
+            )
+        damaged = [
+            path for name in _LOGS for path in (top / name).glob("*.damaged") if value.encode() in path.read_bytes()
+        ]
+        for path in damaged:
+            path.unlink()
+        lines = _lines(top)
+        receipt = Receipt(
+            subject=keyed(key, f"{column}={value}"),
+            at=now,
+            changes=tuple(changes),
+            requests=tuple(sorted(keyed(key, request) for request in requests)),
+            damaged=tuple(path.name for path in damaged),
+            previous=hashlib.sha256(lines[-1]).hexdigest() if lines else "",
+        )
+        receipt = replace(receipt, signature=_signature(receipt, key))
+        with (top / RECEIPTS).open("ab") as file:
+            file.write(json.dumps(receipt.to_dict()).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(top)
+    return receipt
+
+
+def verify(folder: str | Path, receipt: Receipt, column: str, value: str, *, key: bytes) -> Verified:
+    """Reads both logs again and checks a receipt against them.
+
+    Args:
+        folder: The folder above both logs.
+        receipt: As `forget` gave it, or `receipts` reads it.
+        column: The column that named the subject.
+        value: The subject.
+        key: The key of the receipt.
+
+    Raises:
+        InvalidInput: If the receipt is of another subject, or of another key.
+    """
+    top = Path(folder)
+    if receipt.subject != keyed(key, f"{column}={value}"):
+        raise InvalidInput("receipt", receipt.subject, "be of this subject, made with this key")
+    found = outcomes = 0
+    hashes = set(receipt.requests)
+    for _, frame in _frames(top / "decisions", [column]):
+        found += int((frame[column] == value).sum()) if column in frame.columns else 0
+    for _, frame in _frames(top / "outcomes", ["request_id"]):
+        outcomes += sum(keyed(key, request) in hashes for request in frame["request_id"]) if hashes else 0
+    paths = {(name, one.name): one.path for name in _LOGS for one in segments(top / name) if one.sealed}
+    differing = []
+    for change in receipt.changes:
+        path = paths.get((change.log, change.segment))
+        if (path is None and change.rows_after) or (path is not None and _digest(path) != change.sha256):
+            differing.append(f"{change.log}/{change.segment}")
+    signed = hmac.compare_digest(receipt.signature, _signature(receipt, key))
+    return Verified(
+        signed=signed,
+        chained=receipt in receipts(top) and _chained(top),
+        decisions_found=found,
+        outcomes_found=outcomes,
+        changed_since=tuple(differing),
+    )
+
+
+def receipts(folder: str | Path) -> tuple[Receipt, ...]:
+    """Reads the receipts of all deletions, oldest first.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    try:
+        return tuple(Receipt.from_dict(json.loads(line)) for line in _lines(Path(folder)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{str(Path(folder) / RECEIPTS)!r} is damaged ({error}); restore it from a backup") from error
+
+
+def _plan(
+    top: Path, column: str, value: str, requests: set[str]
+) -> "Iterable[tuple[str, Segment, np.ndarray[Any, np.dtype[np.bool_]]]]":
+    plan = []
+    # Outcomes first: were the process killed in between, the decisions would still say whose outcomes to look for.
+    for name, by, wanted in (("outcomes", "request_id", sorted(requests)), ("decisions", column, [value])):
+        kept = holds(top / name)
+        for segment, frame in _frames(top / name, [by]):
+            if by not in frame.columns:
+                continue
+            hit = frame[by].is_in(wanted).fill_null(False).to_numpy()
+            if not hit.any():
+                continue
+            if not segment.sealed:
+                raise StoreError(
+                    f"log {str(top / name)!r}: another process has rows of the subject in {segment.path.name}, "
+                    "which is open; stop that process, or do this in it and pass its logs as open_logs"
+                )
+            if (held_rows(segment.path, kept) & hit).any():
+                names = ", ".join(one.name for one in kept)
+                raise Conflict(f"rows of the subject are held by {names}: release the hold first, or wait for its end")
+            plan.append((name, segment, ~hit))
+    return plan
+
+
+def _requests(folder: Path, column: str, value: str) -> set[str]:
+    found: set[str] = set()
+    known: set[str] = set()
+    for _, frame in _frames(folder, [column, "request_id"]):
+        if column in frame.columns:
+            known.add(column)
+            found.update(frame.filter(frame[column] == value)["request_id"])
+    if not known:
+        raise NotFound("column", column, (declared_schema(folder) or outcome_schema()).names)
+    return found
+
+
+def _frames(folder: Path, columns: list[str]) -> "Iterable[tuple[Segment, pl.DataFrame]]":
+    import polars as pl
+
+    for segment in segments(folder):
+        table = segment.path if segment.sealed else open_table(segment)
+        if isinstance(table, Path):
+            there = pq.read_schema(table).names
+            table = pq.read_table(table, columns=[name for name in columns if name in there], partitioning=None)
+        if table is not None:
+            frame = pl.from_arrow(table.select([name for name in columns if name in table.column_names]))
+            assert isinstance(frame, pl.DataFrame)  # noqa: S101
+            yield segment, frame
+
+
+def _seal_left(folder: Path) -> None:
+    # What a dead process left open; a living one says no, and whether that matters is seen later.
+    if any(folder.glob("segment-*.arrows")):
+        try:
+            writer = SegmentWriter(folder, declared_schema(folder) or pa.schema([]))
+        except StoreError:
+            return
+        writer.close()
+
+
+def _signature(receipt: Receipt, key: bytes) -> str:
+    content = receipt.to_dict() | {"signature": ""}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _lines(top: Path) -> list[bytes]:
+    try:
+        return (top / RECEIPTS).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _chained(top: Path) -> bool:
+    lines = _lines(top)
+    previous = ["", *(hashlib.sha256(line).hexdigest() for line in lines[:-1])]
+    return [one.previous for one in receipts(top)] == previous
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

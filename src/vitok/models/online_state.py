@@ -1,0 +1,98 @@
+"""The file of a snapshot: a description, arrays and a checksum, replaced as a whole or not at all."""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitok.errors import StoreError
+
+_MAGIC = b"VTKONLIN"
+_VERSION = 1
+_FIRST = struct.Struct("<8sIQQ")  # magic, version, bytes of the description, bytes in all
+_DIGEST = hashlib.sha256().digest_size
+
+
+def pack_state(about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Returns the bytes of a snapshot."""
+    listed = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    text = json.dumps({"about": about, "arrays": listed}, separators=(",", ":")).encode()
+    body = b"".join([text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())])
+    first = _FIRST.pack(_MAGIC, _VERSION, len(text), _FIRST.size + _DIGEST + len(body))
+    return first + hashlib.sha256(first + body).digest() + body
+
+
+def unpack_state(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Reads what `pack_state` gave; the arrays can be written.
+
+    Args:
+        content: The bytes.
+        where: What errors call them.
+
+    Raises:
+        StoreError: If they are cut off, damaged, of a later version, or no snapshot.
+    """
+    head = _FIRST.size + _DIGEST
+    if len(content) < head or content[: len(_MAGIC)] != _MAGIC:
+        raise StoreError(f"{where}: is no snapshot of an online model")
+    first, digest, body = content[: _FIRST.size], content[_FIRST.size : head], content[head:]
+    _, version, length, size = _FIRST.unpack(first)
+    if version != _VERSION:
+        raise StoreError(f"{where}: has version {version}, and this vitok reads version {_VERSION}; save it anew")
+    if size != len(content) or hashlib.sha256(first + body).digest() != digest:
+        raise StoreError(f"{where}: is cut off or damaged ({len(content)} of {size} bytes); take an earlier one")
+    described = json.loads(body[:length])
+    arrays, at = {}, length
+    for name, (kind, shape) in described["arrays"].items():
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.frombuffer(body, np.dtype(kind), count, at).reshape(shape).copy()
+        at += arrays[name].nbytes
+    return described["about"], arrays
+
+
+def write_state(path: str | Path, content: bytes) -> None:
+    """Puts a snapshot in the place of the one before; a crash at any moment leaves one of the two.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    path = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Reads a snapshot.
+
+    Raises:
+        StoreError: If it cannot be read, or is damaged.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    return unpack_state(content, str(path))

@@ -1,0 +1,494 @@
+"""Whom an alert is told, when, and how often: routes by severity, grouping, silences, inhibition, escalation.
+
+`Delivery` follows the alerts of a file and writes each message down before it is sent, so that a crash at any place
+costs at most a message sent twice. It changes no alert: silenced or not, an alert is raised, shown and cleared.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitok.clock import DAY, HOUR, MINUTE, SECOND, isoformat
+from vitok.engines.sqlite import Database
+from vitok.errors import Conflict, InvalidInput, NotFound
+from vitok.monitoring import outbox, silences
+from vitok.monitoring.alerts import Alert, Alerts
+from vitok.monitoring.outbox import Channel, Delivered, Kind, Message, Notice, Outbox, Retry
+from vitok.monitoring.prometheus import Sample
+from vitok.monitoring.rules import SEVERITIES, Severity
+from vitok.monitoring.silences import Silences
+
+_SCHEMA = (
+    outbox.SCHEMA
+    + silences.SCHEMA
+    + """
+CREATE TABLE followed (
+    alert INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL,
+    noticed_at INTEGER NOT NULL,
+    told_at INTEGER,
+    held TEXT NOT NULL DEFAULT '',
+    ended INTEGER NOT NULL DEFAULT 0,
+    escalated INTEGER NOT NULL DEFAULT 0,
+    acknowledged_at INTEGER,
+    acknowledged_by TEXT NOT NULL DEFAULT '',
+    summed INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE summary (severity TEXT NOT NULL, day INTEGER NOT NULL, PRIMARY KEY (severity, day)) STRICT;
+"""
+)
+_FOLLOWED = "alert, fingerprint, noticed_at, told_at, held, ended, escalated, acknowledged_at, acknowledged_by, summed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Escalation:
+    """Who is told next where nobody has acknowledged.
+
+    Attributes:
+        after: How long after the first message, in microseconds.
+        channels: Names of the channels.
+    """
+
+    after: int
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What happens with the alerts of a severity.
+
+    Attributes:
+        severity: Which severity.
+        channels: Names of the channels that are told.
+        wait: How long the first alert of a group waits for others of its system, in microseconds; 0 tells each
+            alert at once, in a message of its own.
+        daily_at: Tell them once a day, at this time of the day (UTC) in microseconds, together with what else
+            happened; None tells them as they come.
+        cleared: Whether the end of an alert is told too.
+        escalations: Who is told next, in order, where nobody acknowledges.
+    """
+
+    severity: Severity
+    channels: tuple[str, ...]
+    wait: int = 0
+    daily_at: int | None = None
+    cleared: bool = True
+    escalations: tuple[Escalation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise InvalidInput("severity", self.severity, f"be one of {', '.join(SEVERITIES)}")
+        if self.wait < 0 or (self.daily_at is not None and not 0 <= self.daily_at < DAY):
+            raise InvalidInput("wait, daily_at", (self.wait, self.daily_at), "be at least 0, and within a day")
+        after = [one.after for one in self.escalations]
+        if after != sorted(after) or any(value <= 0 for value in after):
+            raise InvalidInput("escalations", after, "come later and later")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryRules:
+    """What keeps people from being told too much.
+
+    Attributes:
+        routes: One for each severity that is told.
+        inhibited_by: Severities that keep an open alert of another one back, by the severity that is kept back.
+        same: What such two alerts must have in common: `"system"`, `"version"`, `"slice"`.
+        repeat_after: An alert on the same subject as one that was told is told again only so long after it, in
+            microseconds.
+        retry: How often a message is tried.
+    """
+
+    routes: tuple[Route, ...]
+    inhibited_by: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"warning": ("critical",)})
+    same: tuple[str, ...] = ("system",)
+    repeat_after: int = HOUR
+    retry: Retry = field(default_factory=Retry)
+
+    def __post_init__(self) -> None:
+        severities = [route.severity for route in self.routes]
+        if not severities or len(set(severities)) < len(severities):
+            raise InvalidInput("routes", severities, "be at least one, and one a severity")
+        if not set(self.same) <= {"system", "version", "slice"}:
+            raise InvalidInput("same", self.same, "be of system, version and slice")
+
+    @classmethod
+    def usual(cls, *, critical: Sequence[str], warning: Sequence[str], info: Sequence[str]) -> "DeliveryRules":
+        """Returns the usual rules: critical at once and again after 15 minutes, warnings in groups, info once a day.
+
+        Args:
+            critical: Channels for critical alerts, such as a pager.
+            warning: Channels for warnings, such as a chat; also told of critical alerts that nobody acknowledges.
+            info: Channels of the daily summary, such as a mailbox.
+        """
+        again = Escalation(after=15 * MINUTE, channels=(*critical, *warning))
+        return cls(
+            routes=(
+                Route(severity="critical", channels=tuple(critical), escalations=(again,)),
+                Route(severity="warning", channels=tuple(warning), wait=30 * SECOND),
+                Route(severity="info", channels=tuple(info), daily_at=7 * HOUR),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What delivery knows of an alert.
+
+    Attributes:
+        alert: The alert as it is now.
+        noticed_at: When delivery saw it first, in microseconds.
+        told_at: When its message was written down, None before.
+        held: Why it is not told yet; empty where nothing holds it.
+        ended: Whether its end was dealt with.
+        escalated: How many escalations were made.
+        acknowledged_at: When somebody took it, None before.
+        acknowledged_by: Who.
+        summed: Whether a daily summary has told it.
+    """
+
+    alert: Alert
+    noticed_at: int
+    told_at: int | None
+    held: str
+    ended: bool
+    escalated: int
+    acknowledged_at: int | None
+    acknowledged_by: str
+    summed: bool
+
+
+class Delivery:
+    """Tells people of alerts.
+
+    Args:
+        path: File of messages and silences; made where it does not exist.
+        alerts: The alerts that are followed.
+        channels: Ways to people, by name.
+        rules: Whom to tell what.
+
+    Raises:
+        InvalidInput: If a route names a channel that is not there.
+        StoreError: If the file cannot be opened, or is something else.
+
+    Example:
+        >>> import tempfile
+        >>> from vitok.monitoring import AlertRule
+        >>> class Wall:
+        ...     def send(self, notice): print(notice.title)
+        >>> rules = DeliveryRules(routes=(Route(severity="critical", channels=("wall",)),))
+        >>> rule = AlertRule(name="absence", severity="critical", windows=1, playbook="check the service")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     alerts = Alerts(Path(folder) / "alerts.sqlite")
+        ...     delivery = Delivery(Path(folder) / "delivery.sqlite", alerts, {"wall": Wall()}, rules)
+        ...     _ = alerts.observe(rule, system="fraud", version="all", window_end=DAY, firing=True,
+        ...         value=0.0, bound=1.0, reason="no decisions", now=DAY)
+        ...     print(delivery.tick(now=DAY), delivery.tick(now=DAY), sep=chr(10))
+        ...     delivery.close(), alerts.close()
+        CRITICAL absence of fraud all: no decisions
+        1 sent, 0 to be tried again, 0 given up
+        0 sent, 0 to be tried again, 0 given up
+        (None, None)
+    """
+
+    def __init__(self, path: str | Path, alerts: Alerts, channels: Mapping[str, Channel], rules: DeliveryRules) -> None:
+        named = {name for route in rules.routes for name in route.channels}
+        named |= {name for route in rules.routes for one in route.escalations for name in one.channels}
+        for name in sorted(named - set(channels)):
+            raise InvalidInput("rules: channel", name, f"be one of {', '.join(channels) or 'none'}")
+        self._alerts = alerts
+        self._rules = rules
+        self._routes: dict[str, Route] = {route.severity: route for route in rules.routes}
+        # Durable: what was written down here was promised to be told.
+        self._database = open_delivery(path)
+        self.outbox = Outbox(self._database, channels, rules.retry)
+        self.silences = Silences(self._database)
+
+    def close(self) -> None:
+        """Closes the file; the alerts stay open."""
+        self._database.close()
+
+    def tick(self, now: int, *, clock: Callable[[], int] | None = None) -> Delivered:
+        """Writes down what is to be told by now, and sends what is due; call it every few seconds.
+
+        Args:
+            now: The present, in microseconds.
+            clock: Tells the time while messages are sent; by default it stands still.
+
+        Raises:
+            StoreError: If a file cannot be read or written; the next tick goes on there.
+        """
+        self._follow(now)
+        with self._database.writing() as transaction:
+            followed = self._followed(transaction)
+            self._hold(transaction, followed, now)
+            followed = self._followed(transaction)
+            self._tell(transaction, followed, now)
+            self._tell_ends(transaction, followed, now)
+            self._escalate(transaction, followed, now)
+            self._sum_up(transaction, now)
+        return self.outbox.deliver(now, clock=clock)
+
+    def followed(self) -> tuple[Followed, ...]:
+        """Returns the alerts whose end was not told yet, and why each is held."""
+        with self._database.writing() as transaction:
+            return tuple(self._followed(transaction))
+
+    def acknowledge(self, alert_id: int, *, who: str, now: int) -> None:
+        """Records that somebody takes care of an alert: it escalates no further.
+
+        Raises:
+            NotFound: If no such alert is followed.
+            Conflict: If somebody else has taken it.
+        """
+        if not who.strip():
+            raise InvalidInput("who", who, "not be empty")
+        with self._database.writing() as transaction:
+            row = transaction.execute("SELECT acknowledged_by FROM followed WHERE alert = ?", (alert_id,)).fetchone()
+            if row is None:
+                known = transaction.execute("SELECT alert FROM followed ORDER BY alert DESC LIMIT 12").fetchall()
+                raise NotFound("followed alert", alert_id, [one[0] for one in known])
+            if row[0] not in ("", who):
+                raise Conflict(f"alert {alert_id} is acknowledged by {row[0]} already")
+            transaction.execute(
+                "UPDATE followed SET acknowledged_by = ?, acknowledged_at = coalesce(acknowledged_at, ?)"
+                " WHERE alert = ?",
+                (who, now, alert_id),
+            )
+
+    def dead(self) -> tuple[Message, ...]:
+        """Returns the messages that were given up; `outbox.again` tries one anew."""
+        return self.outbox.messages("dead")
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Returns how many messages wait, were sent and are dead, by channel, as gauges."""
+        rows = self._database.read("SELECT channel, state, count(*) FROM message GROUP BY channel, state")
+        return tuple(
+            Sample(metric="vitok_notices", labels={"channel": row[0], "state": row[1]}, value=float(row[2]))
+            for row in rows
+        )
+
+    def _follow(self, now: int) -> None:
+        last = self._database.read("SELECT max(alert) FROM followed")[0][0] or 0
+        new = self._alerts.after(last)
+        with self._database.writing() as transaction:
+            for alert in new:
+                transaction.execute(
+                    "INSERT INTO followed (alert, fingerprint, noticed_at) VALUES (?, ?, ?)"
+                    " ON CONFLICT (alert) DO NOTHING",
+                    (alert.id, alert.fingerprint, now),
+                )
+
+    def _followed(self, transaction: Any) -> list[Followed]:
+        rows = transaction.execute(f"SELECT {_FOLLOWED} FROM followed WHERE NOT ended ORDER BY alert").fetchall()  # noqa: S608
+        return [
+            Followed(
+                alert=self._alerts.get(row[0]),
+                noticed_at=row[2],
+                told_at=row[3],
+                held=row[4],
+                ended=bool(row[5]),
+                escalated=row[6],
+                acknowledged_at=row[7],
+                acknowledged_by=row[8],
+                summed=bool(row[9]),
+            )
+            for row in rows
+        ]
+
+    # What holds an alert back
+
+    def _hold(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
+        followed = [one for one in followed if one.alert.state == "open"]
+        silences = self.silences.all(at=now)
+        for one in followed:
+            held = self._why_held(transaction, one, followed, silences, now)
+            if held != one.held:
+                transaction.execute("UPDATE followed SET held = ? WHERE alert = ?", (held, one.alert.id))
+
+    def _why_held(
+        self, transaction: Any, one: Followed, followed: Iterable[Followed], known: Iterable[Any], now: int
+    ) -> str:
+        alert = one.alert
+        for silence in known:
+            if silence.matches(alert.__dict__, now):
+                return f"silenced until {isoformat(silence.ends_at)} by {silence.who}: {silence.why}"
+        stronger = self._rules.inhibited_by.get(alert.severity, ())
+        for other in followed:
+            alike = all(getattr(other.alert, name) == getattr(alert, name) for name in self._rules.same)
+            if other.alert.severity in stronger and alike:
+                return f"inhibited by alert {other.alert.id}, {other.alert.rule}"
+        if one.told_at is None:
+            last = transaction.execute(
+                "SELECT max(told_at) FROM followed WHERE fingerprint = ? AND alert < ?", (alert.fingerprint, alert.id)
+            ).fetchone()[0]
+            if last is not None and now < last + self._rules.repeat_after:
+                return f"the same was told at {isoformat(last)}"
+        return ""
+
+    # What is written down
+
+    def _tell(self, transaction: Any, followed: Sequence[Followed], now: int) -> None:
+        waiting: dict[tuple[str, str], list[Followed]] = {}
+        for one in followed:
+            route = self._routes.get(one.alert.severity)
+            if route is None or route.daily_at is not None or one.told_at is not None or one.held:
+                continue
+            if one.alert.state == "open":
+                waiting.setdefault((one.alert.severity, one.alert.system), []).append(one)
+        for (severity, _), group in waiting.items():
+            route = self._routes[severity]
+            if now < min(one.noticed_at for one in group) + route.wait:
+                continue
+            parts = [group] if route.wait else [[one] for one in group]
+            for part in parts:
+                self._put(transaction, route.channels, _notice("raised", [one.alert for one in part]), part, now)
+                for one in part:
+                    transaction.execute("UPDATE followed SET told_at = ? WHERE alert = ?", (now, one.alert.id))
+
+    def _tell_ends(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
+        for one in followed:
+            if one.alert.state == "open":
+                continue
+            route = self._routes.get(one.alert.severity)
+            daily = route is not None and route.daily_at is not None
+            if daily and not one.summed:
+                continue
+            if route is not None and route.cleared and not daily and one.told_at is not None:
+                told = [
+                    *route.channels,
+                    *(name for step in route.escalations[: one.escalated] for name in step.channels),
+                ]
+                self._put(transaction, dict.fromkeys(told), _notice("cleared", [one.alert]), [one], now)
+            transaction.execute("UPDATE followed SET ended = 1 WHERE alert = ?", (one.alert.id,))
+
+    def _escalate(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
+        for one in followed:
+            route = self._routes.get(one.alert.severity)
+            if route is None or one.told_at is None or one.acknowledged_at is not None or one.held:
+                continue
+            if one.alert.state == "cleared" or one.escalated >= len(route.escalations):
+                continue
+            step = route.escalations[one.escalated]
+            if now < one.told_at + step.after and not self._is_lost(transaction, route, one):
+                continue
+            notice = _notice("escalated", [one.alert], since=one.told_at, level=one.escalated + 1)
+            self._put(transaction, step.channels, notice, [one], now, suffix=f"/{one.escalated + 1}")
+            transaction.execute("UPDATE followed SET escalated = escalated + 1 WHERE alert = ?", (one.alert.id,))
+
+    def _is_lost(self, transaction: Any, route: Route, one: Followed) -> bool:
+        """Says whether every message that first told of an alert was given up, so that nobody knows."""
+        keys = [f"{channel}/raised/{one.alert.id}" for channel in route.channels]
+        marks = ", ".join("?" * len(keys))
+        dead = transaction.execute(
+            f"SELECT count(*) FROM message WHERE state = 'dead' AND key IN ({marks})",  # noqa: S608
+            keys,
+        ).fetchone()[0]
+        return bool(keys) and dead == len(keys)
+
+    def _sum_up(self, transaction: Any, now: int) -> None:
+        for route in self._routes.values():
+            if route.daily_at is None:
+                continue
+            day = (now - route.daily_at) // DAY
+            done = transaction.execute("SELECT max(day) FROM summary WHERE severity = ?", (route.severity,)).fetchone()[
+                0
+            ]
+            if done is not None and day <= done:
+                continue
+            transaction.execute("INSERT INTO summary VALUES (?, ?)", (route.severity, day))
+            # The first tick of all only begins the days: nothing was left untold before it.
+            if done is None:
+                continue
+            new = [
+                self._alerts.get(row[0])
+                for row in transaction.execute("SELECT alert FROM followed WHERE NOT summed ORDER BY alert")
+            ]
+            still = [alert for alert in self._alerts.open() if alert.id not in {one.id for one in new}]
+            notice = _summary(new, still, route.severity, day * DAY + route.daily_at)
+            for channel in route.channels:
+                self.outbox.put(transaction, channel, notice, key=f"summary/{route.severity}/{day}", now=now)
+            transaction.execute("UPDATE followed SET summed = 1")
+
+    def _put(
+        self,
+        transaction: Any,
+        channels: Iterable[str],
+        notice: Notice,
+        part: Sequence[Followed],
+        now: int,
+        *,
+        suffix: str = "",
+    ) -> None:
+        numbers = ",".join(str(one.alert.id) for one in part)
+        for channel in channels:
+            self.outbox.put(transaction, channel, notice, key=f"{notice.kind}/{numbers}{suffix}", now=now)
+
+
+def open_delivery(path: str | Path) -> Database:
+    """Opens the file of messages and silences, for `Silences` or `Outbox` alone, as the commands of the console do.
+
+    Raises:
+        StoreError: If the file cannot be opened, or is something else.
+    """
+    return Database(path, schema=_SCHEMA, kind="delivery", version=1, durable=True)
+
+
+def _notice(kind: Kind, alerts: Sequence[Alert], *, since: int = 0, level: int = 0) -> Notice:
+    first = min(alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.id))
+    about = f"{first.rule} of {first.system} {first.version}{f', {first.slice}' if first.slice else ''}"
+    if len(alerts) > 1:
+        title = f"{len(alerts)} alerts of {first.system}: {', '.join(sorted({alert.rule for alert in alerts}))}"
+    elif kind == "cleared":
+        title = f"CLEARED {about}: {first.cleared_reason}"
+    else:
+        title = f"{first.severity.upper()} {about}: {first.reason}"
+    if kind == "escalated":
+        title = f"NOT ACKNOWLEDGED since {isoformat(since)} (level {level}): {title}"
+    key = first.fingerprint
+    if len(alerts) > 1:
+        key = hashlib.sha256(",".join(alert.fingerprint for alert in alerts).encode()).hexdigest()[:16]
+    return Notice(
+        key=key,
+        kind=kind,
+        severity=first.severity,
+        title=" ".join(title.split()),
+        body="\n\n".join(_described(alert) for alert in alerts),
+        alerts=tuple(_kept(alert) for alert in alerts),
+    )
+
+
+def _described(alert: Alert) -> str:
+    lines = [
+        f"{alert.severity} {alert.rule}: {alert.reason}",
+        f"system {alert.system}, version {alert.version}, slice {alert.slice or 'all'}",
+        f"size {alert.value:.4g} against {alert.bound:.4g}, since {isoformat(alert.first_seen)}",
+        f"alert {alert.id}, raised {isoformat(alert.raised_at)}",
+    ]
+    if alert.cleared_at is None:
+        lines.append(f"next: {alert.playbook}")
+    else:
+        lines.append(f"cleared {isoformat(alert.cleared_at)}: {alert.cleared_reason}")
+    return "\n".join(lines)
+
+
+def _kept(alert: Alert) -> dict[str, Any]:
+    return {**alert.to_dict(), "fingerprint": alert.fingerprint}
+
+
+def _summary(new: Sequence[Alert], still: Sequence[Alert], severity: str, at: int) -> Notice:
+    day = isoformat(at)[:10]
+    ended = [alert for alert in new if alert.state == "cleared"]
+    parts = [f"{len(new)} new alerts, {len(ended)} of them cleared; {len(still)} older ones still open"]
+    parts += [_described(alert) for alert in new]
+    if still:
+        parts.append("Still open:\n" + "\n".join(str(alert) for alert in still))
+    return Notice(
+        key=f"summary-{day}",
+        kind="summary",
+        severity=severity,
+        title=f"Alerts until {isoformat(at)}: {parts[0]}",
+        body="\n\n".join(parts),
+        alerts=tuple(_kept(alert) for alert in new),
+    )
