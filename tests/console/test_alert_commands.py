@@ -178,3 +178,22 @@ def test_the_loop_is_told_only_to_propose(tmp_path: Path) -> None:
     assert len(run(incident_app, "propose-only", "--home", tmp_path).stdout.splitlines()) == 2
     for wrong in (("dance", "--by", "ann", "--reason", "x"), ("all", "--by", "ann"), ("all", "--off")):
         assert run(incident_app, "propose-only", *wrong, *at).exit_code == 2
+
+
+def test_what_others_wrote_does_not_reach_the_terminal_as_codes(tmp_path: Path) -> None:
+    home = tmp_path / "fraud"
+    alerts = Alerts(home / "monitoring" / "alerts.sqlite")
+    rule = AlertRule(name="quality", severity="critical", playbook="look", windows=1)
+    reason = "country=\x1b[2J\x1b]0;x\x07\nno alert is open \u202e"
+    raised = alerts.observe(
+        rule, system="fraud", version="all", window_end=1, firing=True, value=1, bound=0, reason=reason, now=1
+    )
+    alerts.close()
+    assert raised is not None
+    Incidents(home).report(raised, now=1)
+    for app, arguments in ((alert_app, ["list"]), (incident_app, ["list"]), (incident_app, ["show", "incident-0001"])):
+        shown = CliRunner().invoke(app, [*arguments, "--home", str(home)])
+        assert shown.exit_code == 0
+        assert not set("\x1b\x07\u202e") & set(shown.output)
+        assert "\\x1b[2J" in shown.output
+        assert "\nno alert" not in shown.output

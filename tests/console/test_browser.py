@@ -24,6 +24,7 @@ PAGES = (
     "/models/1",
     "/drift",
     "/alerts",
+    "/runs",
     "/releases",
     "/costs",
     "/costs?by=team",

@@ -13,6 +13,7 @@ from vitok.clock import SystemClock, duration, isoformat, parse_time
 from vitok.console.exits import plain_errors
 from vitok.console.fraud_commands import Home
 from vitok.console.option_names import file_of, options_named
+from vitok.console.printed import say
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring.outbox import Outbox
 from vitok.monitoring.rules import to_prometheus
@@ -53,9 +54,9 @@ def list_alerts(
         typer.echo(jsonlib.dumps([alert.to_dict() for alert in found], indent=2))
         return
     for alert in found:
-        typer.echo(f"{alert.id} {alert}")
+        say(f"{alert.id} {alert}")
     if not found:
-        typer.echo("no alert is open" if not every else "there was no alert yet")
+        say("no alert is open" if not every else "there was no alert yet")
 
 
 @alert_app.command("rules")
@@ -74,8 +75,8 @@ def rules(
             typer.echo(to_prometheus(found, interval=duration(interval)), nl=False)
             return
     for rule in found:
-        typer.echo(f"{rule.severity:9}{rule.name}: {rule.expression}")
-        typer.echo(f"{'':9}{rule.playbook}")
+        say(f"{rule.severity:9}{rule.name}: {rule.expression}")
+        say(f"{'':9}{rule.playbook}")
 
 
 @alert_app.command("silence")
@@ -103,7 +104,7 @@ def silence(
         given = {"rule": rule, "severity": severity, "system": system, "version": version, "slice": slice_name}
         matchers = {name: value for name, value in given.items() if value is not None}
         made = silences.add(matchers, until=end, who=by, why=reason, now=moment, since=begin)
-    typer.echo(str(made))
+    say(made)
 
 
 @alert_app.command("silences")
@@ -117,9 +118,9 @@ def list_silences(
     with plain_errors(), _silences(home) as silences:
         found = silences.all(at=None if every else _moment(now))
     for one in found:
-        typer.echo(str(one))
+        say(one)
     if not found:
-        typer.echo("nothing is silenced")
+        say("nothing is silenced")
 
 
 @alert_app.command("unsilence")
@@ -132,7 +133,7 @@ def unsilence(
     """Ends a silence now."""
     with plain_errors(), options_named(**_OPTIONS), _silences(home) as silences:
         ended = silences.end(silence_id, who=by, now=_moment(now))
-    typer.echo(str(ended))
+    say(ended)
 
 
 @alert_app.command("undelivered")
@@ -141,9 +142,9 @@ def undelivered(home: Home = None) -> None:
     with plain_errors(), _outbox(home) as outbox:
         found = (*outbox.messages("dead"), *outbox.messages("waiting"))
     for message in found:
-        typer.echo(str(message))
+        say(message)
     if not found:
-        typer.echo("everything was delivered")
+        say("everything was delivered")
 
 
 @alert_app.command("retry")
@@ -155,7 +156,7 @@ def retry(
     """Lets a message that was given up be tried again."""
     with plain_errors(), _outbox(home) as outbox:
         again = outbox.again(message_id, now=_moment(now))
-    typer.echo(f"{again}, due {isoformat(again.due_at)}")
+    say(f"{again}, due {isoformat(again.due_at)}")
 
 
 def _folder(home: Path | None) -> Path:

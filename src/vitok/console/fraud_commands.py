@@ -247,7 +247,7 @@ def demo_fraud(
     """Runs contract, features, training, gate, service, monitoring, retraining, canary and rollback on card data."""
     from vitok.systems.fraud import run_demo
 
-    with plain_errors(), settings.using(seed=seed):
+    with settings.using(seed=seed):
         run_demo(
             home=home or settings.current().home / "fraud",
             transactions=transactions,

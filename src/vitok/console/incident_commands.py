@@ -11,6 +11,7 @@ from vitok.clock import SystemClock, parse_time
 from vitok.console.exits import plain_errors
 from vitok.console.fraud_commands import Home
 from vitok.console.option_names import options_named
+from vitok.console.printed import say
 from vitok.errors import InvalidInput
 from vitok.loop.incidents import Incidents
 from vitok.loop.switches import ALL, Switches
@@ -39,9 +40,9 @@ def list_incidents(
         typer.echo(jsonlib.dumps([record.to_dict() for record in found], indent=2))
         return
     for record in found:
-        typer.echo(str(record))
+        say(record)
     if not found:
-        typer.echo("there was no incident yet" if every else "no incident is open")
+        say("there was no incident yet" if every else "no incident is open")
 
 
 @incident_app.command("show")
@@ -60,7 +61,7 @@ def show(
     if json:
         typer.echo(jsonlib.dumps(record.to_dict(), indent=2))
     else:
-        typer.echo(record.to_markdown() if timeline else report(record), nl=False)
+        say(record.to_markdown() if timeline else report(record), line=False)
 
 
 @incident_app.command("note")
@@ -74,7 +75,7 @@ def note(
     """Adds a note."""
     with plain_errors(), options_named(**_OPTIONS):
         record = Incidents(_path(home)).note(record_id, text, who=by, now=_moment(now))
-    typer.echo(str(record))
+    say(record)
 
 
 @incident_app.command("resolve")
@@ -90,9 +91,9 @@ def resolve(
 
     with plain_errors(), options_named(**_OPTIONS):
         record = Incidents(_path(home)).resolve(record_id, text, who=by, now=_moment(now))
-    typer.echo(str(record))
+    say(record)
     for proposal in prevention(record):
-        typer.echo(f"next time: {proposal}")
+        say(f"next time: {proposal}")
 
 
 @incident_app.command("merge")
@@ -106,7 +107,7 @@ def merge(
     """Closes an incident as a duplicate of another."""
     with plain_errors(), options_named(**_OPTIONS):
         record = Incidents(_path(home)).merge(record_id, into, who=by, now=_moment(now))
-    typer.echo(str(record))
+    say(record)
 
 
 @incident_app.command("propose-only")
@@ -123,15 +124,15 @@ def propose_only(
     with plain_errors(), options_named(**_OPTIONS):
         switches = Switches(_path(home))
         if by is not None:
-            typer.echo(str(switches.set(action, propose_only=not off, who=by, why=reason, now=_moment(now))))
+            say(switches.set(action, propose_only=not off, who=by, why=reason, now=_moment(now)))
             return
         if off:
             raise InvalidInput("--by", by, "be given with --off")
         known = switches.history()
     for switch in known:
-        typer.echo(str(switch))
+        say(switch)
     if not known:
-        typer.echo("the loop acts by itself, within its bounds")
+        say("the loop acts by itself, within its bounds")
 
 
 def _path(home: Path | None) -> Path:

@@ -8,6 +8,7 @@ import typer
 from vitok import __version__, settings
 from vitok.console import feature_commands, feature_work
 from vitok.console.alert_commands import alert_app
+from vitok.console.backup_commands import backup, clean, restore
 from vitok.console.batch_commands import batch
 from vitok.console.contract_commands import contract_app
 from vitok.console.cost_commands import cost_app
@@ -19,6 +20,7 @@ from vitok.console.key_commands import key_app
 from vitok.console.load_commands import load
 from vitok.console.model_routing import route_app
 from vitok.console.model_serving import serve_models
+from vitok.console.run_commands import run_app
 from vitok.errors import VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -36,6 +38,10 @@ app.add_typer(route_app, name="routes")
 app.add_typer(alert_app, name="alerts")
 app.add_typer(incident_app, name="incidents")
 app.add_typer(log_app, name="log")
+app.add_typer(run_app, name="runs")
+app.command("backup")(backup)
+app.command("restore")(restore)
+app.command("clean")(clean)
 app.command("replay")(replay)
 app.command("batch")(batch)
 app.command("load")(load)

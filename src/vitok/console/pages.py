@@ -15,7 +15,9 @@ from vitok.console.decision_reading import ROUTES
 from vitok.console.drift_reading import DAYS, value_of
 from vitok.console.model_reading import measured
 from vitok.console.release_reading import told
+from vitok.console.run_seen import runs_beside, runs_page
 from vitok.errors import InvalidInput, MissingExtra, NotFound, StoreError, VitokError
+from vitok.registry.run_reading import facts
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,6 +32,7 @@ SECTIONS = (
     ("/decisions", "Decisions"),
     ("/features", "Features"),
     ("/models", "Models"),
+    ("/runs", "Runs"),
     ("/drift", "Drift"),
     ("/alerts", "Alerts"),
     ("/releases", "Releases"),
@@ -118,6 +121,9 @@ def routes(service_or_home: "FraudService | Path | str") -> "list[BaseRoute]":
         page("/features/{view}", _view),
         page("/models", _models),
         page("/models/{version}", _model),
+        page("/runs", _runs),
+        page("/runs/compare", _runs_compared),
+        page("/runs/{run_id}", _run),
         page("/drift", _drift),
         page("/alerts", _alerts),
         page("/releases", _releases),
@@ -267,6 +273,21 @@ def _model(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise InvalidInput("version", text, "be the number of a version")
     return "model.html", {"seen": reading.version_story(home, int(text))}
+
+
+def _runs(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    return "runs.html", {"seen": runs_page(home, request.query_params.get("experiment", ""))}
+
+
+def _runs_compared(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    chosen = [run for run in request.query_params.getlist("run") if run]
+    if len(chosen) < 2:
+        raise InvalidInput("run", chosen, "be two runs or more", "Choose them on the page of runs")
+    return "run.html", {"seen": runs_beside(home, chosen), "origin": facts}
+
+
+def _run(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    return "run.html", {"seen": runs_beside(home, [request.path_params["run_id"]]), "origin": facts}
 
 
 def _drift(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:

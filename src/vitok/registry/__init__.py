@@ -8,20 +8,26 @@ to retrain, promote or roll back is decided in loop. MLflow's registry and alias
 read back.
 """
 
+from vitok.registry.backup_files import Backup
 from vitok.registry.cards import MetricRow, ModelCard, model_card
+from vitok.registry.cleaning import Cleaned, Removal, clean
+from vitok.registry.copying import Restored, backup, restore
 from vitok.registry.gates import Check, Verdict, at_least, at_most, evaluate, not_worse
 from vitok.registry.ledger import Ledger
 from vitok.registry.package import Package, read_package, write_package
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.registry import Registry
-from vitok.registry.run_reading import MetricHistory, RunComparison, RunList, RunRecord, compare
+from vitok.registry.run_reading import Compared, MetricHistory, RunComparison, RunList, RunRecord, compare
 from vitok.registry.runs import TrackedRun
 from vitok.registry.stages import Entry, ModelState, Stage, Version
 from vitok.registry.storage import Verification
 from vitok.registry.tracking import Tracker
 
 __all__ = [
+    "Backup",
     "Check",
+    "Cleaned",
+    "Compared",
     "DataSnapshot",
     "Entry",
     "Ledger",
@@ -32,6 +38,8 @@ __all__ = [
     "Package",
     "Provenance",
     "Registry",
+    "Removal",
+    "Restored",
     "RunComparison",
     "RunList",
     "RunRecord",
@@ -43,11 +51,14 @@ __all__ = [
     "Version",
     "at_least",
     "at_most",
+    "backup",
+    "clean",
     "compare",
     "evaluate",
     "find_provenance",
     "model_card",
     "not_worse",
     "read_package",
+    "restore",
     "write_package",
 ]

@@ -67,6 +67,7 @@ class Change:
 
         An override stands for a verdict of the gate, never for somebody's approval.
         """
+        self.present(version)
         self._approved(version)
         if version.gate is None:
             missing = f"{version.name} has no valid gate verdict; run the gate and record it"
@@ -81,6 +82,16 @@ class Change:
             raise GateRefused(missing)
         check_text("override", override)
         return {"override": override, "missing": missing}
+
+    def present(self, version: Version) -> None:
+        """Checks that a version's package was not removed."""
+        if version.removed:
+            raise Conflict(f"the package of {version.name} was removed; register it again")
+
+    def stood(self, version: int) -> bool:
+        """Says whether a version ever was in Staging or Production, or a canary."""
+        moved = "model = ? AND version = ? AND kind IN ('promoted', 'canary_started')"
+        return bool(self._transaction.read(moved, (self.state.model, version)))
 
     def _approved(self, version: Version) -> None:
         needed = max(self.state.approvals, int(version.proposed_by is not None))

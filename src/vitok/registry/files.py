@@ -10,6 +10,8 @@ from pathlib import Path
 from vitok.errors import Conflict, StoreError
 
 LOCK_WAIT_S = 120.0
+RESTORING = "restoring.json"
+"""Lies in a home that is restored by half."""
 
 
 @contextlib.contextmanager
@@ -48,6 +50,16 @@ def exclusive(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_whole(home: Path) -> None:
+    """Checks that a home is not one that a restore was interrupted in.
+
+    Raises:
+        StoreError: If it is; opened now, it would be taken for an empty one.
+    """
+    if (home / RESTORING).exists():
+        raise StoreError(f"{home} is restored by half; run vitok restore again with the same backup")
 
 
 def write_durable(path: Path, content: bytes) -> None:

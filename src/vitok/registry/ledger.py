@@ -243,6 +243,7 @@ class Ledger:
                     raise Conflict(f"{present.name} is a running canary; end the canary first")
                 change.append("archived", version, stage_to=stage)
             elif stage == "Staging":
+                change.present(present)
                 change.append("promoted", version, stage_to=stage)
             else:
                 details = change.permitted(present, override)
@@ -373,6 +374,22 @@ class Ledger:
                 if version is not None and change.state.canary != version:
                     raise Conflict(f"{model}/{change.state.canary} is the running canary, not version {version}")
                 change.end_canary(verdict)
+        return change.entry
+
+    def remove(self, model: str, version: int, *, reason: str, actor: str, now: int, key: str | None = None) -> Entry:
+        """Records that a version's package is removed: from now on it comes to no stage.
+
+        Raises:
+            NotFound: If there is no such version.
+            Conflict: If it ever was in Staging or Production or a canary, was proposed, or is removed already.
+        """
+        with self._change(model, actor=actor, reason=reason, now=now, key=key) as change:
+            if not change.repeated("removed", version, None):
+                present = change.state.version(version)
+                change.present(present)
+                if change.stood(version) or present.proposed_by is not None:
+                    raise Conflict(f"{present.name} stood in a stage, answered, or was proposed; its package is kept")
+                change.append("removed", version, details={"digest": present.digest})
         return change.entry
 
     def note(

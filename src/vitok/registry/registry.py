@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitok.errors import NotFound, StoreError
-from vitok.registry.files import exclusive
+from vitok.registry.files import check_whole, exclusive
 from vitok.registry.ledger import Ledger
 from vitok.registry.package import Content, Package, check_model_name, read_package, write_package
 from vitok.registry.stages import ModelState, Version
@@ -38,6 +38,7 @@ class Registry:
 
     def __init__(self, home: str | Path) -> None:
         self.home = Path(home)
+        check_whole(self.home)
         self._root = self.home / "registry"
         self._lock = self._root / "register.lock"
         self.packages = self._root / "packages"
@@ -129,6 +130,9 @@ class Registry:
             StoreError: If the package is not the one that was registered.
         """
         entry = self.state(name).resolve(version)
+        if entry.removed:
+            kept = [version.name for version in self.state(name).versions if not version.removed]
+            raise NotFound("package", f"{entry.name}, which was removed,", kept)
         package = read_package(self.packages / entry.path)
         if package.digest != entry.digest or (package.name, package.version) != (entry.model, entry.version):
             raise StoreError(f"package {package.folder} is not the one that was registered as {entry.name}")

@@ -21,6 +21,7 @@ Kind = Literal[
     "rolled_back",
     "archived",
     "approvals",
+    "removed",
     "note",
 ]
 CanaryVerdict = Literal["accepted", "refused", "inconclusive"]
@@ -90,6 +91,7 @@ class Version:
         proposed_by: Who proposed it for Production, or None.
         approved_by: Who approved that proposal last, or None.
         approvers: All who approved it, in order.
+        removed: Whether its package was removed; it never comes back to a stage then.
     """
 
     model: str
@@ -103,6 +105,7 @@ class Version:
     proposed_by: str | None = None
     approved_by: str | None = None
     approvers: tuple[str, ...] = ()
+    removed: bool = False
 
     @property
     def name(self) -> str:
@@ -111,7 +114,8 @@ class Version:
 
     def __str__(self) -> str:
         gate = {None: "no gate", True: "gate accepted", False: "gate refused"}[self.gate]
-        return f"{self.name} {self.stage} ({gate}, registered {isoformat(self.registered)})"
+        removed = ", package removed" if self.removed else ""
+        return f"{self.name} {self.stage} ({gate}, registered {isoformat(self.registered)}{removed})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +296,8 @@ def _moved(version: Version, entry: Entry) -> Version:
             changes |= {"proposed_by": None, "approved_by": None, "approvers": ()}
         case "rolled_back":
             changes["gate"] = None
+        case "removed":
+            changes["removed"] = True
         case "canary_ended" if entry.details["verdict"] == "refused":
             changes["gate"] = None
     return replace(version, **changes)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitok.clock import Clock, SystemClock
 from vitok.errors import InvalidInput, NotFound
-from vitok.registry.files import exclusive
+from vitok.registry.files import check_whole, exclusive
 from vitok.registry.metric_store import opened
 from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
 from vitok.registry.package import check_model_name
@@ -77,6 +77,7 @@ class Tracker:
             StoreError: If the store cannot be made.
         """
         home = Path(home).resolve()
+        check_whole(home)
         database = home / "mlflow.db"
         if database.exists():
             return
@@ -219,7 +220,8 @@ class Tracker:
         """Gives the experiments that are not deleted; none, and no store made, where nothing was ever tracked."""
         if not (self.home / "mlflow.db").exists():
             return {}
-        client, names, token = self._client(), {}, None
+        names: dict[str, str] = {}
+        client, token = self._client(), None
         with store_errors(f"MLflow store {self.uri} cannot be read"):
             while True:
                 page = client.search_experiments(max_results=_RUNS_A_PAGE, page_token=token)
