@@ -277,3 +277,26 @@ def test_processes_make_one_file_at_once_and_are_killed_while_they_write(path: P
     assert sorted(texts(database)) == sorted(str(n) for n in range(10) for _ in range(4))
     assert database.read("PRAGMA journal_mode") == [("wal" if journal == "wal" else "delete",)]
     database.close()
+
+
+def test_an_older_file_becomes_a_newer_one_with_all_that_is_in_it(path: Path) -> None:
+    old = opened(path, version=1)
+    add(old, "kept")
+    old.close()
+    steps = {
+        1: "ALTER TABLE note ADD COLUMN who TEXT NOT NULL DEFAULT ''; UPDATE note SET who = 'ann';",
+        2: "CREATE TABLE page (x) STRICT",
+    }
+    with pytest.raises(StoreError, match="layout 1, made by an older vitok; this one reads layout 3"):
+        Database(path, schema=SCHEMA, kind="notes", version=3, migrations={2: steps[2]})
+    # A step that fails leaves the file as it was.
+    with pytest.raises(StoreError, match="syntax error"):
+        Database(path, schema=SCHEMA, kind="notes", version=3, migrations={1: steps[1], 2: "CREATE TABBLE"})
+    steps[2] = "CREATE TABLE page (x INTEGER) STRICT"
+    for _ in range(2):
+        new = Database(path, schema=SCHEMA, kind="notes", version=3, migrations=steps)
+        assert new.read("SELECT text, who FROM note") == [("kept", "ann")]
+        assert new.read("SELECT count(*) FROM page") == [(0,)]
+        new.close()
+    with pytest.raises(StoreError, match="made by a newer vitok"):
+        opened(path, version=1)

@@ -141,3 +141,40 @@ def test_somebody_is_named_and_the_incident_exists(incidents: Incidents) -> None
             wrong()
     with pytest.raises(NotFound, match="incident-0009"):
         incidents.note("incident-0009", "x", who="ann", now=0)
+
+
+def test_a_number_that_comes_again_is_another_alert(incidents: Incidents) -> None:
+    first = incidents.report(alert(), now=0)
+    again = incidents.report(alert(first_seen=DAY, raised_at=DAY), now=DAY)
+    assert again.record_id == first.record_id
+    assert len(events(again, "alert")) == 2
+    other = incidents.report(alert(rule="absence", system="shop"), now=DAY)
+    assert other.record_id != first.record_id
+    assert len(events(incidents.report(alert(), now=2 * DAY), "alert")) == 2
+
+
+def test_an_alert_about_no_system_is_filed(incidents: Incidents) -> None:
+    record = incidents.report(alert(rule="watch_silent", system="", version="all", value=float("inf")), now=0)
+    assert (record.system, record.is_open) == ("all", True)
+
+
+def test_words_of_a_person_lead_nowhere(incidents: Incidents) -> None:
+    record = incidents.report(alert(), now=0)
+    incidents.resolve(record.record_id, "merged into main after review", who="ann", now=HOUR)
+    assert incidents.follow(record.record_id).record_id == record.record_id
+    assert incidents.report(alert(2, first_seen=DAY), now=DAY).is_open
+    with pytest.raises(InvalidInput, match="merge"):
+        incidents.resolve(record.record_id, f"merged into {record.record_id}", who="ann", now=DAY)
+
+
+def test_what_was_merged_into_a_merged_one_goes_on_in_the_last(incidents: Incidents) -> None:
+    rules = ("quality", "absence", "fallback")
+    one, two, three = (
+        incidents.report(alert(number, rule=rule, system=f"s{number}"), now=0) for number, rule in enumerate(rules)
+    )
+    incidents.merge(one.record_id, two.record_id, who="ann", now=1)
+    incidents.merge(two.record_id, three.record_id, who="ann", now=2)
+    back = incidents.report(alert(9, rule="quality", system="s0", first_seen=5), now=30 * DAY)
+    assert back.record_id == three.record_id
+    with pytest.raises(Conflict, match="was closed as"):
+        incidents.merge(two.record_id, incidents.report(alert(10, system="s9"), now=0).record_id, who="ann", now=3)

@@ -296,7 +296,7 @@ def test_the_report_reads_from_what_to_prevention(night: Night) -> None:
         "| country=FR | found | half of it | 0.5 | 900 |",
         "Ruled out: nulls.",
         "- 1970-04-10T21:00:00Z fraud/2: by ann: better",
-        "loop did roll back from fraud/2 to fraud/1 (take it back: `playbook/fraud/1/rollback`)",
+        "loop did roll back from fraud/2 to fraud/1 (take it back: `playbook/fraud/1/1970-04-10T23:00:00Z/rollback`)",
         "ann: the export had flipped labels",
         "a check in the gate for country=FR, and a canary for every release",
     ):
@@ -426,7 +426,7 @@ def test_kill_9_at_every_place_does_nothing_twice(tmp_path: Path) -> None:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         deaths += 1
-    key = "playbook/fraud/1/raise_threshold"
+    key = "playbook/fraud/1/1970-04-10T23:00:00Z/raise_threshold"
     assert (home / "ledger").read_text().splitlines() == [f"did {key}", f"undid {key}"]
     # It was asked again, since nobody had written down that it was done; the key told the ledger.
     assert (home / "asked").read_text().splitlines().count(f"did {key}") > 1
@@ -435,3 +435,46 @@ def test_kill_9_at_every_place_does_nothing_twice(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
     assert told(record) == ["alert", "triage", "intent", "action", "proposal", "undone"]
     assert deaths == len((home / "deaths").read_text().splitlines()) >= 15
+
+
+def test_one_that_cannot_be_taken_back_holds_no_other_up(night: Night) -> None:
+    class Stuck(Fake):
+        def undo(self, order: Order, done: Mapping[str, Any]) -> None:
+            if self.error is not None:
+                raise self.error
+            super().undo(order, done)
+
+    stuck = night.fakes["raise_threshold"] = Stuck()
+    night.with_()
+    night.playbook.respond(alert(), now=NOW)
+    second = night.playbook.respond(alert(2, "fallback", system="shop", version="shop/1"), now=NOW)
+    stuck.error = StoreError("the policy cannot be written")
+    for minute in range(3):
+        night.playbook.expire(now=NOW + 2 * DAY + minute)
+    assert len(night.fakes["use_rules"].undone) == 1
+    assert standing(night.incidents.records.get(second.record_id)) == ()
+    record = night.incidents.records.get("incident-0001")
+    (told_of,) = events(record, "stuck")
+    assert "the policy cannot be written" in told_of.text
+    assert "could not take back raise thresholds" in report(record)
+    stuck.error = None
+    assert len(night.playbook.expire(now=NOW + 3 * DAY)) == 1
+
+
+def test_a_person_may_try_again_what_failed_or_was_taken_back(night: Night) -> None:
+    fake = night.fakes["raise_threshold"]
+    fake.error = StoreError("the disk is full")
+    record = night.playbook.respond(alert(), now=NOW)
+    (failed,) = events(record, "failed")
+    key = failed.data["order"]["key"]
+    with pytest.raises(NotFound, match="proposal"):
+        night.playbook.approve(record.record_id, "playbook/x", who="ann", now=NOW)
+    fake.error = None
+    night.playbook.approve(record.record_id, key, who="ann", now=NOW + HOUR)
+    record = night.playbook.approve(record.record_id, key, who="ann", now=NOW + HOUR)
+    assert [order.key for order in fake.orders] == [f"{key}/again/1"]
+    (stands,) = standing(record)
+    assert stands.data["actor"] == "ann"
+    night.playbook.undo(record.record_id, f"{key}/again/1", who="ann", why="no", now=NOW + HOUR)
+    night.playbook.approve(record.record_id, key, who="ann", now=NOW + HOUR)
+    assert [order.key for order in fake.orders] == [f"{key}/again/1", f"{key}/again/2"]

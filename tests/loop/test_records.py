@@ -133,3 +133,11 @@ def test_processes_that_open_at_once_get_ids_of_their_own(tmp_path: Path) -> Non
     found = Records(tmp_path).list()
     assert sorted(record.record_id for record in found) == [f"incident-{n:04d}" for n in range(1, 21)]
     assert json.loads((tmp_path / "records" / "incident-0020.json").read_text())["kind"] == "incident"
+
+
+def test_a_text_that_was_no_utf_8_is_written(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    record = records.open("incident", "caf\udce9", system="fraud", version=None, now=0, why="x")
+    added = records.add(record.record_id, "\udce9", now=1, data={"text": "\udce9"})
+    assert records.get(record.record_id) == added
+    assert "caf\\udce9" in (tmp_path / "records" / "incident-0001.md").read_text()

@@ -157,3 +157,25 @@ def test_rules_are_checked() -> None:
         CostRule(margin=0.0)
     with pytest.raises(InvalidInput, match="tuned_for"):
         CostRule(margin=1.0, tuned_for=0)
+
+
+def test_a_look_that_is_refused_counts_nowhere_and_can_be_given_again() -> None:
+    rules: dict[str, Any] = {"rates": {"failed": RateRule(margin=0.02)}, "costs": {"cost": CostRule(margin=1.0)}}
+    judging, once = judge(**rules, unit="user"), judge(**rules, unit="user")
+    frame = pl.DataFrame(
+        {
+            "version": ["m/1", "m/2"] * 300,
+            "failed": [False, True, False] * 200,
+            "cost": [1.0, 2.0] * 300,
+            "user": range(600),
+        }
+    )
+    with pytest.raises(InvalidInput, match="share"):
+        judging.see(frame)
+    with pytest.raises(InvalidInput, match="cost"):
+        judging.see(frame.with_columns(cost=pl.lit(float("nan"))), share=0.5)
+    assert judging.verdict(0).n_candidate == 0
+    for each in (judging, once):
+        each.see(frame, share=0.5)
+    assert judging.verdict(0).to_dict() == once.verdict(0).to_dict()
+    assert judging.verdict(0).differences[1].n_obs == 600

@@ -178,3 +178,15 @@ def test_systems_do_not_wait_for_each_other(home: Path) -> None:
 def test_odd_rules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         TriggerRules(**wrong)
+
+
+def test_a_clock_that_was_ahead_holds_nothing_up(tmp_path: Path) -> None:
+    book = Book(tmp_path, schedule=NIGHTLY, runs_a_week=1)
+    assert book.whole(700 * DAY) == ""
+    assert book.whole(702 * DAY, BOTH) == "loss"
+    # The clock is set back by more than a year.
+    assert book.whole(300 * DAY + HOUR) == ""
+    assert book.whole(301 * DAY + 4 * HOUR) == "schedule"
+    assert book.whole(302 * DAY + 4 * HOUR, BOTH) == ""
+    # By an hour only, nothing is begun twice.
+    assert book.whole(301 * DAY + 3 * HOUR, BOTH) == ""

@@ -1,6 +1,8 @@
 """Oracles: venn-abers 1.5.4 and betacal 1.1.0 on the same rows; isotonic regression twice; scipy's minimisers."""
 
 import json
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from vitok.errors import InvalidInput
 from vitok.models.calibrators import (
     BetaCalibrator,
+    Calibrator,
     IsotonicCalibrator,
     PlattCalibrator,
     TemperatureCalibrator,
@@ -19,6 +22,7 @@ from vitok.models.calibrators import (
 from vitok.models.calibrators_multiclass import TemperatureScaling, VectorScaling
 from vitok.models.calibrators_refit import judge_calibrator, refit_calibrator
 from vitok.models.calibrators_venn_abers import CrossVennAbersCalibrator, VennAbersCalibrator
+from vitok.models.online_calibration import PowerCalibrator
 from vitok.stats import isotonic_means, log_loss
 from vitok.stats.calibration_variants import class_wise_error
 
@@ -190,3 +194,52 @@ def test_rows_of_one_moment_stay_on_one_side() -> None:
         judge_calibrator(PlattCalibrator.fit(p * 3, y), None, p * 3, y)
     with pytest.raises(InvalidInput, match="judged"):
         refit_calibrator(p, y, time, incumbent=None, judged=1.0)
+
+
+@pytest.mark.parametrize(
+    "calibrator",
+    [
+        PlattCalibrator(slope=1.0, intercept=0.0, on_logit=True),
+        PlattCalibrator(slope=1.0, intercept=0.0, on_logit=False),
+        BetaCalibrator(a=1.0, b=1.0, c=0.0),
+        TemperatureCalibrator(temperature=0.5),
+        IsotonicCalibrator(scores=(0.0, 1.0), probabilities=(1e-9, 1 - 1e-9)),
+        PowerCalibrator(gamma=1.0, kappa=1.0),
+    ],
+)
+def test_scores_in_float32_stay_strictly_inside(calibrator: Calibrator | PowerCalibrator) -> None:
+    scores: Any = np.array([0.0, 0.5, 1.0, 100.0], dtype=np.float32)
+    found = calibrator(scores)
+    assert found.dtype == np.float64
+    assert ((found > 0) & (found < 1)).all()
+    assert found.tolist() == calibrator(scores.astype(np.float64)).tolist()
+
+
+def test_a_temperature_that_nothing_tells_is_one() -> None:
+    assert TemperatureCalibrator.fit([0.5] * 10, [0, 1] * 5).temperature == 1.0
+    assert TemperatureScaling.fit(np.full((9, 3), 1 / 3), [0, 1, 2] * 3).temperature == 1.0
+
+
+@pytest.mark.parametrize("n", [40, 60])
+def test_weights_of_another_length_are_refused(n: int) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(50)
+    y = rng.random(50) < p
+    with pytest.raises(InvalidInput, match="weight"):
+        refit_calibrator(p, y, np.arange(50), incumbent=None, weight=np.ones(n))
+    with pytest.raises(InvalidInput, match="weight"):
+        CrossVennAbersCalibrator.fit(p, y, weight=np.ones(n))
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"kind": "platt", "slope": math.nan, "intercept": 0.0, "on_logit": True}, "slope"),
+        ({"kind": "platt", "slope": -1.0, "intercept": 0.0, "on_logit": True}, "slope"),
+        ({"kind": "beta", "a": 1.0, "b": 1.0, "c": None}, "c"),
+        ({"kind": "temperature", "temperature": 0.0}, "temperature"),
+    ],
+)
+def test_damaged_parameters_are_refused(data: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        calibrator_from_dict(data)

@@ -245,3 +245,18 @@ def test_rates_are_checked(wrong: dict[str, float]) -> None:
 def test_bits_are_checked(bits: int) -> None:
     with pytest.raises(InvalidInput, match="bits"):
         Ftrl(bits=bits)
+
+
+def test_numbers_whose_squares_are_none_are_refused_and_poison_nothing() -> None:
+    model = Ftrl(bits=4, rates=Rates(alpha=0.1))
+    slots = np.array([[1, 2]], np.uint32)
+    for values, weight in (([[1e200, 1.0]], 1.0), ([[1.0, 1.0]], 1e200)):
+        with pytest.raises(InvalidInput):
+            model.learn_many(slots, np.array(values), [1.0], weights=[weight])
+        with pytest.raises(InvalidInput):
+            model.learn_one(slots[0], np.array(values[0]), 1.0, weight=weight)
+    for _ in range(3):
+        model.learn_many(slots, np.full((1, 2), 1e75), [1.0], weights=[1e75])
+        model.learn_many(slots, np.full((1, 2), -1e75), [1.0], weights=[1e75])
+    assert np.isfinite(model.state).all()
+    assert np.isfinite(model.predict(slots, np.ones((1, 2)))).all()

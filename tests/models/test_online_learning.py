@@ -325,3 +325,22 @@ def test_it_tells_what_it_did(tmp_path: Path) -> None:
     learner.advance(as_of=END)
     assert "5 decisions: 5 learned (0 positive, 5 timed out)" in str(learner)
     assert learner.counts.to_dict()["timed_out"] == 5
+
+
+def test_of_a_shared_log_only_batches_in_memory_are_remembered(tmp_path: Path) -> None:
+    from vitok.models.online_order import DecisionOrder
+
+    rows = decisions(400)
+    with DecisionLog(tmp_path, SCHEMA, shared=True) as log:
+        order, seen = DecisionOrder(tmp_path), 0
+        for start in range(0, 400, 10):
+            append_decisions(log, rows[start : start + 10])
+            frame = order.read(1_000, (start + 5) * 1_000)
+            seen += 0 if frame is None else frame.height
+            # Where to begin again: at the batch whose last rows are not promised yet, or the one being learned.
+            assert len(order._starts) <= 3
+        assert seen == 395
+        again = DecisionOrder(tmp_path, order.place(5))
+        left = again.read(1_000, 10**12)
+        assert left is not None
+        assert left["request_id"].to_list() == [f"r{i}" for i in range(390, 400)]

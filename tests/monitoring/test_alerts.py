@@ -1,6 +1,8 @@
 """Alerts: N in a row, once, with hysteresis; gaps, repetitions and order."""
 
+import dataclasses
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from vitok.clock import DAY, MINUTE
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring import Alert, AlertRule, Alerts
 from vitok.monitoring.prometheus import Sample
+from vitok.monitoring.rule_set import read_rules
 from vitok.monitoring.rules import Series, canonical, evaluate
 
 RULE = AlertRule(name="data_drift", severity="warning", playbook="look", windows=3, clear_after=2)
@@ -242,3 +245,80 @@ def test_a_gauge_alert_says_of_whom_and_how_large(alerts: Alerts) -> None:
     (again,) = alerts.evaluate(GAUGES[:1], [Sample(metric="m", labels=labels, value=3.5)], now=3 * MINUTE)
     assert (again.id, again.fingerprint) == (raised.id + 1, raised.fingerprint)
     assert canonical(labels) == (("column", "amount"), ("slice", "country=FR"), ("system", "fraud"))
+
+
+def test_a_file_of_the_first_layout_keeps_its_alerts(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        CREATE TABLE observation (rule TEXT NOT NULL, system TEXT NOT NULL, version TEXT NOT NULL,
+            window_end INTEGER NOT NULL, firing INTEGER NOT NULL, value REAL, bound REAL, reason TEXT NOT NULL,
+            observed_at INTEGER NOT NULL, PRIMARY KEY (rule, system, version, window_end)) STRICT;
+        CREATE TABLE alert (id INTEGER PRIMARY KEY, rule TEXT NOT NULL, severity TEXT NOT NULL, system TEXT NOT NULL,
+            version TEXT NOT NULL, first_seen INTEGER NOT NULL, raised_at INTEGER NOT NULL, value REAL, bound REAL,
+            reason TEXT NOT NULL, playbook TEXT NOT NULL, cleared_at INTEGER,
+            cleared_reason TEXT NOT NULL DEFAULT '') STRICT;
+        CREATE UNIQUE INDEX alert_open ON alert (rule, system, version) WHERE cleared_at IS NULL;
+        CREATE TABLE progress (system TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT;
+        INSERT INTO alert VALUES (1, 'data_drift', 'warning', 'fraud', 'fraud/1', 1, 2, 0.3, 0.1, 'moved', 'look',
+            NULL, '');
+        INSERT INTO observation VALUES ('data_drift', 'fraud', 'fraud/1', 86400000000, 1, 0.3, 0.1, 'moved', 0);
+        INSERT INTO progress VALUES ('fraud', 86400000000);
+        PRAGMA user_version = 1;
+        """
+    )
+    old.close()
+    alerts = Alerts(path)
+    (kept,) = alerts.open()
+    assert (kept.id, kept.rule, kept.slice, kept.value) == (1, "data_drift", "", 0.3)
+    assert alerts.watched_until("fraud") == DAY
+    assert see(alerts, 2, False) is None
+    cleared = see(alerts, 3, False)
+    assert cleared is not None
+    assert cleared.state == "cleared"
+    gauge = AlertRule(name="g", severity="critical", playbook="look", metric="m", threshold=1)
+    assert len(alerts.evaluate([gauge], [Sample(metric="m", labels={"slice": "x"}, value=2)], now=DAY)) == 1
+    alerts.close()
+    Alerts(path).close()
+
+
+GAUGE = AlertRule(name="g", severity="critical", playbook="look", metric="m", threshold=1)
+
+
+def test_a_clock_that_was_ahead_stops_no_rule(alerts: Alerts) -> None:
+    alerts.evaluate([GAUGE], [], now=900 * DAY)
+    high = [Sample(metric="m", value=2)]
+    assert alerts.evaluate([GAUGE], high, now=900 * DAY - MINUTE) == ()
+    assert [one.state for one in alerts.evaluate([GAUGE], high, now=500 * DAY)] == ["open"]
+    assert [one.state for one in alerts.evaluate([GAUGE], [], now=500 * DAY + MINUTE)] == ["cleared"]
+    rule = dataclasses.replace(RULE, windows=1, clear_after=1)
+    assert see(alerts, 900, False, rule, now=900 * DAY) is None
+    assert see(alerts, 500, True, rule, now=500 * DAY) is not None
+    assert see(alerts, 501, False, rule, now=501 * DAY) is not None
+
+
+def test_series_that_are_one_subject_share_an_alert(alerts: Alerts) -> None:
+    one, two = (Sample(metric="m", labels=labels, value=2) for labels in ({"version": "all"}, {}))
+    assert len(alerts.evaluate([GAUGE], [one, two], now=1)) == 1
+    assert alerts.evaluate([GAUGE], [two], now=2) == ()
+    assert [alert.state for alert in alerts.evaluate([GAUGE], [], now=3)] == ["cleared"]
+    # A rule that was about windows before, and has left an alert open.
+    see(alerts, 1, True, AlertRule(name="g", severity="critical", playbook="look", windows=1), system="", version="all")
+    assert len(alerts.open()) == 1
+    assert alerts.evaluate([GAUGE], [two], now=4) == ()
+    assert [alert.state for alert in alerts.evaluate([GAUGE], [], now=5)] == ["cleared"]
+
+
+def test_two_rules_of_one_name_are_refused(alerts: Alerts, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="differ in their names"):
+        alerts.evaluate([GAUGE, GAUGE], [], now=1)
+    path = tmp_path / "rules.yml"
+    rule = "- {name: a, severity: info, playbook: p, metric: m}\n"
+    path.write_text(rule + rule)
+    with pytest.raises(InvalidInput, match="differ in their names"):
+        read_rules(path)
+    for wrong in ("labels: [x]", "absent: 'no'"):
+        path.write_text(f"- {{name: a, severity: info, playbook: p, metric: m, {wrong}}}\n")
+        with pytest.raises(InvalidInput, match=wrong.partition(":")[0]):
+            read_rules(path)

@@ -1,11 +1,13 @@
 """Channels against real receivers on the loopback: web hooks, PagerDuty's and Slack's formats, mail, Alertmanager."""
 
+import base64
 import http.server
 import json
 import logging
 import socketserver
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ ALERT = {
     "reason": "no decisions",
     "playbook": "check the service",
     "first_seen": 60_000_000,
+    "raised_at": 60_000_000,
     "cleared_at": None,
 }
 RAISED = Notice(
@@ -49,7 +52,10 @@ class Receiver(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.taken: list[tuple[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.status = 200
+        self.garbage = b""
+        self.elsewhere = ""
 
     @property
     def address(self) -> str:
@@ -62,9 +68,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.taken.append((self.path, json.loads(content)))
+        self.server.headers.append(dict(self.headers))
+        if self.server.garbage:
+            self.wfile.write(self.server.garbage)
+            return
         self.send_response(self.server.status)
+        if self.server.elsewhere:
+            self.send_header("Location", self.server.elsewhere)
         self.end_headers()
         self.wfile.write(b"ok")
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -201,8 +217,38 @@ def test_alertmanager_gets_labels_start_and_end(receiver: Receiver) -> None:
         "labels": {"alertname": "absence", "severity": "critical", "system": "fraud", "version": "all"},
         "annotations": {"summary": "no decisions", "playbook": "check the service"},
         "startsAt": "1970-01-01T00:01:00Z",
+        # Without an end it would be over after five minutes.
+        "endsAt": "1971-01-02T00:01:00Z",
     }
     assert cleared == raised | {"endsAt": "1970-01-01T00:01:40Z"}
+    set_back = ALERT | {"cleared_at": 1}
+    channel.send(Notice(key="x", kind="cleared", severity="critical", title="x", body="x", alerts=(set_back,)))
+    assert receiver.taken[-1][1][0]["endsAt"] == "1970-01-01T00:01:00.000001Z"
+
+
+def test_an_answer_that_sends_elsewhere_is_no_delivery(receiver: Receiver) -> None:
+    for status in (301, 302, 303, 307, 308):
+        receiver.status, receiver.elsewhere = status, f"http://{receiver.address}/signin"
+        with pytest.raises(ServiceError, match=str(status)):
+            Alertmanager(f"http://{receiver.address}").send(RAISED)
+
+
+@pytest.mark.parametrize("answer", [b"SECRET nonsense\r\n\r\n", b"HTTP/1.1 2", b"HTTP/1.1 abc x\r\n\r\n"])
+def test_an_answer_that_is_none_is_a_service_error(receiver: Receiver, answer: bytes) -> None:
+    receiver.garbage = answer
+    with pytest.raises(ServiceError, match="alertmanager does not answer"):
+        Alertmanager(f"http://{receiver.address}").send(RAISED)
+
+
+def test_a_password_in_the_address_is_sent_and_never_told(receiver: Receiver) -> None:
+    Alertmanager(lambda: f"http://ann:{SECRET}%40@{receiver.address}/").send(RAISED)
+    assert receiver.headers[-1]["Authorization"] == "Basic " + base64.b64encode(f"ann:{SECRET}@".encode()).decode()
+    for wrong in (f"http://ann:{SECRET}@host:{SECRET}/", f"http://[{SECRET}", f"http://a b{SECRET}/"):
+        with pytest.raises(ServiceError) as caught:
+            Alertmanager(lambda wrong=wrong: wrong, timeout=1).send(RAISED)  # type: ignore[misc]
+        told = "".join(traceback.format_exception(caught.value))
+        assert "does not answer" in told
+        assert SECRET not in told.replace(repr(wrong), "")
 
 
 def test_an_alertmanager_that_refuses_or_is_down_is_a_service_error(receiver: Receiver) -> None:

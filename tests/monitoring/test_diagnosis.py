@@ -1,6 +1,7 @@
 """Data, prediction, label and concept drift told apart; slices and joint drift. Oracles: identities and simulation."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from vitok.monitoring import (
     moved_slices,
     onset,
 )
-from vitok.monitoring.joint import _delong
+from vitok.monitoring.cross_fitting import delong
 from vitok.stats import FrozenEdges, LatencyHistogram, psi
 
 COUNTRIES = ("AT", "CH", "DE", "NL")
@@ -238,11 +239,23 @@ def test_domain_classifier_keeps_its_level_and_names_the_columns() -> None:
 def test_delong_equals_scikit_learn_and_the_normal_law() -> None:
     rng = np.random.default_rng(4)
     negative, positive = np.round(rng.normal(size=400), 1), np.round(rng.normal(0.3, 1, 300), 1)
-    auc, _ = _delong(negative, positive)
+    auc, _ = delong(negative, positive)
     y = np.repeat([0, 1], [400, 300])
     assert auc == pytest.approx(roc_auc_score(y, np.concatenate([negative, positive])), rel=1e-12)
-    level = np.mean([_delong(rng.normal(size=100), rng.normal(size=80))[1] < 0.05 for _ in range(1_000)])
+    drawn = [delong(rng.normal(size=100), rng.normal(size=80)) for _ in range(1_000)]
+    level = np.mean([area - 0.5 > 1.6449 * math.sqrt(variance) for area, variance in drawn])
     assert 0.03 < level < 0.075
+
+
+def test_what_two_folds_share_by_chance_makes_no_drift() -> None:
+    rng = np.random.default_rng(11)
+    p_values = [
+        domain_classifier(list("abc"), rng.normal(size=(120, 3)), rng.normal(size=(90, 3)), seed=seed).p_value
+        for seed in range(150)
+    ]
+    # With DeLong's variance as it is, three times as many as promised are below 0.01.
+    assert np.mean(np.array(p_values) < 0.01) <= 0.02
+    assert np.mean(np.array(p_values) < 0.05) <= 0.07
 
 
 def test_onset_goes_back_to_the_first_day(tmp_path: Path, traffic: type) -> None:

@@ -105,7 +105,30 @@ def test_wrong_input_is_named() -> None:
         label_weights(["allow"], [0.0])
     with pytest.raises(InvalidInput, match="steps"):
         precise_threshold([0.5], [1], steps=0)
-    with pytest.raises(InvalidInput, match="one shape"):
+    with pytest.raises(InvalidInput, match="same length"):
         daily_prices([0.5], [1.0, 2.0], [1], reviews_per_day=1)
     with pytest.raises(InvalidInput, match="2 days"):
         tier_uncertainty([0.5], [1.0], [1], reviews_per_day=1)
+
+
+@pytest.mark.parametrize(
+    ("p", "amount", "day", "field"),
+    [
+        ([0.1, 0.2], [1.0, float("nan")], [1, 2], "amount"),
+        ([0.1, 0.2], [1.0, -1.0], [1, 2], "amount"),
+        ([0.1, 1.2], [1.0, 1.0], [1, 2], "probability"),
+        ([0.1, float("nan")], [1.0, 1.0], [1, 2], "probability"),
+        ([0.1, 0.2], [1.0, 1.0], [1.0, 1.5], "day"),
+        ([], [], [], "probability"),
+    ],
+)
+def test_traffic_that_is_none_is_refused(p: list[float], amount: list[float], day: list[float], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        daily_prices(p, amount, day, reviews_per_day=1.0)
+    with pytest.raises(InvalidInput, match=field):
+        tier_uncertainty(p, amount, day, reviews_per_day=1.0, n_draws=20)
+
+
+def test_the_level_of_resampling_is_checked() -> None:
+    with pytest.raises(InvalidInput, match="confidence_level"):
+        tier_uncertainty([0.1, 0.2], [1.0, 1.0], [1, 2], reviews_per_day=1.0, n_draws=20, confidence_level=1.5)

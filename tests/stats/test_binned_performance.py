@@ -105,3 +105,14 @@ def test_round_trip_through_json() -> None:
         ScoreBins.from_dict({})
     with pytest.raises(InvalidInput, match="cuts"):
         ScoreBins.from_dict({**bins.to_dict(), "rate": [0.1]})
+
+
+def test_a_window_without_rows_has_all_metrics_undefined() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(500)
+    edges = score_edges(p, thresholds=(0.5,))
+    bins = ScoreBins.fit(edges, p, rng.random(500) < p)
+    full = bins.expected(edges.count(p), threshold=0.5)
+    found = bins.expected(np.zeros(edges.n_bins), threshold=0.5)
+    assert [one.name for one in found.estimates] == [one.name for one in full.estimates]
+    assert all(math.isnan(one.value) for one in found.estimates)

@@ -1,5 +1,6 @@
 """Oracles: crepes 0.9.1 on the same rows; coverage by simulation; the bound of Gibbs & Candès."""
 
+import json
 import math
 
 import numpy as np
@@ -127,3 +128,33 @@ def test_wrong_input_is_named() -> None:
         AdaptiveCoverage.start(0.9, rate=0.0)
     with pytest.raises(InvalidInput, match="same length"):
         watch_coverage([1], [], promised=0.9)
+
+
+def test_a_probability_that_is_not_there_makes_no_empty_set() -> None:
+    sets = ConformalSets.fit([[0.9, 0.1], [0.2, 0.8]], [0, 1])
+    with pytest.raises(InvalidInput, match="probability"):
+        sets.predict([[math.nan, 0.5]])
+
+
+def test_what_was_calibrated_survives_a_file() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 1, 1], 300)
+    y = p.argmax(axis=1)
+    slices = np.arange(300) % 2
+    for sets in (ConformalSets.fit(p, y, by_class=True), ConformalSets.fit(p, y, group=slices)):
+        again = ConformalSets.from_dict(json.loads(json.dumps(sets.to_dict())))
+        assert again == sets
+        assert (again.predict(p, group=slices) == sets.predict(p, group=slices)).all()
+    intervals = ConformalIntervals.fit(y, np.ones(300), coverage=0.8)
+    assert ConformalIntervals.from_dict(json.loads(json.dumps(intervals.to_dict()))) == intervals
+    with pytest.raises(InvalidInput, match="scores and coverage"):
+        ConformalSets.from_dict({"coverage": 0.9})
+
+
+def test_each_slice_gets_its_own_scores_at_one_sort() -> None:
+    rng = np.random.default_rng(1)
+    y, slices = rng.normal(size=40_000), rng.integers(0, 20_000, 40_000)
+    found = ConformalIntervals.fit(y, np.zeros(40_000), group=slices)
+    for name in ("0", "77", "19999"):
+        assert found.scores[name] == tuple(sorted(np.abs(y[slices == int(name)]).tolist()))
+    assert sum(map(len, found.scores.values())) == 40_000

@@ -353,3 +353,16 @@ def test_thresholds_and_strictness(detector: Detector) -> None:
     assert kind.strictness(stricter.threshold) == pytest.approx(2 * kind.strictness(detector.threshold))
     same = detector.with_threshold(detector.threshold)
     assert same.parameters == pytest.approx(dict(detector.parameters)) or same.parameters == detector.parameters
+
+
+def test_bytes_that_end_too_soon_are_refused() -> None:
+    whole = DDM().to_bytes()
+    for end in range(len(whole)):
+        with pytest.raises(InvalidInput, match="data"):
+            Detector.from_bytes(whole[:end])
+
+
+def test_a_threshold_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="drift_threshold"):
+        DDM(warning_threshold=0.0, drift_threshold=0.0)
+    assert DDM(warning_threshold=0.0).with_threshold(2.0).parameters["warning_threshold"] == 0.0

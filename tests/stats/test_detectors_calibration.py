@@ -140,3 +140,20 @@ def test_what_cannot_be_reached() -> None:
 def test_run_length_out_of_range(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(arguments))):
         run_length(PageHinkley(), **{"null": RATE, "changed": RATE, "horizon": 10, **arguments})
+
+
+def test_a_stream_gives_as_many_as_it_is_asked_for() -> None:
+    with pytest.raises(InvalidInput, match="observations that it is asked for"):
+        run_length(PageHinkley(), null=lambda rng, n: rng.normal(size=2 * n))
+
+
+def test_the_bound_from_one_alarm_is_that_of_the_poisson_law() -> None:
+    from scipy.stats import chi2
+
+    from vitok.stats.detectors_calibration import _Runs
+
+    found = _Runs(np.array([100.0] * 20), np.array([1.0] + [0.0] * 19)).estimate(0.95, 100)
+    assert found.lower == pytest.approx(2_000 / (chi2.ppf(0.975, 4) / 2))
+    assert found.upper == math.inf
+    none = _Runs(np.full(20, 100.0), np.zeros(20)).estimate(0.95, 100)
+    assert none.lower == pytest.approx(2_000 / -math.log(0.025))

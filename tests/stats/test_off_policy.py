@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitok.errors import InvalidInput
-from vitok.stats.off_policy import doubly_robust, effective_sample_size, importance_weights, ips, snips
+from vitok.stats.off_policy import doubly_robust, importance_weights, ips, snips
 
 
 def logged(seed: int, n: int = 2000):
@@ -72,7 +72,6 @@ def test_rewards_that_were_not_seen():
     assert (empty.lower, empty.upper, empty.n_eff) == (-math.inf, math.inf, 0.0)
     assert math.isnan(ips([], []).value)
     assert ips([1.0], [1.0]).upper == math.inf
-    assert effective_sample_size([]) == 0.0
 
 
 @pytest.mark.parametrize(

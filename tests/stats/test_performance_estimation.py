@@ -172,3 +172,10 @@ def test_a_class_that_is_never_predicted() -> None:
     assert math.isnan(found["precision"].value)
     assert found["accuracy"].value == pytest.approx(0.5)
     assert math.isnan(expected_multiclass(np.zeros((0, 3)), np.zeros((0, 3)), [])["accuracy"].value)
+
+
+def test_without_rows_flags_and_costs_are_there_and_undefined() -> None:
+    rows = expected_performance([0.5], [0.5], flagged=[True], cost_if_positive=[1.0], cost_if_negative=[0.0])
+    found = expected_performance([], [], flagged=[], cost_if_positive=[], cost_if_negative=[])
+    assert [one.name for one in found.estimates] == [one.name for one in rows.estimates]
+    assert all(math.isnan(one.value) for one in found.estimates)

@@ -278,3 +278,20 @@ def test_proportions_of_nothing_and_bad_input() -> None:
     ):
         with pytest.raises(InvalidInput):
             proportion_drift(**{**one, "alpha": 0.05, **bad})
+
+
+def test_millions_of_successes_without_a_failure() -> None:
+    rows = [10**8] * 30
+    calm = proportion_drift(reference_successes=rows, reference_n=rows, successes=rows, n=rows, arl0=1_000)
+    assert calm.alarms == ()
+    assert max(calm.evidence) < 100
+    worse = [10**8] * 10 + [10**8 - 200] * 20
+    found = proportion_drift(reference_successes=rows, reference_n=rows, successes=worse, n=rows, arl0=1_000)
+    assert 10 <= found.alarms[0] <= 12
+    assert found.directions[0] == "lower"
+    # Successes and failures change places: the same evidence, by the other name.
+    none = [0] * 30
+    other = proportion_drift(reference_successes=none, reference_n=rows, successes=[10**8 - n for n in worse], n=rows,
+                             arl0=1_000)  # fmt: skip
+    assert 10 <= other.alarms[0] <= 12
+    assert other.directions[0] == "higher"

@@ -40,3 +40,12 @@ def test_wrong_weights_are_named() -> None:
     for bad in ([-1.0, 1.0], [0.0, 0.0], [1.0], [math.nan, 1.0]):
         with pytest.raises(InvalidInput, match="weight"):
             weights_of("weight", bad, 2)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_the_scale_of_the_weights_does_not_matter(scale: float) -> None:
+    weight = np.array([1.0, 2.0, 3.0, 0.0])
+    plain = weighted_mean_interval([1.0, 2.0, 4.0, 9.0], weight)
+    found = weighted_mean_interval([1.0, 2.0, 4.0, 9.0], weight * scale)
+    assert (found.value, found.lower, found.upper) == pytest.approx((plain.value, plain.lower, plain.upper))
+    assert effective_sample_size(weight * scale) == pytest.approx(36 / 14)

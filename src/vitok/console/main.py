@@ -15,6 +15,7 @@ from vitok.console.cost_commands import cost_app
 from vitok.console.decision_commands import log_app, replay
 from vitok.console.export_commands import export_app
 from vitok.console.fraud_commands import Home, demo_fraud, serve_fraud
+from vitok.console.guard_commands import guard_app
 from vitok.console.incident_commands import incident_app
 from vitok.console.key_commands import key_app
 from vitok.console.load_commands import load
@@ -32,6 +33,7 @@ feature_commands.app.add_typer(feature_work.app)
 app.add_typer(feature_commands.app, name="features")
 app.add_typer(contract_app, name="contract")
 app.add_typer(key_app, name="keys")
+app.add_typer(guard_app, name="guard")
 app.add_typer(cost_app, name="cost")
 app.add_typer(export_app, name="export")
 app.add_typer(route_app, name="routes")

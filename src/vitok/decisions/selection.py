@@ -64,7 +64,7 @@ def label_weights(decisions: "pl.DataFrame", *, hiding: Collection[str] = HIDING
         >>> print(found)
         2 decisions can have a label, worth 1.1; 1 cannot
     """
-    from vitok.stats.off_policy import effective_sample_size
+    from vitok.stats.weighted_means import effective_sample_size
 
     propensity = decisions["propensity"].to_numpy()
     wrong = ~((propensity > 0) & (propensity <= 1))

@@ -10,7 +10,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,9 @@ class Database:
         path: The file; it and its folder are made where they do not exist.
         schema: Statements that make its tables; what holds none of them is refused and left alone.
         kind: What the file holds, in a word, for errors.
-        version: Number of the schema, at least 1; a file of another one is refused.
+        version: Number of the schema, at least 1; a file of another one is refused, unless `migrations` leads here.
+        migrations: Statements that turn a file of a version into one of the next, by the version that they begin
+            with. They run once, together, in one transaction.
         durable: Whether what was committed is on the disk when the call returns. Else a power cut may lose the last
             transactions, but never a part of one.
         wait_seconds: How long to wait for another process that writes.
@@ -91,6 +93,7 @@ class Database:
         schema: str,
         kind: str,
         version: int,
+        migrations: Mapping[int, str] | None = None,
         durable: bool = False,
         wait_seconds: float = 30.0,
         journal: Journal = "wal",
@@ -98,6 +101,7 @@ class Database:
         self.path = Path(path)
         self._kind = kind
         self._version = version
+        self._migrations = dict(migrations or {})
         self._tables = frozenset(_TABLE.findall(schema))
         self._synchronous = "FULL" if durable else "NORMAL"
         self._wait_seconds = wait_seconds
@@ -224,8 +228,11 @@ class Database:
         with _transaction(connection):
             if self._is_made(connection):
                 return
-            for statement in _statements(schema):
-                connection.execute(statement)
+            older = connection.execute("PRAGMA user_version").fetchone()[0]
+            scripts = [self._migrations[step] for step in range(older, self._version)] if older else [schema]
+            for script in scripts:
+                for statement in _statements(script):
+                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {int(self._version)}")
 
     def _is_made(self, connection: sqlite3.Connection) -> bool:
@@ -235,7 +242,10 @@ class Database:
             return False
         if version == self._version and self._tables <= tables:
             return True
-        if version == self._version or not version or not self._tables & tables:
+        ours = bool(version) and bool(self._tables & tables)
+        if ours and version < self._version and all(step in self._migrations for step in range(version, self._version)):
+            return False
+        if version == self._version or not ours:
             raise StoreError(f"{self.path} does not hold {self._kind}: name another file, or move this one away")
         age, fix = ("a newer", "use that one") if version > self._version else ("an older", "move the file away")
         raise StoreError(

@@ -4,7 +4,9 @@ An alert that clears ends no incident: the cause may still be there, and nobody 
 entry in the timeline of a record, which only ever grows, so a person reads it from the top and goes on at the end.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ from vitok.loop.records import Record, RecordEntry, Records
 from vitok.registry.files import exclusive
 
 ALL_VERSIONS = "all"
-_MERGED = "merged into "
+_MERGED = re.compile(r"merged into (incident-\d{4,})")
 
 
 class RaisedAlert(Protocol):
@@ -36,8 +38,9 @@ class RaisedAlert(Protocol):
 
 
 def facts_of(alert: RaisedAlert) -> dict[str, Any]:
-    """Returns an alert as the timeline keeps it."""
-    return {**alert.to_dict(), "fingerprint": alert.fingerprint}
+    """Returns an alert as the timeline keeps it; one about no system, such as of the watch itself, is about all."""
+    given = alert.to_dict()
+    return {**given, "system": given["system"] or ALL_VERSIONS, "fingerprint": alert.fingerprint}
 
 
 class Incidents:
@@ -87,11 +90,11 @@ class Incidents:
             StoreError: If the disk is full, or a record is damaged.
         """
         facts = facts_of(alert)
-        key = f"alert/{facts['system']}/{alert.id}"
-        with exclusive(self.records.folder / ".incidents.lock"):
+        key = _key(facts)
+        with self._filing():
             incidents = self.records.list("incident")
             for record in incidents:
-                if any(entry.key == key for entry in record.timeline):
+                if _holds(record, facts):
                     return self.follow(record.record_id)
             found = self._home_of(facts, incidents, now)
             if found is None:
@@ -114,13 +117,13 @@ class Incidents:
     def quiet(self, alert: RaisedAlert, *, now: int) -> Record | None:
         """Writes down that an alert cleared; the incident stays open. None where it was never filed."""
         facts = facts_of(alert)
-        key = f"alert/{facts['system']}/{alert.id}"
-        for record in self.records.list("incident"):
-            if any(entry.key == key for entry in record.timeline):
-                text = f"alert {alert.id}, {facts['rule']}, cleared: {facts['cleared_reason']}"
-                home = self.follow(record.record_id)
-                data = {"event": "quiet", "alert": alert.id}
-                return self.records.add(home.record_id, text, now=now, data=data, key=f"{key}/cleared")
+        with self._filing():
+            for record in self.records.list("incident"):
+                if _holds(record, facts):
+                    text = f"alert {alert.id}, {facts['rule']}, cleared: {facts['cleared_reason']}"
+                    home = self.follow(record.record_id)
+                    data = {"event": "quiet", "alert": alert.id}
+                    return self.records.add(home.record_id, text, now=now, data=data, key=f"{_key(facts)}/cleared")
         return None
 
     def note(
@@ -146,18 +149,22 @@ class Incidents:
         """Ends an incident: what the cause was and what ended it, in words. Only this ends one.
 
         Raises:
+            InvalidInput: If nobody is named, or the words are those of a merge.
             NotFound: If there is no such incident.
             Conflict: If it was resolved with other words.
         """
         _check_who(who)
-        record = self.records.get(record_id)
-        if record.is_open:
-            data = {"event": "resolved", "who": who}
-            text = f"{who}: resolved, {resolution}"
-            # By its place, so that an incident that was opened again can be resolved again.
-            key = f"resolved/{sum(_event(entry) == 'reopened' for entry in record.timeline)}"
-            self.records.add(record_id, text, now=now, data=data, key=key)
-        return self.records.close(record_id, resolution, now=now)
+        if _MERGED.fullmatch(resolution.strip()):
+            raise InvalidInput("resolution", resolution, "say what the cause was", "Use merge for a duplicate")
+        with self._filing():
+            record = self.records.get(record_id)
+            if record.is_open:
+                data = {"event": "resolved", "who": who}
+                text = f"{who}: resolved, {resolution}"
+                # By its place, so that an incident that was opened again can be resolved again.
+                key = f"resolved/{sum(_event(entry) == 'reopened' for entry in record.timeline)}"
+                self.records.add(record_id, text, now=now, data=data, key=key)
+            return self.records.close(record_id, resolution, now=now)
 
     def merge(self, record_id: str, into: str, *, who: str, now: int) -> Record:
         """Closes an incident as a duplicate of another; what is filed with it later goes there.
@@ -171,25 +178,32 @@ class Incidents:
             Conflict: If the other one is not open, or this one was resolved.
         """
         _check_who(who)
-        target = self.follow(into)
-        record = self.records.get(record_id)
-        if target.record_id == record_id:
-            raise InvalidInput("into", into, "be another incident")
-        if not target.is_open:
-            raise Conflict(f"{into} is resolved; open it again by reporting, or merge the other way round")
-        fingerprints = sorted({entry.data["alert"]["fingerprint"] for entry in record.timeline if _is_alert(entry)})
-        data = {"event": "merged", "from": record_id, "fingerprints": fingerprints, "who": who}
-        text = f"{who}: {record_id} is about the same ({record.title})"
-        target = self.records.add(target.record_id, text, now=now, data=data, key=f"merged {record_id}")
-        self.records.close(record_id, f"{_MERGED}{target.record_id}", now=now)
-        return target
+        # An alert that was filed between the reading and the closing would lie in the closed one.
+        with self._filing():
+            target = self.follow(into)
+            record = self.records.get(record_id)
+            if target.record_id == record_id:
+                raise InvalidInput("into", into, "be another incident")
+            if not target.is_open:
+                raise Conflict(f"{into} is resolved; open it again by reporting, or merge the other way round")
+            outcome = f"merged into {target.record_id}"
+            if not record.is_open and record.outcome != outcome:
+                raise Conflict(f"{record_id} was closed as {record.outcome!r}; merge the other way round")
+            data = {"event": "merged", "from": record_id, "fingerprints": sorted(_fingerprints(record)), "who": who}
+            text = f"{who}: {record_id} is about the same ({record.title})"
+            target = self.records.add(target.record_id, text, now=now, data=data, key=f"merged {record_id}")
+            self.records.close(record_id, outcome, now=now)
+            return target
 
     def follow(self, record_id: str) -> Record:
         """Returns an incident, or the one that it was merged into."""
         record = self.records.get(record_id)
-        while record.outcome is not None and record.outcome.startswith(_MERGED):
-            record = self.records.get(record.outcome.removeprefix(_MERGED))
+        while (merged := _MERGED.fullmatch(record.outcome or "")) is not None:
+            record = self.records.get(merged[1])
         return record
+
+    def _filing(self) -> AbstractContextManager[None]:
+        return exclusive(self.records.folder / ".incidents.lock")
 
     def open(self, *, system: str | None = None) -> tuple[Record, ...]:
         """Returns the incidents without a resolution, the oldest first."""
@@ -212,7 +226,7 @@ class Incidents:
             if record.is_open and record.system == facts["system"] and alike and recent:
                 return record
         for record in newest:
-            ours = not record.is_open and not str(record.outcome).startswith(_MERGED)
+            ours = not record.is_open and _MERGED.fullmatch(record.outcome or "") is None
             if ours and facts["fingerprint"] in _fingerprints(record) and record.closed is not None:
                 return record if now - record.closed <= self._reopen_within else None
         return None
@@ -227,6 +241,16 @@ def standing(record: Record) -> tuple[RecordEntry, ...]:
     """Returns the actions that were done and not taken back."""
     undone = {entry.data["of"] for entry in events(record, "undone")}
     return tuple(entry for entry in events(record, "action") if entry.data["order"]["key"] not in undone)
+
+
+def _key(facts: Mapping[str, Any]) -> str:
+    # Not by its number alone, which comes again in another file of alerts.
+    return f"alert/{facts['system']}/{facts['id']}/{facts['first_seen']}/{facts['fingerprint']}"
+
+
+def _holds(record: Record, facts: Mapping[str, Any]) -> bool:
+    alerts = [entry.data["alert"] for entry in record.timeline if _is_alert(entry)]
+    return any(all(one.get(name) == facts[name] for name in ("id", "fingerprint", "first_seen")) for one in alerts)
 
 
 def _event(entry: RecordEntry) -> object:

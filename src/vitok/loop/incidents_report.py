@@ -18,37 +18,37 @@ def report(record: Record) -> str:
     alerts = [entry.data["alert"] for entry in events(record, "alert")]
     found = [entry.data for entry in events(record, "triage")]
     state = f"resolved {isoformat(record.closed)}: {record.outcome}" if record.closed is not None else "open"
-    lines = [f"# {record.record_id}: {' '.join(record.title.split())}", "", f"State: {state}", "", "## What"]
+    lines = [f"# {record.record_id}: {_line(record.title)}", "", f"State: {state}", "", "## What"]
     for alert in alerts:
         where = f", slice {alert['slice']}" if alert["slice"] else ""
         lines.append(
             f"- {alert['severity']} **{alert['rule']}** of {alert['system']} {alert['version']}{where}:"
-            f" {alert['reason']}; size {_told(alert['value'])} against {_told(alert['bound'])},"
+            f" {_line(alert['reason'])}; size {_told(alert['value'])} against {_told(alert['bound'])},"
             f" since {isoformat(alert['first_seen'])}"
         )
     for one in found:
-        lines += ["", f"## Cause, as of alert {one['alert']}", "", f"{one['cause']}: {one['text']}", ""]
+        lines += ["", f"## Cause, as of alert {one['alert']}", "", f"{one['cause']}: {_line(one['text'])}", ""]
         lines += ["| question | finding | answer | value | n |", "|---|---|---|---|---|"]
         for fact in (*one["integrity"], *one["where"]):
             cells = (fact["question"], fact["finding"], fact["text"], _told(fact["value"]), _told(fact["n"]))
             lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
         ruled_out = [fact["question"] for fact in one["integrity"] if fact["finding"] == "ruled out"]
         lines += ["", f"Ruled out: {', '.join(ruled_out) or 'nothing'}.", "", "Changed before:"]
-        lines += [f"- {line_of(Change(**change))}" for change in one["changes"]] or ["- nothing"]
+        lines += [f"- {_line(line_of(Change(**change)))}" for change in one["changes"]] or ["- nothing"]
     lines += ["", "## What was done", ""]
     done = {entry.data["order"]["key"] for entry in standing(record)}
     for entry in record.timeline:
-        if entry.data.get("event") in ("action", "failed", "undone", "proposal"):
+        if entry.data.get("event") in ("action", "failed", "undone", "stuck", "proposal"):
             key = entry.data.get("order", {}).get("key", "")
             take_back = f" (take it back: `{key}`)" if key in done and entry.data["event"] == "action" else ""
             approve = f" (do it: `{key}`)" if entry.data["event"] == "proposal" else ""
-            lines.append(f"- {isoformat(entry.time_us)} {entry.text}{take_back}{approve}")
+            lines.append(f"- {isoformat(entry.time_us)} {_line(entry.text)}{take_back}{approve}")
     if lines[-1] == "":
         lines.append("Nothing.")
     lines += ["", "## What people wrote", ""]
-    notes = [f"- {isoformat(entry.time_us)} {entry.text}" for entry in events(record, "note")]
+    notes = [f"- {isoformat(entry.time_us)} {_line(entry.text)}" for entry in events(record, "note")]
     lines += notes or ["Nothing."]
-    lines += ["", "## So that it does not come again", "", *(f"- {text}" for text in prevention(record)), ""]
+    lines += ["", "## So that it does not come again", "", *(f"- {_line(text)}" for text in prevention(record)), ""]
     return "\n".join(lines)
 
 
@@ -75,8 +75,12 @@ def prevention(record: Record) -> tuple[str, ...]:
     return tuple(proposed) or ("nothing was found that would have; say in the resolution what would",)
 
 
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")
+    return _line(text).replace("|", "/")
 
 
 def _told(value: float | None) -> str:

@@ -68,7 +68,8 @@ class Playbook:
             StoreError: If nothing can be written down; then nothing is done either.
         """
         facts = facts_of(alert)
-        key = f"playbook/{facts['system']}/{alert.id}"
+        # Not by its number alone, which comes again in another file of alerts.
+        key = f"playbook/{facts['system']}/{alert.id}/{isoformat(facts['first_seen'])}"
 
         def file(_: dict[str, Any]) -> dict[str, Any]:
             return {"incident": self._incidents.report(alert, now=now).record_id}
@@ -96,9 +97,11 @@ class Playbook:
     def approve(self, incident: str, key: str, *, who: str, now: int) -> Record:
         """Does what was only proposed, because a person says so; bounds do not hold, the log does.
 
+        What failed, or was done and taken back, is done anew under a key of its own.
+
         Args:
             incident: The incident.
-            key: The proposal's key, as its entry in the timeline has it.
+            key: The key of the proposal, or of what the loop tried and could not do, as the timeline has it.
             who: Who says so.
             now: The present, in microseconds.
 
@@ -110,15 +113,27 @@ class Playbook:
             raise InvalidInput("who", who, "not be empty")
         record = self._incidents.follow(incident)
         proposals = {entry.data["order"]["key"]: entry for entry in events(record, "proposal")}
+        over = [entry.data["order"]["key"] for entry in events(record, "failed")]
+        over += [entry.data["of"] for entry in events(record, "undone")]
+        proposals |= {
+            entry.data["order"]["key"]: entry
+            for entry in events(record, "intent")
+            if entry.data["order"]["key"] in over
+        }
         if key not in proposals:
             raise NotFound("proposal", key, proposals)
         entry = proposals[key]
-        order = Order(**{**entry.data["order"], "now": now, "until": self._end(entry.data["action"], now)})
+        times = sum(one == key or one.startswith(f"{key}/again/") for one in over)
+        new = f"{key}/again/{times}" if times else key
+        until = self._end(entry.data["action"], now)
+        order = Order(**{**entry.data["order"], "key": new, "now": now, "until": until})
         self._act(entry.data["action"], order, actor=who)
         return self._incidents.follow(incident)
 
     def expire(self, *, now: int) -> tuple[str, ...]:
         """Takes back what has come to its end; call it every minute.
+
+        What cannot be taken back is written down once, holds nothing else up, and is tried again the next time.
 
         Returns:
             The keys of what was taken back.
@@ -127,9 +142,19 @@ class Playbook:
         for record in self._incidents.records.list("incident"):
             for entry in standing(record):
                 until = entry.data["order"]["until"]
-                if until is not None and until <= now:
+                if until is None or until > now:
+                    continue
+                key = entry.data["order"]["key"]
+                try:
                     self._take_back(record, entry, why="its time is over", who=LOOP, now=now)
-                    ended.append(entry.data["order"]["key"])
+                except VitokError as error:
+                    text = f"{LOOP} could not take back {words(entry.data['action'], Order(**entry.data['order']))}"
+                    text += f", whose time is over: {error}. Take it back by hand; it is tried again"
+                    data = {"event": "stuck", "of": key, "error": str(error)}
+                    home = self._incidents.follow(record.record_id)
+                    self._incidents.records.add(home.record_id, text, now=now, data=data, key=f"{key}/stuck")
+                else:
+                    ended.append(key)
         return tuple(ended)
 
     def undo(self, incident: str, key: str, *, who: str, why: str, now: int) -> Record:
@@ -194,7 +219,11 @@ class Playbook:
                 and entry.data["order"]["key"] != key
             ]
             times += [entry.time_us for entry in own]
-            far += sum(entry.data["order"]["by"] for entry in standing(record) if entry.data["action"] == action)
+            # Also what was begun and is not written down as done, as before a crash.
+            over = {entry.data["order"]["key"] for kind in ("action", "failed") for entry in events(record, kind)}
+            begun = [entry for entry in own if entry.data["order"]["key"] not in over]
+            done = [entry for entry in standing(record) if entry.data["order"]["system"] == system]
+            far += sum(entry.data["order"]["by"] for entry in (*done, *begun) if entry.data["action"] == action)
         for span, most, often in ((DAY, bound.per_day, "a day"), (7 * DAY, bound.per_week, "a week")):
             count = sum(now - span < time for time in times)
             if count >= most:

@@ -305,7 +305,8 @@ class Records:
         try:
             for suffix, text in pages.items():
                 path = self.folder / f"{record.record_id}{suffix}"
-                content = text.encode()
+                # A word from a command line that was not UTF-8 must not keep an incident from being written.
+                content = text.encode(errors="backslashreplace")
                 if not path.exists() or path.read_bytes() != content:
                     _replace(path, content)
         except OSError as error:

@@ -174,7 +174,8 @@ class TrafficJudge:
                 costs.
 
         Raises:
-            InvalidInput: If a column is missing or of another kind, a cost is not finite, or the share is missing.
+            InvalidInput: If a column is missing or of another kind, a cost is not finite, or the share is missing;
+                then nothing is taken in.
         """
         import polars as pl
 
@@ -191,8 +192,14 @@ class TrafficJudge:
             if not (fits or kind == pl.Null):
                 raise InvalidInput(name, str(kind), "be boolean" if name in self._rates else "be a number")
         mine = requests.filter(pl.col("version").is_in([self.candidate, self.incumbent]))
-        for name in known:
-            rows = self._first(name, mine.filter(pl.col(name).is_not_null()))
+        # Everything is checked before anything counts: a look that is refused can be given again.
+        fresh = {name: self._first(name, mine.filter(pl.col(name).is_not_null())) for name in known}
+        for name in self._costs:
+            if name in fresh and len(fresh[name]):
+                self._check_cost(name, fresh[name][name].cast(pl.Float64).to_numpy(), share)
+        for name, rows in fresh.items():
+            if self._unit is not None:
+                self._units[name].update(rows[self._unit].to_list())
             candidate = (rows["version"] == self.candidate).to_numpy()
             if name in self._rates:
                 bad = rows[name].cast(pl.Boolean).to_numpy()
@@ -202,8 +209,8 @@ class TrafficJudge:
                     treatment_successes=float((bad & candidate).sum()),
                     treatment_n=float(candidate.sum()),
                 )
-            elif len(rows):
-                self._add_cost(name, rows[name].cast(pl.Float64).to_numpy(), candidate, share)
+            elif len(rows) and share is not None:
+                self._sums[name].add(rows[name].cast(pl.Float64).to_numpy(), candidate, share)
 
     def verdict(self, now: int) -> TrafficVerdict:
         """Judges on all that was taken in so far; call it as often as you like.
@@ -258,16 +265,13 @@ class TrafficJudge:
             return rows
         rows = rows.unique(self._unit, keep="first", maintain_order=True)
         units, seen = rows[self._unit].to_list(), self._units[name]
-        rows = rows.filter(pl.Series([unit not in seen for unit in units], dtype=pl.Boolean))
-        seen.update(units)
-        return rows
+        return rows.filter(pl.Series([unit not in seen for unit in units], dtype=pl.Boolean))
 
-    def _add_cost(self, name: str, cost: np.ndarray, candidate: np.ndarray, share: float | None) -> None:
+    def _check_cost(self, name: str, cost: np.ndarray, share: float | None) -> None:
         if share is None or not 0 < share < 1:
             raise InvalidInput("share", share, f"be in (0, 1) where there is a cost ({name})")
         if not np.isfinite(cost).all():
             raise InvalidInput(name, float(cost[~np.isfinite(cost)][0]), "be finite")
-        self._sums[name].add(cost, candidate, share)
 
     def _cost(self, name: str) -> Estimate:
         sums = self._sums[name]

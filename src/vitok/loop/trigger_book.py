@@ -253,7 +253,8 @@ class Triggers:
                 return "labels", f"{new:,} labels have matured since the last run"
         if self._rules.schedule is not None:
             delay = self._delay(system)
-            since = max([first, *(run.begun_at - delay for run in last)])
+            # The cool-down holds back what a clock that was set back would begin twice.
+            since = max([first, *(run.begun_at - delay for run in last if run.begun_at <= now)])
             time = self._rules.schedule.before(now - delay, since=since)
             if time is not None:
                 return "schedule", f"due at {isoformat(time + delay)} by the schedule {self._rules.schedule.text}"
@@ -267,17 +268,19 @@ class Triggers:
         runs = self._select(
             transaction, "system = ? AND begun_at > ?", (system, now - max(_WEEK, self._rules.cool_down))
         )
-        week = [run for run in runs if run.begun_at > now - _WEEK]
+        # A run that begins farther ahead than a span was written while the clock was ahead; it holds nothing up.
+        week = [run for run in runs if abs(now - run.begun_at) < _WEEK]
         if len(week) >= self._rules.runs_a_week or sum(run.cost for run in week) >= self._rules.cost_a_week:
             return True
-        last = max((run.begun_at for run in runs), default=None)
-        return kind != "hand" and last is not None and now - last < self._rules.cool_down
+        return kind != "hand" and any(abs(now - run.begun_at) < self._rules.cool_down for run in runs)
 
     def _mark(self, transaction: Any, system: str, kind: str, now: int) -> int:
         """Returns since when something holds; from now on where it did not."""
         transaction.execute("INSERT INTO since VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (system, kind, now))
-        row = transaction.execute("SELECT at FROM since WHERE system = ? AND kind = ?", (system, kind)).fetchone()
-        return int(row[0])
+        # Nothing holds since a time to come: the clock was ahead then.
+        of = "WHERE system = ? AND kind = ?"
+        transaction.execute(f"UPDATE since SET at = min(at, ?) {of}", (now, system, kind))  # noqa: S608
+        return int(transaction.execute(f"SELECT at FROM since {of}", (system, kind)).fetchone()[0])  # noqa: S608
 
     def _select(self, transaction: Any, where: str, parameters: tuple[Any, ...]) -> list[Run]:
         sql = f"SELECT {_RUN} FROM run WHERE {where} ORDER BY begun_at DESC"  # noqa: S608

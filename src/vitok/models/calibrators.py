@@ -23,6 +23,7 @@ _Floats = NDArray[np.float64]
 _SMALLEST = 1e-12
 # A sigmoid of 30 is 1 - 1e-13: further out, float64 would round to exactly 1.
 _LARGEST_LOGIT = 30.0
+_LEAST_TEMPERATURE = 1e-3
 
 
 class Calibrator(Protocol):
@@ -89,8 +90,17 @@ def _unit(scores: _Floats) -> _Floats:
     return scores
 
 
-def _logit(score: _Floats) -> _Floats:
-    inside = np.minimum(np.maximum(score, _SMALLEST), 1 - _SMALLEST)
+def _inside(score: ArrayLike) -> _Floats:
+    return np.minimum(np.maximum(_double(score), _SMALLEST), 1 - _SMALLEST)
+
+
+def _double(score: ArrayLike) -> _Floats:
+    # Many engines answer in float32, in which 1 - 1e-12 is 1, and a sigmoid of 30 as well.
+    return np.asarray(score, dtype=np.float64)
+
+
+def _logit(score: ArrayLike) -> _Floats:
+    inside = _inside(score)
     return np.log(inside / (1 - inside))
 
 
@@ -203,7 +213,7 @@ class PlattCalibrator:
 
     def __call__(self, score: _Floats) -> _Floats:
         """Returns probabilities of shape (n,), strictly inside (0, 1)."""
-        return _sigmoid(self.slope * (_logit(score) if self.on_logit else score) + self.intercept)
+        return _sigmoid(self.slope * (_logit(score) if self.on_logit else _double(score)) + self.intercept)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON can hold."""
@@ -211,10 +221,14 @@ class PlattCalibrator:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote."""
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a part is missing, not finite, or out of its range.
+        """
         return cls(
-            slope=float(_part(data, "slope")),
-            intercept=float(_part(data, "intercept")),
+            slope=_number(data, "slope", at_least=0.0),
+            intercept=_number(data, "intercept"),
             on_logit=bool(_part(data, "on_logit")),
         )
 
@@ -258,13 +272,13 @@ class BetaCalibrator:
             InvalidInput: If the input is empty, outside [0, 1], of one class, or of different shapes.
         """
         scores, labels, weights = read_labelled(score, y, weight)
-        inside = np.clip(_unit(scores), _SMALLEST, 1 - _SMALLEST)
+        inside = _inside(_unit(scores))
         a, b, c = _logistic([np.log(inside), -np.log1p(-inside)], _softened(labels, weights), weights)
         return cls(a=a, b=b, c=c)
 
     def __call__(self, score: _Floats) -> _Floats:
         """Returns probabilities of shape (n,), strictly inside (0, 1)."""
-        inside = np.minimum(np.maximum(score, _SMALLEST), 1 - _SMALLEST)
+        inside = _inside(score)
         return _sigmoid(self.a * np.log(inside) - self.b * np.log1p(-inside) + self.c)
 
     def to_dict(self) -> dict[str, Any]:
@@ -273,8 +287,12 @@ class BetaCalibrator:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote."""
-        return cls(a=float(_part(data, "a")), b=float(_part(data, "b")), c=float(_part(data, "c")))
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a part is missing, not finite, or out of its range.
+        """
+        return cls(a=_number(data, "a", at_least=0.0), b=_number(data, "b", at_least=0.0), c=_number(data, "c"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +409,9 @@ class TemperatureCalibrator:
 
         scores, labels, weights = read_labelled(score, y, weight)
         z = _logit(_unit(scores))
+        if not z.any():
+            # Any temperature fits scores that are all one half: the search would end far out.
+            return cls(temperature=1.0)
 
         def loss(log_temperature: float) -> float:
             scaled = z * math.exp(-log_temperature)
@@ -409,8 +430,12 @@ class TemperatureCalibrator:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote."""
-        return cls(temperature=float(_part(data, "temperature")))
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a part is missing, not finite, or out of its range.
+        """
+        return cls(temperature=_number(data, "temperature", at_least=_LEAST_TEMPERATURE))
 
 
 # What fit_best tries where nothing is named; temperature and Venn-Abers are there for who asks for them.
@@ -425,6 +450,14 @@ def _part(data: Mapping[str, Any], field: str) -> Any:
     if field not in data:
         raise InvalidInput(field, None, "be there", "Pass what to_dict returned")
     return data[field]
+
+
+def _number(data: Mapping[str, Any], field: str, *, at_least: float = -math.inf) -> float:
+    given = _part(data, field)
+    if not isinstance(given, (int, float)) or not (math.isfinite(given) and given >= at_least):
+        rule = "be a finite number" + (f" of at least {at_least:g}" if math.isfinite(at_least) else "")
+        raise InvalidInput(field, given, rule, "Pass what to_dict returned")
+    return float(given)
 
 
 def calibrator_from_dict(data: Mapping[str, Any]) -> Calibrator:

@@ -77,6 +77,9 @@ class TemperatureScaling:
         from scipy.optimize import minimize_scalar
 
         z, truth, weights = _read(score, y, weight)
+        if not np.ptp(z, axis=1).any():
+            # Any temperature fits rows that tell no class from another: the search would end far out.
+            return cls(temperature=1.0)
         found = minimize_scalar(
             lambda log_t: _loss(z * math.exp(-log_t), truth, weights),
             bounds=(-6.0, 6.0),

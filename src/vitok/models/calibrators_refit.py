@@ -10,7 +10,7 @@ from vitok.errors import InvalidInput
 from vitok.models.calibrators import Calibrator, fit_best, read_labelled
 from vitok.stats import CalibrationError, Estimate, calibration_error, roc_auc
 from vitok.stats.results import Result
-from vitok.stats.weighted_means import weighted_mean_interval
+from vitok.stats.weighted_means import weighted_mean_interval, weights_of
 
 _Floats = NDArray[np.float64]
 
@@ -164,7 +164,7 @@ def refit_calibrator(
         raise InvalidInput("score, y and event_time", (scores.shape, labels.shape, times.shape), "have one shape (n,)")
     if not 0 < judged < 1:
         raise InvalidInput("judged", judged, "be in (0, 1)")
-    weights = np.ones(len(scores)) if weight is None else np.asarray(weight, dtype=np.float64)
+    weights = weights_of("weight", weight, len(scores))
     order = np.argsort(times, kind="stable")
     cut = len(order) - round(judged * len(order))
     # Rows of one moment stay on one side: a burst must not be both fitted to and judged on.

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.models.calibrators import read_labelled
+from vitok.stats.weighted_means import weights_of
 
 _Floats = NDArray[np.float64]
 
@@ -172,13 +173,13 @@ class CrossVennAbersCalibrator:
         folds = np.arange(len(scores)) % 5 if fold is None else np.asarray(fold)
         if scores.ndim != 1 or not scores.shape == labels.shape == folds.shape:
             raise InvalidInput("score, y and fold", (scores.shape, labels.shape, folds.shape), "have the same shape")
-        weights = None if weight is None else np.asarray(weight, dtype=np.float64)
+        weights = weights_of("weight", weight, len(scores))
         return cls(
             parts=tuple(
                 VennAbersCalibrator.fit(
                     scores[folds == each],
                     labels[folds == each],
-                    weight=None if weights is None else weights[folds == each],
+                    weight=weights[folds == each],
                 )
                 for each in np.unique(folds).tolist()
             )

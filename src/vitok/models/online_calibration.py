@@ -73,7 +73,8 @@ class PowerCalibrator:
 
     def __call__(self, score: _Floats) -> _Floats:
         """Returns probabilities of shape (n,), strictly inside (0, 1)."""
-        raised = self.gamma * np.maximum(score, _SMALLEST) ** self.kappa
+        # In float32 the upper end would be rounded to 1.
+        raised = self.gamma * np.maximum(np.asarray(score, dtype=np.float64), _SMALLEST) ** self.kappa
         return np.minimum(np.maximum(raised, _SMALLEST), 1 - _SMALLEST)
 
     def to_dict(self) -> dict[str, Any]:

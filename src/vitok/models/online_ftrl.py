@@ -113,10 +113,10 @@ class Ftrl:
 
         Args:
             slots: Shape (n, k), each below 2**bits.
-            values: Shape (n, k), finite.
+            values: Shape (n, k), of at most 1e75: the squares of larger gradients would not be numbers.
             labels: Shape (n,), 0 or 1.
-            weights: Importance of each row, shape (n,), finite and at least 0; 1 by default. The gradient is
-                multiplied by it (section 4.6), so that a row kept with probability r and given 1 / r stands for all.
+            weights: Importance of each row, shape (n,), 0 to 1e75; 1 by default. The gradient is multiplied by it
+                (section 4.6), so that a row kept with probability r and given 1 / r stands for all.
 
         Returns:
             The probabilities that were predicted before each row was learned, shape (n,).
@@ -137,9 +137,9 @@ class Ftrl:
 
         Args:
             slots: Shape (k,), uint32, each below 2**bits.
-            values: Shape (k,), float64, finite.
+            values: Shape (k,), float64, of at most 1e75.
             label: 0 or 1.
-            weight: Importance, finite and at least 0.
+            weight: Importance, 0 to 1e75.
 
         Returns:
             The probability that was predicted before the row was learned.
@@ -147,7 +147,7 @@ class Ftrl:
         Raises:
             InvalidInput: If a value is outside its range; then nothing is learned.
         """
-        if label not in (0.0, 1.0) or not 0.0 <= weight < math.inf:
+        if label not in (0.0, 1.0) or not 0.0 <= weight <= kernels.LARGEST:
             _labels([label], 1), _weights([weight], 1)
         if slots.dtype != _SLOT or values.dtype != _VALUE or slots.shape != values.shape or slots.ndim != 1:
             slots, values = (row[0] for row in self._rows(np.asarray(slots)[None], np.asarray(values)[None]))
@@ -163,7 +163,7 @@ class Ftrl:
         """Returns the probability of each row, shape (n,), and learns nothing.
 
         Raises:
-            InvalidInput: If a shape does not fit, a slot is none, or a value is not finite.
+            InvalidInput: If a shape does not fit, a slot is none, or a value is beyond 1e75.
         """
         slots, values = self._rows(slots, values)
         out = np.empty(len(slots))
@@ -178,7 +178,7 @@ class Ftrl:
         large. It is a bound on one step, and no standard error.
 
         Raises:
-            InvalidInput: If a shape does not fit, a slot is none, or a value is not finite.
+            InvalidInput: If a shape does not fit, a slot is none, or a value is beyond 1e75.
         """
         slots, values = self._rows(slots, values)
         out = np.empty(len(slots))
@@ -198,7 +198,7 @@ class Ftrl:
             by: weight times (label learned - label that is right), shape (n,).
 
         Raises:
-            InvalidInput: If a shape does not fit or a value is not finite.
+            InvalidInput: If a shape does not fit or a value is out of its range.
         """
         slots, values = self._rows(slots, values)
         amounts = np.asarray(by, dtype=np.float64)
@@ -260,7 +260,7 @@ class Ftrl:
         bad = kernels.first_bad(slots, values, len(self.state))
         if bad >= 0:
             row = (slots[bad].tolist(), values[bad].tolist())
-            raise InvalidInput(f"row {bad}", row, f"have slots below {len(self.state)} and finite values")
+            raise InvalidInput(f"row {bad}", row, f"have slots below {len(self.state)} and values up to 1e75")
         return slots, values
 
     def _room(self, k: int) -> _Floats:
@@ -299,8 +299,8 @@ def _weights(weights: ArrayLike | None, n: int) -> _Floats:
     array = np.asarray(weights, dtype=np.float64)
     if array.shape != (n,):
         raise InvalidInput("weights", array.shape, f"have the shape ({n},)")
-    bad = ~(np.isfinite(array) & (array >= 0.0))
+    bad = ~((array >= 0.0) & (array <= kernels.LARGEST))
     if bad.any():
         at = int(np.argmax(bad))
-        raise InvalidInput(f"weights[{at}]", float(array[at]), "be finite and at least 0")
+        raise InvalidInput(f"weights[{at}]", float(array[at]), "be from 0 to 1e75")
     return array

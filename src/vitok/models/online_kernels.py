@@ -10,6 +10,8 @@ import numpy as np
 from numba import njit, uint64
 
 _LARGEST_MARGIN = 500.0
+LARGEST = 1e75
+"""Of a value, and of a row's weight: the square of their product is a number, which is added up."""
 
 
 @njit(cache=True, inline="always")
@@ -58,13 +60,13 @@ def _learn(
 def _fits(slots: np.ndarray, values: np.ndarray, size: int) -> bool:
     good = True
     for j in range(slots.shape[0]):
-        good &= slots[j] < size and math.isfinite(values[j])
+        good &= slots[j] < size and abs(values[j]) <= LARGEST
     return good
 
 
 @njit(cache=True)
 def first_bad(slots: np.ndarray, values: np.ndarray, size: int) -> int:
-    """Returns the first row with a slot that there is none of, or a value that is not finite; -1 where none is."""
+    """Returns the first row with a slot that there is none of, or a value beyond `LARGEST`; -1 where none is."""
     for i in range(slots.shape[0]):
         if not _fits(slots[i], values[i], size):
             return i

@@ -42,7 +42,9 @@ class DecisionOrder:
         self._chunk: pl.DataFrame | None = None
         self._pool: list[pl.DataFrame] = []
         self._ready: pl.DataFrame | None = None
-        self._starts: list[list[list[int]]] = []
+        # Of each batch that still has rows in memory, by its number: where the log was read from.
+        self._starts: dict[int, list[list[int]]] = {}
+        self._batches = 0
 
     @property
     def shared(self) -> bool:
@@ -82,11 +84,15 @@ class DecisionOrder:
             if done:
                 tail.read(max_rows=done)
             return {**place, "positions": [list(item) for item in tail.positions] if done else self._start}
+        oldest = self._oldest(done)
+        return {**place, "positions": self._positions() if oldest is None else self._starts[oldest]}
+
+    def _oldest(self, done: int) -> int | None:
+        """Returns the first batch of which rows are not learned yet, when `done` of the last `read` have been."""
         left = [frame for frame in (self._ready, *self._pool) if frame is not None]
         if self._chunk is not None:
             left.append(self._chunk.slice(done))
-        numbers = [int(frame[_BATCH].min()) for frame in left if frame.height]  # type: ignore[arg-type]
-        return {**place, "positions": self._starts[min(numbers)] if numbers else self._positions()}
+        return min((int(frame[_BATCH].min()) for frame in left if frame.height), default=None)  # type: ignore[arg-type]
 
     def _merged(self, most: int, until: int) -> "pl.DataFrame | None":
         import polars as pl
@@ -103,9 +109,10 @@ class DecisionOrder:
         if any(frame.height for frame in come):
             self._pool = [rest for frame in self._pool if (rest := frame.filter(~known)).height]
             self._ready = pl.concat([*ready, *come], how="diagonal_relaxed").sort("ingest_time", "decision_id")
-        if self._ready is None or not self._ready.height:
-            return None
-        self._chunk, self._ready = self._ready.slice(0, most), self._ready.slice(most)
+        if self._ready is not None and self._ready.height:
+            self._chunk, self._ready = self._ready.slice(0, most), self._ready.slice(most)
+        oldest = self._oldest(0)
+        self._starts = {} if oldest is None else {at: it for at, it in self._starts.items() if at >= oldest}
         return self._chunk
 
     def _hold(self, frame: "pl.DataFrame", start: list[list[int]]) -> None:
@@ -116,8 +123,9 @@ class DecisionOrder:
         later = (pl.col("ingest_time") > moment) | (
             (pl.col("ingest_time") == moment) & (pl.col("decision_id") > pl.lit(identifier))
         )
-        self._starts.append(start)
-        number = pl.lit(len(self._starts) - 1, pl.Int64).alias(_BATCH)
+        self._starts[self._batches] = start
+        number = pl.lit(self._batches, pl.Int64).alias(_BATCH)
+        self._batches += 1
         self._pool.append((frame if time == NEVER else frame.filter(later)).with_columns(number))
 
     def _key(self, row: int) -> tuple[int, bytes]:

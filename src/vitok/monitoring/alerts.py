@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitok.clock import isoformat
+from vitok.clock import HOUR, isoformat
 from vitok.engines.sqlite import Database
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring.prometheus import Sample
@@ -21,11 +21,27 @@ from vitok.monitoring.rules import (
     RuleState,
     advance,
     canonical,
+    check_names,
 )
 from vitok.stats.results import Result
 
 State = Literal["open", "cleared"]
-_SCHEMA = """
+_RULES_AND_SLICES = """
+CREATE UNIQUE INDEX alert_open ON alert (rule, system, version, slice) WHERE cleared_at IS NULL;
+CREATE TABLE rule_state (
+    rule TEXT NOT NULL,
+    labels TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    fired_at INTEGER,
+    quiet_since INTEGER,
+    value REAL,
+    alert INTEGER,
+    PRIMARY KEY (rule, labels)
+) STRICT;
+CREATE TABLE rule_time (rule TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT;
+"""
+_SCHEMA = (
+    """
 CREATE TABLE observation (
     rule TEXT NOT NULL,
     system TEXT NOT NULL,
@@ -54,20 +70,16 @@ CREATE TABLE alert (
     cleared_at INTEGER,
     cleared_reason TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE UNIQUE INDEX alert_open ON alert (rule, system, version, slice) WHERE cleared_at IS NULL;
-CREATE TABLE rule_state (
-    rule TEXT NOT NULL,
-    labels TEXT NOT NULL,
-    since INTEGER NOT NULL,
-    fired_at INTEGER,
-    quiet_since INTEGER,
-    value REAL,
-    alert INTEGER,
-    PRIMARY KEY (rule, labels)
-) STRICT;
-CREATE TABLE rule_time (rule TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT;
-CREATE TABLE progress (system TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT
+CREATE TABLE progress (system TEXT PRIMARY KEY, until INTEGER NOT NULL) STRICT;
 """
+    + _RULES_AND_SLICES
+)
+# Files of the first layout knew neither slices nor rules about gauges.
+_MIGRATIONS = {
+    1: "ALTER TABLE alert ADD COLUMN slice TEXT NOT NULL DEFAULT ''; DROP INDEX alert_open;" + _RULES_AND_SLICES
+}
+# Two processes may differ by this much; what lies farther ahead was written while the clock was wrong.
+_AHEAD = HOUR
 _ALERT = (
     "id, rule, severity, system, version, slice, first_seen, raised_at, value, bound, reason, playbook,"
     " cleared_at, cleared_reason"
@@ -189,7 +201,8 @@ class Alerts:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = Database(path, schema=_SCHEMA, kind="alerts", version=2)
+        # Durable: delivery and incidents refer to alerts by number, so none may vanish and its number come again.
+        self._database = Database(path, schema=_SCHEMA, kind="alerts", version=2, migrations=_MIGRATIONS, durable=True)
 
     def close(self) -> None:
         """Closes the file."""
@@ -234,6 +247,8 @@ class Alerts:
         key = (rule.name, system, version)
         of = "rule = ? AND system = ? AND version = ?"
         with self._database.writing() as transaction:
+            # Windows that have not ended yet were observed while the clock was ahead; they would stop all others.
+            transaction.execute(f"DELETE FROM observation WHERE {of} AND window_end > ?", (*key, now + _AHEAD))  # noqa: S608
             last = transaction.execute(f"SELECT max(window_end) FROM observation WHERE {of}", key).fetchone()[0]  # noqa: S608
             if last is not None and window_end <= last:
                 return None
@@ -252,6 +267,8 @@ class Alerts:
             needed = rule.clear_after if is_open else rule.windows
             # A row starts anew after an alert was cleared, also where a person or the loop cleared it.
             after = -math.inf if latest is None else (latest.raised_at if is_open else latest.cleared_at)
+            if after is None or after > now + _AHEAD:
+                after = -math.inf
             rows = transaction.execute(
                 f"SELECT window_end, firing FROM observation WHERE {of} AND window_end > ?"  # noqa: S608
                 " ORDER BY window_end DESC LIMIT ?",
@@ -286,14 +303,17 @@ class Alerts:
         Args:
             rules: The rules; a series that raised an alert and whose rule is not among them stays as it is.
             samples: All gauges as they are now; a series that is not among them is gone.
-            now: The present, in microseconds. A time that was evaluated already, or an earlier one, changes nothing.
+            now: The present, in microseconds. A time that was evaluated already, or an earlier one, changes nothing,
+                unless it is so much earlier that the clock must have been set back; then it goes on from there.
 
         Returns:
             The alerts that were raised or cleared by this very evaluation.
 
         Raises:
+            InvalidInput: If two rules have one name, as they would share their memory.
             StoreError: If the file cannot be written; nothing was evaluated then.
         """
+        check_names(rules)
         vectors: dict[str, list[Sample]] = {}
         for sample in samples:
             vectors.setdefault(sample.metric, []).append(sample)
@@ -303,7 +323,7 @@ class Alerts:
                 if not rule.metric:
                     continue
                 last = transaction.execute("SELECT at FROM rule_time WHERE rule = ?", (rule.name,)).fetchone()
-                if last is None or now > last[0]:
+                if last is None or now > last[0] or now < last[0] - _AHEAD:
                     changed += _evaluate(transaction, rule, vectors.get(rule.metric, ()), now)
                     transaction.execute("INSERT OR REPLACE INTO rule_time VALUES (?, ?)", (rule.name, now))
         return tuple(changed)
@@ -466,7 +486,9 @@ def _evaluate(transaction: Any, rule: AlertRule, samples: Iterable[Sample], now:
         "SELECT labels, since, fired_at, quiet_since, value, alert FROM rule_state WHERE rule = ?", (rule.name,)
     ).fetchall()
     states = {
-        _labels(row[0]): RuleState(since=row[1], fired_at=row[2], quiet_since=row[3], value=_float(row[4]))
+        _labels(row[0]): RuleState(
+            since=min(row[1], now), fired_at=_until(row[2], now), quiet_since=_until(row[3], now), value=_float(row[4])
+        )
         for row in rows
     }
     alerts = {_labels(row[0]): row[5] for row in rows}
@@ -480,10 +502,14 @@ def _evaluate(transaction: Any, rule: AlertRule, samples: Iterable[Sample], now:
         state, alert = after.get(labels), alerts.get(labels)
         if state is None or (not state.firing and alert is not None):
             transaction.execute("DELETE FROM rule_state WHERE rule = ? AND labels = ?", key)
-            if alert is not None:
+            shared = transaction.execute("SELECT count(*) FROM rule_state WHERE alert = ?", (alert,)).fetchone()[0]
+            if alert is not None and not shared:
                 changed.append(_clear(transaction, alert, now, "the condition does not hold any more"))
         if state is None:
             continue
+        if state.firing and alert is None:
+            # Series whose labels are one subject share an alert, and so does a rule that was about windows before.
+            alert = _open_of(transaction, rule, _subject(labels))
         if state.firing and alert is None:
             raised = _raise(
                 transaction,
@@ -502,6 +528,18 @@ def _evaluate(transaction: Any, rule: AlertRule, samples: Iterable[Sample], now:
             (*key, state.since, state.fired_at, state.quiet_since, _number(state.value), alert),
         )
     return changed
+
+
+def _open_of(transaction: Any, rule: AlertRule, subject: tuple[str, str, str]) -> int | None:
+    row = transaction.execute(
+        "SELECT id FROM alert WHERE rule = ? AND system = ? AND version = ? AND slice = ? AND cleared_at IS NULL",
+        (rule.name, *subject),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _until(time: int | None, now: int) -> int | None:
+    return None if time is None else min(time, now)
 
 
 def _labels(text: str) -> Labels:

@@ -4,24 +4,29 @@ An address of apprise holds tokens and passwords. It is read when it is needed, 
 appears in no error, no log and no stored message.
 """
 
+import base64
+import http.client
 import json
 import logging
 import os
 import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from vitok.clock import isoformat
+from vitok.clock import DAY, isoformat
 from vitok.errors import InvalidInput, MissingExtra, NotFound, ServiceError
 from vitok.monitoring.outbox import Notice
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _KINDS = {"critical": "failure", "warning": "warning", "info": "info"}
 _ANSWER = 200
+# Alertmanager ends by itself, after five minutes, what says no end and is not sent again.
+_OPEN_END = 366 * DAY
 
 
 def secret(reference: str) -> str:
@@ -111,7 +116,7 @@ def _apprise() -> Any:
             raise MissingExtra("alerts", "sending alerts through apprise") from None
         # Their lines quote addresses, which hold tokens, and what receivers answer.
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-        logging.getLogger("urllib3").setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
     return cast("Any", apprise)
 
 
@@ -119,7 +124,8 @@ class Alertmanager:
     """Posts alerts to Alertmanager's API, version 2, which then groups, silences and routes them itself.
 
     Args:
-        address: Such as `"http://alertmanager:9093"`, or what gives it where it holds a password.
+        address: Such as `"http://alertmanager:9093"`, or what gives it where it holds a password, such as
+            `https://name:password@host`, which is sent as basic authentication.
         timeout: Seconds to wait for its answer.
         name: How it is called in errors.
     """
@@ -133,7 +139,9 @@ class Alertmanager:
         return f"Alertmanager(name={self.name!r})"
 
     def send(self, notice: Notice) -> None:
-        """Posts the alerts of a notice; a cleared one has an end.
+        """Posts the alerts of a notice; a cleared one has its end, an open one an end a year away.
+
+        An answer that sends elsewhere is a refusal: whoever follows it asks there instead of posting.
 
         Raises:
             InvalidInput: If the address is not one of http or https.
@@ -143,19 +151,37 @@ class Alertmanager:
         if not address.startswith(("http://", "https://")):
             raise InvalidInput(f"address of {self.name}", "...", "begin with http:// or https://")
         content = json.dumps([_posted(alert) for alert in notice.alerts]).encode()
-        request = urllib.request.Request(  # noqa: S310
-            f"{address.rstrip('/')}/api/v2/alerts", data=content, headers={"Content-Type": "application/json"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+            address, headers = _authorised(address)
+            request = urllib.request.Request(  # noqa: S310
+                f"{address.rstrip('/')}/api/v2/alerts",
+                data=content,
+                headers={"Content-Type": "application/json"} | headers,
+            )
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self._timeout) as answer:
                 status = answer.status
         except urllib.error.HTTPError as error:
             error.close()
             raise ServiceError(f"{self.name} refused the alerts with status {error.code}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServiceError(f"{self.name} does not answer: {type(error).__name__}") from None
         if status != _ANSWER:
             raise ServiceError(f"{self.name} answered with status {status}, not {_ANSWER}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follows nothing."""
+
+
+def _authorised(address: str) -> tuple[str, dict[str, str]]:
+    """Takes name and password out of an address, into a header."""
+    parts = urllib.parse.urlsplit(address)
+    given, mark, host = parts.netloc.rpartition("@")
+    if not mark:
+        return address, {}
+    token = base64.b64encode(urllib.parse.unquote(given).encode()).decode()
+    return urllib.parse.urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {token}"}
 
 
 def _posted(alert: Any) -> dict[str, Any]:
@@ -165,6 +191,6 @@ def _posted(alert: Any) -> dict[str, Any]:
         "annotations": {"summary": alert["reason"], "playbook": alert["playbook"]},
         "startsAt": isoformat(alert["first_seen"]),
     }
-    if alert["cleared_at"] is not None:
-        posted["endsAt"] = isoformat(alert["cleared_at"])
-    return posted
+    end = alert["raised_at"] + _OPEN_END if alert["cleared_at"] is None else alert["cleared_at"]
+    # An end before the beginning, as after a clock was set back, is refused.
+    return posted | {"endsAt": isoformat(max(end, alert["first_seen"] + 1))}

@@ -18,7 +18,7 @@ from vitok.monitoring.alerts import Alert, Alerts
 from vitok.monitoring.outbox import Channel, Delivered, Kind, Message, Notice, Outbox, Retry
 from vitok.monitoring.prometheus import Sample
 from vitok.monitoring.rules import SEVERITIES, Severity
-from vitok.monitoring.silences import Silences
+from vitok.monitoring.silences import Silence, Silences
 
 _SCHEMA = (
     outbox.SCHEMA
@@ -34,12 +34,29 @@ CREATE TABLE followed (
     escalated INTEGER NOT NULL DEFAULT 0,
     acknowledged_at INTEGER,
     acknowledged_by TEXT NOT NULL DEFAULT '',
-    summed INTEGER NOT NULL DEFAULT 0
+    summed INTEGER NOT NULL DEFAULT 0,
+    raised_at INTEGER,
+    told_as TEXT NOT NULL DEFAULT '',
+    told_key TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE summary (severity TEXT NOT NULL, day INTEGER NOT NULL, PRIMARY KEY (severity, day)) STRICT;
 """
 )
-_FOLLOWED = "alert, fingerprint, noticed_at, told_at, held, ended, escalated, acknowledged_at, acknowledged_by, summed"
+_MIGRATIONS = {
+    1: outbox.MIGRATION_1
+    + """
+ALTER TABLE followed ADD COLUMN raised_at INTEGER;
+ALTER TABLE followed ADD COLUMN told_as TEXT NOT NULL DEFAULT '';
+ALTER TABLE followed ADD COLUMN told_key TEXT NOT NULL DEFAULT '';
+UPDATE followed SET told_as = fingerprint, told_key = 'raised/' || alert WHERE told_at IS NOT NULL;
+"""
+}
+_FOLLOWED = (
+    "alert, fingerprint, noticed_at, told_at, held, ended, escalated, acknowledged_at, acknowledged_by, summed,"
+    " told_as, told_key"
+)
+# Receivers refuse messages that are too long; what is left out is in the list of alerts.
+_MOST_DESCRIBED, _LONGEST_TITLE, _LONGEST_REASON = 20, 300, 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +110,14 @@ class DeliveryRules:
 
     Attributes:
         routes: One for each severity that is told.
-        inhibited_by: Severities that keep an open alert of another one back, by the severity that is kept back.
-        same: What such two alerts must have in common: `"system"`, `"version"`, `"slice"`.
+        inhibited_by: Severities that keep an open alert of a lesser one back, by the severity that is kept back. An
+            alert that nobody is told, since it is silenced or has no route, keeps none back.
+        same: What such two alerts must have in common: `"system"`, `"version"`, `"slice"`. Alerts without a system
+            have none in common.
         repeat_after: An alert on the same subject as one that was told is told again only so long after it, in
             microseconds.
         retry: How often a message is tried.
+        keep: How long messages and what is known of alerts are kept after their end, in microseconds.
     """
 
     routes: tuple[Route, ...]
@@ -105,6 +125,7 @@ class DeliveryRules:
     same: tuple[str, ...] = ("system",)
     repeat_after: int = HOUR
     retry: Retry = field(default_factory=Retry)
+    keep: int = 90 * DAY
 
     def __post_init__(self) -> None:
         severities = [route.severity for route in self.routes]
@@ -112,6 +133,12 @@ class DeliveryRules:
             raise InvalidInput("routes", severities, "be at least one, and one a severity")
         if not set(self.same) <= {"system", "version", "slice"}:
             raise InvalidInput("same", self.same, "be of system, version and slice")
+        for held, stronger in self.inhibited_by.items():
+            ranks: dict[str, int] = {name: place for place, name in enumerate(SEVERITIES)}
+            if held not in ranks or any(ranks.get(name, len(ranks)) >= ranks[held] for name in stronger):
+                raise InvalidInput("inhibited_by", {held: stronger}, "name severities that are stronger than it")
+        if self.keep < max(self.repeat_after, self.retry.give_up, 2 * DAY):
+            raise InvalidInput("keep", self.keep, "be at least two days, repeat_after and the time of giving up")
 
     @classmethod
     def usual(cls, *, critical: Sequence[str], warning: Sequence[str], info: Sequence[str]) -> "DeliveryRules":
@@ -146,6 +173,8 @@ class Followed:
         acknowledged_at: When somebody took it, None before.
         acknowledged_by: Who.
         summed: Whether a daily summary has told it.
+        told_as: Key of the notice that told it, shared by all that were told in it; empty before.
+        told_key: Key of the messages of that notice, without the channel; empty before.
     """
 
     alert: Alert
@@ -157,6 +186,8 @@ class Followed:
     acknowledged_at: int | None
     acknowledged_by: str
     summed: bool
+    told_as: str = ""
+    told_key: str = ""
 
 
 class Delivery:
@@ -214,7 +245,7 @@ class Delivery:
 
         Args:
             now: The present, in microseconds.
-            clock: Tells the time while messages are sent; by default it stands still.
+            clock: Tells the time while messages are sent; by default `now` and what has passed since.
 
         Raises:
             StoreError: If a file cannot be read or written; the next tick goes on there.
@@ -228,6 +259,7 @@ class Delivery:
             self._tell_ends(transaction, followed, now)
             self._escalate(transaction, followed, now)
             self._sum_up(transaction, now)
+            self._forget(transaction, now)
         return self.outbox.deliver(now, clock=clock)
 
     def followed(self) -> tuple[Followed, ...]:
@@ -270,15 +302,31 @@ class Delivery:
         )
 
     def _follow(self, now: int) -> None:
-        last = self._database.read("SELECT max(alert) FROM followed")[0][0] or 0
-        new = self._alerts.after(last)
         with self._database.writing() as transaction:
+            known = transaction.execute(
+                "SELECT alert, fingerprint, raised_at FROM followed ORDER BY alert DESC LIMIT 1"
+            ).fetchone()
+            new = self._alerts.after(0 if known is None else known[0] - 1)
+            if known is not None:
+                # Where the last one is not there, the file of alerts is another: put back, or begun anew. Its numbers
+                # come again, and who took them for those of before would never tell anybody.
+                new = new[1:] if new and _is_same(known, new[0]) else self._followed_anew(transaction)
             for alert in new:
                 transaction.execute(
-                    "INSERT INTO followed (alert, fingerprint, noticed_at) VALUES (?, ?, ?)"
-                    " ON CONFLICT (alert) DO NOTHING",
-                    (alert.id, alert.fingerprint, now),
+                    "INSERT INTO followed (alert, fingerprint, raised_at, noticed_at) VALUES (?, ?, ?, ?)",
+                    (alert.id, alert.fingerprint, alert.raised_at, now),
                 )
+
+    def _followed_anew(self, transaction: Any) -> tuple[Alert, ...]:
+        """Forgets the alerts that are not there any more; returns those that are not followed."""
+        present = {alert.id: alert for alert in self._alerts.after(0)}
+        kept = set()
+        for row in transaction.execute("SELECT alert, fingerprint, raised_at FROM followed").fetchall():
+            if row[0] in present and _is_same(row, present[row[0]]):
+                kept.add(row[0])
+            else:
+                transaction.execute("DELETE FROM followed WHERE alert = ?", (row[0],))
+        return tuple(alert for alert in present.values() if alert.id not in kept)
 
     def _followed(self, transaction: Any) -> list[Followed]:
         rows = transaction.execute(f"SELECT {_FOLLOWED} FROM followed WHERE NOT ended ORDER BY alert").fetchall()  # noqa: S608
@@ -293,6 +341,8 @@ class Delivery:
                 acknowledged_at=row[7],
                 acknowledged_by=row[8],
                 summed=bool(row[9]),
+                told_as=row[10],
+                told_key=row[11],
             )
             for row in rows
         ]
@@ -308,22 +358,24 @@ class Delivery:
                 transaction.execute("UPDATE followed SET held = ? WHERE alert = ?", (held, one.alert.id))
 
     def _why_held(
-        self, transaction: Any, one: Followed, followed: Iterable[Followed], known: Iterable[Any], now: int
+        self, transaction: Any, one: Followed, followed: Iterable[Followed], known: Sequence[Silence], now: int
     ) -> str:
         alert = one.alert
-        for silence in known:
-            if silence.matches(alert.__dict__, now):
-                return f"silenced until {isoformat(silence.ends_at)} by {silence.who}: {silence.why}"
+        silence = _silencing(alert, known, now)
+        if silence is not None:
+            return f"silenced until {isoformat(silence.ends_at)} by {silence.who}: {silence.why}"
         stronger = self._rules.inhibited_by.get(alert.severity, ())
         for other in followed:
             alike = all(getattr(other.alert, name) == getattr(alert, name) for name in self._rules.same)
-            if other.alert.severity in stronger and alike:
+            if other.alert.severity not in stronger or not alike or ("system" in self._rules.same and not alert.system):
+                continue
+            if other.alert.severity in self._routes and _silencing(other.alert, known, now) is None:
                 return f"inhibited by alert {other.alert.id}, {other.alert.rule}"
         if one.told_at is None:
             last = transaction.execute(
                 "SELECT max(told_at) FROM followed WHERE fingerprint = ? AND alert < ?", (alert.fingerprint, alert.id)
             ).fetchone()[0]
-            if last is not None and now < last + self._rules.repeat_after:
+            if last is not None and _within(now, last, self._rules.repeat_after):
                 return f"the same was told at {isoformat(last)}"
         return ""
 
@@ -339,13 +391,17 @@ class Delivery:
                 waiting.setdefault((one.alert.severity, one.alert.system), []).append(one)
         for (severity, _), group in waiting.items():
             route = self._routes[severity]
-            if now < min(one.noticed_at for one in group) + route.wait:
+            if _within(now, min(one.noticed_at for one in group), route.wait):
                 continue
             parts = [group] if route.wait else [[one] for one in group]
             for part in parts:
-                self._put(transaction, route.channels, _notice("raised", [one.alert for one in part]), part, now)
+                notice = _notice("raised", [one.alert for one in part])
+                key = self._put(transaction, route.channels, notice, part, now)
                 for one in part:
-                    transaction.execute("UPDATE followed SET told_at = ? WHERE alert = ?", (now, one.alert.id))
+                    transaction.execute(
+                        "UPDATE followed SET told_at = ?, told_as = ?, told_key = ? WHERE alert = ?",
+                        (now, notice.key, key, one.alert.id),
+                    )
 
     def _tell_ends(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
         for one in followed:
@@ -360,7 +416,13 @@ class Delivery:
                     *route.channels,
                     *(name for step in route.escalations[: one.escalated] for name in step.channels),
                 ]
-                self._put(transaction, dict.fromkeys(told), _notice("cleared", [one.alert]), [one], now)
+                # Of several that were told as one, only the last may end it at the receiver.
+                others = transaction.execute(
+                    "SELECT count(*) FROM followed WHERE told_key = ? AND NOT ended AND alert <> ?",
+                    (one.told_key, one.alert.id),
+                ).fetchone()[0]
+                key = one.alert.fingerprint if others else one.told_as
+                self._put(transaction, dict.fromkeys(told), _notice("cleared", [one.alert], key=key), [one], now)
             transaction.execute("UPDATE followed SET ended = 1 WHERE alert = ?", (one.alert.id,))
 
     def _escalate(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
@@ -371,15 +433,15 @@ class Delivery:
             if one.alert.state == "cleared" or one.escalated >= len(route.escalations):
                 continue
             step = route.escalations[one.escalated]
-            if now < one.told_at + step.after and not self._is_lost(transaction, route, one):
+            if _within(now, one.told_at, step.after) and not self._is_lost(transaction, route, one):
                 continue
-            notice = _notice("escalated", [one.alert], since=one.told_at, level=one.escalated + 1)
+            notice = _notice("escalated", [one.alert], since=one.told_at, level=one.escalated + 1, key=one.told_as)
             self._put(transaction, step.channels, notice, [one], now, suffix=f"/{one.escalated + 1}")
             transaction.execute("UPDATE followed SET escalated = escalated + 1 WHERE alert = ?", (one.alert.id,))
 
     def _is_lost(self, transaction: Any, route: Route, one: Followed) -> bool:
         """Says whether every message that first told of an alert was given up, so that nobody knows."""
-        keys = [f"{channel}/raised/{one.alert.id}" for channel in route.channels]
+        keys = [f"{channel}/{one.told_key}" for channel in route.channels]
         marks = ", ".join("?" * len(keys))
         dead = transaction.execute(
             f"SELECT count(*) FROM message WHERE state = 'dead' AND key IN ({marks})",  # noqa: S608
@@ -392,24 +454,40 @@ class Delivery:
             if route.daily_at is None:
                 continue
             day = (now - route.daily_at) // DAY
-            done = transaction.execute("SELECT max(day) FROM summary WHERE severity = ?", (route.severity,)).fetchone()[
-                0
-            ]
+            # Days that have not come were told while the clock was ahead; they would keep the true ones back.
+            transaction.execute("DELETE FROM summary WHERE severity = ? AND day > ?", (route.severity, day + 1))
+            of = (route.severity,)
+            done = transaction.execute("SELECT max(day) FROM summary WHERE severity = ?", of).fetchone()[0]
             if done is not None and day <= done:
                 continue
             transaction.execute("INSERT INTO summary VALUES (?, ?)", (route.severity, day))
             # The first tick of all only begins the days: nothing was left untold before it.
             if done is None:
                 continue
-            new = [
-                self._alerts.get(row[0])
-                for row in transaction.execute("SELECT alert FROM followed WHERE NOT summed ORDER BY alert")
-            ]
-            still = [alert for alert in self._alerts.open() if alert.id not in {one.id for one in new}]
+            rows = transaction.execute("SELECT alert FROM followed WHERE NOT summed ORDER BY alert").fetchall()
+            new = [alert for alert in (self._alerts.get(row[0]) for row in rows) if self._is_in(route, alert)]
+            told = {one.id for one in new}
+            still = [one for one in self._alerts.open() if one.id not in told and self._is_in(route, one)]
             notice = _summary(new, still, route.severity, day * DAY + route.daily_at)
             for channel in route.channels:
-                self.outbox.put(transaction, channel, notice, key=f"summary/{route.severity}/{day}", now=now)
-            transaction.execute("UPDATE followed SET summed = 1")
+                self.outbox.put(transaction, channel, notice, key=f"summary/{route.severity}/{day}/{now}", now=now)
+            transaction.executemany("UPDATE followed SET summed = 1 WHERE alert = ?", [(number,) for number in told])
+
+    def _is_in(self, route: Route, alert: Alert) -> bool:
+        """Says whether a daily summary tells of an alert: its own ones, and all that have no summary of their own."""
+        own = self._routes.get(alert.severity)
+        return own is None or own.daily_at is None or own is route
+
+    def _forget(self, transaction: Any, now: int) -> None:
+        before = now - self._rules.keep
+        self.outbox.forget(transaction, before=before)
+        # The last one stays: by it the file of alerts is known again.
+        transaction.execute(
+            "DELETE FROM followed WHERE ended AND noticed_at < ? AND coalesce(told_at, 0) < ?"
+            " AND alert < (SELECT max(alert) FROM followed)",
+            (before, before),
+        )
+        transaction.execute("DELETE FROM summary WHERE day < ?", (before // DAY,))
 
     def _put(
         self,
@@ -420,10 +498,13 @@ class Delivery:
         now: int,
         *,
         suffix: str = "",
-    ) -> None:
+    ) -> str:
         numbers = ",".join(str(one.alert.id) for one in part)
+        # With the time, since numbers come again in another file of alerts.
+        key = f"{notice.kind}/{numbers}/{part[0].alert.raised_at}{suffix}"
         for channel in channels:
-            self.outbox.put(transaction, channel, notice, key=f"{notice.kind}/{numbers}{suffix}", now=now)
+            self.outbox.put(transaction, channel, notice, key=key, now=now)
+        return key
 
 
 def open_delivery(path: str | Path) -> Database:
@@ -432,10 +513,23 @@ def open_delivery(path: str | Path) -> Database:
     Raises:
         StoreError: If the file cannot be opened, or is something else.
     """
-    return Database(path, schema=_SCHEMA, kind="delivery", version=1, durable=True)
+    return Database(path, schema=_SCHEMA, kind="delivery", version=2, migrations=_MIGRATIONS, durable=True)
 
 
-def _notice(kind: Kind, alerts: Sequence[Alert], *, since: int = 0, level: int = 0) -> Notice:
+def _is_same(row: Sequence[Any], alert: Alert) -> bool:
+    return row[0] == alert.id and row[1] == alert.fingerprint and row[2] in (None, alert.raised_at)
+
+
+def _silencing(alert: Alert, known: Iterable[Silence], now: int) -> Silence | None:
+    return next((silence for silence in known if silence.matches(alert.__dict__, now)), None)
+
+
+def _within(now: int, begin: int, span: int) -> bool:
+    """Says whether less than a span has passed; one that begins far ahead was written while the clock was ahead."""
+    return abs(now - begin) < span
+
+
+def _notice(kind: Kind, alerts: Sequence[Alert], *, since: int = 0, level: int = 0, key: str = "") -> Notice:
     first = min(alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.id))
     about = f"{first.rule} of {first.system} {first.version}{f', {first.slice}' if first.slice else ''}"
     if len(alerts) > 1:
@@ -446,22 +540,31 @@ def _notice(kind: Kind, alerts: Sequence[Alert], *, since: int = 0, level: int =
         title = f"{first.severity.upper()} {about}: {first.reason}"
     if kind == "escalated":
         title = f"NOT ACKNOWLEDGED since {isoformat(since)} (level {level}): {title}"
-    key = first.fingerprint
+    key = key or first.fingerprint
     if len(alerts) > 1:
         key = hashlib.sha256(",".join(alert.fingerprint for alert in alerts).encode()).hexdigest()[:16]
     return Notice(
         key=key,
         kind=kind,
         severity=first.severity,
-        title=" ".join(title.split()),
-        body="\n\n".join(_described(alert) for alert in alerts),
+        title=_cut(" ".join(title.split()), _LONGEST_TITLE),
+        body="\n\n".join(_all_described(alerts)),
         alerts=tuple(_kept(alert) for alert in alerts),
     )
 
 
+def _all_described(alerts: Sequence[Alert]) -> list[str]:
+    found = [_described(alert) for alert in alerts[:_MOST_DESCRIBED]]
+    return [*found, f"and {len(alerts) - len(found)} more"] if len(alerts) > len(found) else found
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def _described(alert: Alert) -> str:
     lines = [
-        f"{alert.severity} {alert.rule}: {alert.reason}",
+        f"{alert.severity} {alert.rule}: {_cut(alert.reason, _LONGEST_REASON)}",
         f"system {alert.system}, version {alert.version}, slice {alert.slice or 'all'}",
         f"size {alert.value:.4g} against {alert.bound:.4g}, since {isoformat(alert.first_seen)}",
         f"alert {alert.id}, raised {isoformat(alert.raised_at)}",
@@ -481,9 +584,11 @@ def _summary(new: Sequence[Alert], still: Sequence[Alert], severity: str, at: in
     day = isoformat(at)[:10]
     ended = [alert for alert in new if alert.state == "cleared"]
     parts = [f"{len(new)} new alerts, {len(ended)} of them cleared; {len(still)} older ones still open"]
-    parts += [_described(alert) for alert in new]
+    parts += _all_described(new)
     if still:
-        parts.append("Still open:\n" + "\n".join(str(alert) for alert in still))
+        shown = [_cut(str(alert), _LONGEST_REASON) for alert in still[:_MOST_DESCRIBED]]
+        rest = [f"and {len(still) - len(shown)} more"] if len(still) > len(shown) else []
+        parts.append("Still open:\n" + "\n".join([*shown, *rest]))
     return Notice(
         key=f"summary-{day}",
         kind="summary",

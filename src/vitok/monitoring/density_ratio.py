@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok import settings
-from vitok.errors import InvalidInput, MissingExtra
-from vitok.stats import Estimate, roc_auc
+from vitok.errors import InvalidInput
+from vitok.monitoring.cross_fitting import cross_fit
+from vitok.stats import Estimate
+from vitok.stats.intervals import normal_quantile
+from vitok.stats.performance_estimation import bounded_interval
 from vitok.stats.results import Result
 from vitok.stats.weighted_means import effective_sample_size
 
@@ -19,7 +22,6 @@ _Floats = NDArray[np.float64]
 # Small, strongly regularised trees: the task is to tell two samples apart, mostly alike, and an overconfident
 # classifier gives wild ratios.
 _PARAMETERS: Mapping[str, Any] = {
-    "objective": "binary",
     "num_leaves": 15,
     "learning_rate": 0.05,
     "min_data_in_leaf": 100,
@@ -27,7 +29,6 @@ _PARAMETERS: Mapping[str, Any] = {
     "feature_fraction": 0.8,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
-    "verbosity": -1,
 }
 
 
@@ -102,11 +103,6 @@ def density_ratio(
         >>> found.auc.lower > 0.7, found.n_effective < 1_500
         (True, True)
     """
-    try:
-        import lightgbm
-    except ImportError:
-        raise MissingExtra("models", "density_ratio") from None
-
     before, now = np.asarray(reference, dtype=np.float64), np.asarray(current, dtype=np.float64)
     if before.ndim != 2 or now.ndim != 2 or before.shape[1] != now.shape[1] or before.shape[1] == 0:
         raise InvalidInput("reference and current", (before.shape, now.shape), "have the shapes (n, f) and (m, f)")
@@ -114,38 +110,25 @@ def density_ratio(
         raise InvalidInput("n_folds", n_folds, f"be from 2 to the {min(len(before), len(now))} rows of a sample")
     if not ceiling > 1:
         raise InvalidInput("ceiling", ceiling, "be above 1")
-    chosen = settings.current()
-    whole = np.vstack([before, now])
-    is_current = np.arange(len(whole)) >= len(before)
-    drawn = chosen.seed if seed is None else seed
-    rng = np.random.default_rng(drawn)
-    fold = np.empty(len(whole), dtype=np.intp)
-    for side in (False, True):
-        rows = np.flatnonzero(is_current == side)
-        fold[rng.permutation(rows)] = np.arange(len(rows)) % n_folds
-    parameters = {
-        **_PARAMETERS,
-        "seed": drawn,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": chosen.threads,
-    }
-    # Both samples count alike, so that the odds are the ratio itself.
-    balance = np.where(is_current, len(before) / len(now), 1.0)
-    logit = np.empty(len(whole))
-    for k in range(n_folds):
-        rest = fold != k
-        data = lightgbm.Dataset(
-            whole[rest], is_current[rest].astype(np.float64), weight=balance[rest], params={"verbosity": -1}
-        )
-        booster = lightgbm.train(parameters, data, num_boost_round=n_trees)
-        logit[~rest] = booster.predict(whole[~rest], raw_score=True)
-    ratio = np.exp(np.minimum(logit[: len(before)], math.log(1e12)))
+    drawn = settings.current().seed if seed is None else seed
+    told = cross_fit(before, now, parameters=_PARAMETERS, n_folds=n_folds, n_trees=n_trees, seed=drawn)
+    auc, error = told.auc()
+    level = 0.95
+    lower, upper = bounded_interval(auc, error, normal_quantile(level), 0.0, 1.0)
+    ratio = np.exp(np.minimum(told.logit[: len(before)], math.log(1e12)))
     weight = np.minimum(ratio, ceiling)
     return DensityRatio(
         weight=weight / weight.mean(),
         n_effective=effective_sample_size(weight),
         clipped=float(np.mean(ratio > ceiling)),
-        auc=roc_auc(is_current, logit),
+        auc=Estimate(
+            name="roc_auc",
+            value=auc,
+            lower=lower,
+            upper=upper,
+            n_obs=len(before) + len(now),
+            confidence_level=level,
+            definition="area under the ROC curve of cross-fitted ranks, interval from twice DeLong's variance",
+        ),
         ceiling=ceiling,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
+from vitok.monitoring.cross_fitting import cross_fit
 from vitok.stats import FrozenEdges
 from vitok.stats.results import Result
 
@@ -235,7 +236,7 @@ class DomainClassifier(Result):
 
     Attributes:
         auc: Area under the curve of cross-fitted scores: 0.5 where nothing tells them apart, 1 where all does.
-        p_value: Chance of at least this area where nothing has changed (DeLong).
+        p_value: Chance of at least this area where nothing has changed, at most; see `CrossFit.auc`.
         n_reference: Rows of the reference that were used.
         n_current: Rows of the window.
         features: The features that tell them apart, by share of the gain, largest first.
@@ -257,9 +258,8 @@ def domain_classifier(
 ) -> DomainClassifier:
     """Fits boosted trees that tell a window from the reference, and judges them on rows they were not fitted on.
 
-    Each row is scored by trees of the other folds; the scores of a fold are turned into ranks before they are put
-    together, since scores of different fits do not compare. Features are named by the gain of the trees, which is
-    0 evidence where the area itself is near one half.
+    Each row is scored by trees of the other folds. Features are named by the gain of the trees, which is 0 evidence
+    where the area itself is near one half.
 
     Args:
         names: Names of the f features.
@@ -269,7 +269,8 @@ def domain_classifier(
         seed: Of the folds and the trees.
 
     Raises:
-        InvalidInput: If shapes do not fit or there are too few rows.
+        InvalidInput: If shapes do not fit, there are too few rows, or fewer than 2 folds.
+        MissingExtra: If LightGBM is missing.
 
     Source: Lopez-Paz & Oquab, ICLR 2017 (classifier two-sample tests); DeLong et al., Biometrics 1988.
 
@@ -280,31 +281,25 @@ def domain_classifier(
         >>> found.auc > 0.65, found.p_value < 1e-6, found.features[0][0]
         (True, True, 'y')
     """
-    import lightgbm as lgb
+    from scipy.special import ndtr
 
+    if folds < 2:
+        raise InvalidInput("folds", folds, "be at least 2")
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(current, dtype=np.float64)
     for field, rows in (("reference", a), ("current", b)):
         if rows.ndim != 2 or rows.shape[1] != len(names):
             raise InvalidInput(field, rows.shape, f"have the shape (n, {len(names)}), one column for each name")
         if len(rows) < 2 * folds:
             raise InvalidInput(field, len(rows), f"have at least {2 * folds} rows, two for each fold")
-    X = np.concatenate([a, b])
-    y = np.concatenate([np.zeros(len(a)), np.ones(len(b))])
-    rng = np.random.default_rng(seed)
-    fold = np.concatenate([rng.permutation(len(a)) % folds, rng.permutation(len(b)) % folds])
     parameters = {
-        "objective": "binary", "verbosity": -1, "seed": seed, "deterministic": True, "force_row_wise": True,
-        "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": max(5, min(100, len(X) // 50)), "num_threads": 1,
-    }  # fmt: skip
-    gain = np.zeros(len(names))
-    score = np.zeros(len(X))
-    for one in range(folds):
-        fitted = fold != one
-        trees = lgb.train(parameters, lgb.Dataset(X[fitted], y[fitted]), num_boost_round=60)
-        raw = np.asarray(trees.predict(X[~fitted]))
-        score[~fitted] = _middle_ranks(raw) / max(len(raw), 1)
-        gain += trees.feature_importance(importance_type="gain")
-    auc, p_value = _delong(score[: len(a)], score[len(a) :])
+        "num_leaves": 15,
+        "learning_rate": 0.1,
+        "min_data_in_leaf": max(5, min(100, (len(a) + len(b)) // 50)),
+    }
+    told = cross_fit(a, b, parameters=parameters, n_folds=folds, n_trees=60, seed=seed)
+    auc, error = told.auc()
+    p_value = float(ndtr(-(auc - 0.5) / error)) if error > 0 else float(auc <= 0.5)
+    gain = told.gain
     share = gain / gain.sum() if gain.sum() > 0 else gain
     order = np.argsort(-share, kind="stable")
     return DomainClassifier(
@@ -314,23 +309,3 @@ def domain_classifier(
         n_current=len(b),
         features=tuple((names[at], float(share[at])) for at in order if share[at] > 0),
     )
-
-
-def _middle_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[at])
-
-
-def _delong(negative: NDArray[np.float64], positive: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the area under the curve and the one-sided chance of at least it around one half."""
-    from scipy.special import ndtr
-
-    n, m = len(negative), len(positive)
-    both = _middle_ranks(np.concatenate([negative, positive]))
-    below = (both[n:] - _middle_ranks(positive)) / n
-    above = 1 - (both[:n] - _middle_ranks(negative)) / m
-    auc = float(below.mean())
-    variance = float(below.var(ddof=1) / m + above.var(ddof=1) / n)
-    if variance <= 0:
-        return auc, 1.0 if auc <= 0.5 else 0.0
-    return auc, float(ndtr(-(auc - 0.5) / math.sqrt(variance)))

@@ -1,12 +1,14 @@
 """Messages that must arrive: written down first, sent then, and sent again until somebody has taken them.
 
 A message is sent at least once. It carries a key by which the receiver knows it again, since one that was sent right
-before the process died is sent anew.
+before the process died is sent anew. What is said of one subject arrives in the order in which it was said: an end
+that overtook its beginning would leave an alarm at the receiver for ever.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -30,12 +32,23 @@ CREATE TABLE message (
     attempts INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL DEFAULT 'waiting',
     error TEXT NOT NULL DEFAULT '',
-    ended_at INTEGER
+    ended_at INTEGER,
+    subject TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX message_due ON message (state, due_at);
+CREATE INDEX message_ended ON message (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX message_subject ON message (channel, subject, id) WHERE state = 'waiting';
+"""
+MIGRATION_1 = """
+ALTER TABLE message ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+UPDATE message SET subject = json_extract(notice, '$.key') WHERE json_valid(notice);
+CREATE INDEX message_ended ON message (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX message_subject ON message (channel, subject, id) WHERE state = 'waiting';
 """
 _MESSAGE = "id, key, channel, notice, created_at, due_at, attempts, state, error, ended_at"
-_SHORTEST_ERROR = 300
+_LONGEST_ERROR = 300
+# One pass ends after so long, so that what was raised meanwhile is written down, and a critical one goes first.
+_LONGEST_PASS = MINUTE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,22 +194,40 @@ class Outbox:
     def put(self, transaction: Any, channel: str, notice: Notice, *, key: str, now: int) -> None:
         """Writes a message down in a transaction of the caller; one whose key is there already changes nothing."""
         transaction.execute(
-            "INSERT INTO message (key, channel, notice, created_at, due_at) VALUES (?, ?, ?, ?, ?)"
+            "INSERT INTO message (key, channel, notice, created_at, due_at, subject) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (key) DO NOTHING",
-            (f"{channel}/{key}", channel, json.dumps(notice.to_dict() | {"alerts": list(notice.alerts)}), now, now),
+            (
+                f"{channel}/{key}",
+                channel,
+                json.dumps(notice.to_dict() | {"alerts": list(notice.alerts)}),
+                now,
+                now,
+                notice.key,
+            ),
         )
 
     def deliver(self, now: int, *, clock: Callable[[], int] | None = None) -> Delivered:
-        """Sends what is due, each message in its own time; of several processes only one has a message.
+        """Sends what is due, critical ones first; of several processes only one has a message.
+
+        A channel that did not take a message is left alone until the next call, so that one which hangs holds the
+        others up once a call and not once a message.
 
         Args:
             now: The present, in microseconds.
-            clock: Tells the time while messages are sent, for their leases; by default `now` for all of them.
+            clock: Tells the time while messages are sent, for their leases; by default `now` and what has passed
+                since.
         """
+        begin = time.monotonic_ns()
         counts = {"sent": 0, "waiting": 0, "dead": 0}
-        while (message := self._claim(now if clock is None else clock(), now)) is not None:
+        failed: set[str] = set()
+        present = now if clock is None else clock()
+        end = present + _LONGEST_PASS
+        while present < end and (message := self._claim(present, now, failed)) is not None:
             error = self._try(message)
+            if error is not None:
+                failed.add(message.channel)
             counts[self._settle(message, error, now)] += 1
+            present = now + (time.monotonic_ns() - begin) // 1000 if clock is None else clock()
         return Delivered(sent=counts["sent"], failed=counts["waiting"], dead=counts["dead"])
 
     def messages(self, state: MessageState | None = None) -> tuple[Message, ...]:
@@ -223,12 +254,23 @@ class Outbox:
             raise NotFound("dead message", message_id, [message.id for message in self.messages("dead")])
         return next(message for message in self.messages("waiting") if message.id == message_id)
 
-    def _claim(self, present: int, now: int) -> Message | None:
+    def forget(self, transaction: Any, *, before: int) -> None:
+        """Deletes messages that were sent or given up before a time, in microseconds."""
+        transaction.execute("DELETE FROM message WHERE ended_at < ? AND state <> 'waiting'", (before,))
+
+    def _claim(self, present: int, now: int, without: Iterable[str]) -> Message | None:
         with self.database.writing() as transaction:
+            # A time farther ahead than any pause or lease was written while the clock was ahead, and means nothing.
             row = transaction.execute(
-                f"SELECT {_MESSAGE} FROM message WHERE state = 'waiting' AND due_at <= ? AND claimed_until <= ?"  # noqa: S608
-                " ORDER BY due_at, id LIMIT 1",
-                (now, present),
+                f"SELECT {_MESSAGE} FROM message WHERE state = 'waiting'"  # noqa: S608
+                " AND (attempts = 0 OR due_at NOT BETWEEN ?1 + 1 AND ?1 + ?2)"
+                " AND claimed_until NOT BETWEEN ?3 + 1 AND ?3 + ?4"
+                " AND channel NOT IN (SELECT value FROM json_each(?5))"
+                " AND NOT EXISTS (SELECT 1 FROM message AS earlier WHERE earlier.state = 'waiting'"
+                " AND earlier.channel = message.channel AND earlier.subject = message.subject"
+                " AND earlier.id < message.id)"
+                " ORDER BY json_extract(notice, '$.severity') <> 'critical', due_at, id LIMIT 1",
+                (now, self.retry.longest, present, self.retry.lease, json.dumps(sorted(without))),
             ).fetchone()
             if row is None:
                 return None
@@ -244,7 +286,10 @@ class Outbox:
         try:
             channel.send(message.notice)
         except VitokError as error:
-            return str(error)[:_SHORTEST_ERROR] or type(error).__name__
+            return str(error)[:_LONGEST_ERROR] or type(error).__name__
+        except OSError as error:
+            # Its text may hold an address, and that a token.
+            return f"{message.channel} does not answer: {type(error).__name__}"
         return None
 
     def _settle(self, message: Message, error: str | None, now: int) -> MessageState:

@@ -8,7 +8,7 @@ from typing import Any
 from vitok.clock import DAY, HOUR, MINUTE, duration
 from vitok.errors import InvalidInput
 from vitok.monitoring.conditions import WatchRules
-from vitok.monitoring.rules import AlertRule
+from vitok.monitoring.rules import AlertRule, check_names
 
 _TIMES = {"for": "for_us", "keep_firing_for": "keep_firing_us"}
 
@@ -64,7 +64,8 @@ def read_rules(path: Path) -> tuple[AlertRule, ...]:
         path: The file.
 
     Raises:
-        InvalidInput: If it is no such list, or a rule is outside its range; the message says which.
+        InvalidInput: If it is no such list, two rules have one name, or a rule is outside its range; the message
+            says which.
     """
     import yaml
 
@@ -74,7 +75,9 @@ def read_rules(path: Path) -> tuple[AlertRule, ...]:
         raise InvalidInput("rules", str(path), f"be a file in YAML: {error}") from None
     if not isinstance(content, list) or not content:
         raise InvalidInput("rules", str(path), "hold a list of at least one rule")
-    return tuple(_rule(place, one) for place, one in enumerate(content, start=1))
+    found = tuple(_rule(place, one) for place, one in enumerate(content, start=1))
+    check_names(found)
+    return found
 
 
 def _rule(place: int, given: object) -> AlertRule:

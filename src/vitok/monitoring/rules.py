@@ -121,6 +121,10 @@ class AlertRule:
             raise InvalidInput("metric", self.metric, "be given with labels, absent, clear, for_us or keep_firing_us")
 
     def _check_metric(self) -> None:
+        if not isinstance(self.labels, Mapping):
+            raise InvalidInput("labels", self.labels, "be a mapping of names to texts")
+        if not isinstance(self.absent, bool):
+            raise InvalidInput("absent", self.absent, "be true or false")
         if not _METRIC.fullmatch(self.metric):
             raise InvalidInput("metric", self.metric, "be letters, digits, _ and :, and not start with a digit")
         for label, value in self.labels.items():
@@ -405,6 +409,19 @@ def advance(
     return after
 
 
+def check_names(rules: Iterable[AlertRule]) -> None:
+    """Checks that no two rules have one name, by which their memory is kept.
+
+    Raises:
+        InvalidInput: If two have.
+    """
+    seen: set[str] = set()
+    for rule in rules:
+        if rule.name in seen:
+            raise InvalidInput("rules", rule.name, "differ in their names")
+        seen.add(rule.name)
+
+
 def canonical(labels: Mapping[str, str]) -> Labels:
     """Returns labels in the order of their names, without empty ones."""
     return tuple(sorted((name, value) for name, value in labels.items() if value))
@@ -440,10 +457,7 @@ def to_prometheus(rules: Sequence[AlertRule], *, group: str = "vitok", interval:
     """
     import yaml
 
-    names = [rule.name for rule in rules]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidInput("rules", name, "differ in their names")
+    check_names(rules)
     if not 0 < interval <= LOOKBACK or interval % 1000:
         raise InvalidInput("interval", interval, "be whole milliseconds in microseconds, up to five minutes")
     written = []

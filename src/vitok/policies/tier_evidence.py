@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.policies.tiers import BLOCK, Costs, TierPolicy
 from vitok.stats import Estimate, clopper_pearson_lower, trials_needed
+from vitok.stats.arrays import open_unit, same_length, vector
 from vitok.stats.results import Result
 
 _Floats = NDArray[np.float64]
@@ -176,6 +177,23 @@ def precise_threshold(
     return best
 
 
+def _traffic(probability: ArrayLike, amount: ArrayLike, day: ArrayLike) -> tuple[_Floats, _Floats, _Floats]:
+    p, amounts = vector("probability", probability), vector("amount", amount, finite=True)
+    days = vector("day", day, finite=True)
+    same_length(probability=p, amount=amounts, day=days)
+    for field, array, bad, rule in (
+        ("probability", p, (p < 0) | (p > 1), "be in [0, 1]"),
+        ("amount", amounts, amounts < 0, "be at least 0"),
+        ("day", days, days != np.floor(days), "be a whole number"),
+    ):
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise InvalidInput(f"{field}[{at}]", float(array[at]), rule)
+    if len(p) == 0:
+        raise InvalidInput("probability", [], "hold at least one row", "Pass held-out traffic")
+    return p, amounts, days
+
+
 def daily_prices(
     probability: ArrayLike, amount: ArrayLike, day: ArrayLike, *, reviews_per_day: float, costs: Costs | None = None
 ) -> dict[int, float]:
@@ -194,16 +212,14 @@ def daily_prices(
         Day to price, ascending; 0 where the capacity does not bind.
 
     Raises:
-        InvalidInput: If shapes differ, or there are no rows.
+        InvalidInput: If shapes differ, a value is out of its range, or there are no rows.
 
     Example:
         >>> p, amount = np.tile([0.05, 0.2, 0.3], 2), np.full(6, 100.0)
         >>> [round(price, 1) for price in daily_prices(p, amount, [1, 1, 1, 2, 2, 2], reviews_per_day=2).values()]
         [1.5, 1.5]
     """
-    p, amounts, days = (np.asarray(each) for each in (probability, amount, day))
-    if not p.shape == amounts.shape == days.shape or p.ndim != 1:
-        raise InvalidInput("probability, amount and day", (p.shape, amounts.shape, days.shape), "have one shape (n,)")
+    p, amounts, days = _traffic(probability, amount, day)
     return {
         int(each): TierPolicy.fit(
             p[days == each], amounts[days == each], days=1, reviews_per_day=reviews_per_day, costs=costs
@@ -265,7 +281,7 @@ def tier_uncertainty(
         seed: Of the draws.
 
     Raises:
-        InvalidInput: If shapes differ, there are fewer than two days, or too few draws.
+        InvalidInput: If shapes differ, a value is out of its range, there are fewer than two days, or too few draws.
 
     Source: Efron, Annals of Statistics 1979; days as blocks.
 
@@ -276,9 +292,8 @@ def tier_uncertainty(
         >>> found.review_price.lower <= found.review_price.value <= found.review_price.upper
         True
     """
-    p, money, days = np.asarray(probability), np.asarray(amount), np.asarray(day)
-    if not p.shape == money.shape == days.shape or p.ndim != 1:
-        raise InvalidInput("probability, amount and day", (p.shape, money.shape, days.shape), "have one shape (n,)")
+    p, money, days = _traffic(probability, amount, day)
+    open_unit("confidence_level", confidence_level)
     names = np.unique(days)
     if len(names) < 2 or n_draws < 20:
         raise InvalidInput("day and n_draws", (len(names), n_draws), "be at least 2 days and 20 draws")

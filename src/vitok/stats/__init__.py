@@ -60,7 +60,6 @@ from vitok.stats.multiplicity import AdjustedPValues, benjamini_hochberg, holm
 from vitok.stats.off_policy import (
     OffPolicyEstimate,
     doubly_robust,
-    effective_sample_size,
     importance_weights,
     ips,
     snips,
@@ -77,7 +76,7 @@ from vitok.stats.reliability import ReliabilityDiagram, reliability_diagram
 from vitok.stats.results import Estimate, NullTest
 from vitok.stats.sequential_drift import ConformalDrift
 from vitok.stats.sequential_proportions import ProportionDrift, proportion_drift
-from vitok.stats.weighted_means import weighted_mean_interval
+from vitok.stats.weighted_means import effective_sample_size, weighted_mean_interval
 
 __all__ = [
     "ADWIN",

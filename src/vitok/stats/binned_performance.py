@@ -20,6 +20,7 @@ from vitok.stats.arrays import Flags, Floats, labels_and_probabilities, positive
 from vitok.stats.calibration import isotonic_means
 from vitok.stats.histograms import FrozenEdges
 from vitok.stats.performance_estimation import (
+    BY_FLAG,
     DEFINITIONS,
     ExpectedPerformance,
     expected_by_flag,
@@ -216,7 +217,8 @@ class ScoreBins(Result):
         t = n * p
         total = float(n.sum())
         found = self._metrics(n, t, p, flagged) if total > 0 else {}
-        names = ("positive_rate", "roc_auc", "average_precision", "brier", "log_loss")
+        names: tuple[str, ...] = ("positive_rate", "roc_auc", "average_precision", "brier", "log_loss")
+        names += BY_FLAG if flagged is not None else ()
         found = found or {name: (math.nan, np.zeros(k), 0.0) for name in names}
         estimates = []
         for name, (value, gradient, resolution) in found.items():

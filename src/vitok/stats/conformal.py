@@ -57,8 +57,21 @@ def _groups(group: Sequence[Hashable] | NDArray[Any] | None, n: int) -> list[str
 
 
 def _by_group(scores: Floats, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    array = np.array(names)
-    return {name: tuple(np.sort(scores[array == name]).tolist()) for name in sorted(set(names))}
+    # By one sort: a pass over all rows for each of many slices would take hours.
+    distinct, group = np.unique(np.array(names, dtype=np.str_), return_inverse=True)
+    ordered = scores[np.lexsort((scores, group))]
+    ends = np.cumsum(np.bincount(group, minlength=len(distinct)))
+    parts = np.split(ordered, ends[:-1]) if len(distinct) else []
+    return {name: tuple(part.tolist()) for name, part in zip(distinct.tolist(), parts, strict=True)}
+
+
+def _kept(data: Mapping[str, Any]) -> tuple[dict[str, tuple[float, ...]], float]:
+    if not isinstance(data.get("scores"), Mapping) or "coverage" not in data:
+        raise InvalidInput("data", sorted(data), "have scores and coverage", "Pass what to_dict returned")
+    scores = {
+        str(name): tuple(np.sort(vector(f"scores[{name!r}]", part)).tolist()) for name, part in data["scores"].items()
+    }
+    return scores, open_unit("coverage", data["coverage"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +129,16 @@ class ConformalSets(Result):
         names = [str(code) for code in codes.tolist()] if by_class else _groups(group, len(p))
         return cls(scores=_by_group(strange, names), coverage=open_unit("coverage", coverage), by_class=by_class)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ConformalSets":
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a part is missing.
+        """
+        scores, coverage = _kept(data)
+        return cls(scores=scores, coverage=coverage, by_class=bool(data.get("by_class", False)))
+
     def predict(
         self,
         probability: ArrayLike,
@@ -129,10 +152,14 @@ class ConformalSets(Result):
             probability: Shape (n, k).
             group: Slice of each row, if the calibration had slices; one that it did not have gets every class.
             coverage: Another coverage than promised, as `AdaptiveCoverage` gives it; None for the promised one.
+
+        Raises:
+            InvalidInput: If a probability is NaN, or shapes do not fit.
         """
         p = np.asarray(probability, dtype=np.float64)
-        if p.ndim != 2:
-            raise InvalidInput("probability", p.shape, "have the shape (n, k)")
+        if p.ndim != 2 or np.isnan(p).any():
+            # A comparison with NaN is false: the set would be empty without a word.
+            raise InvalidInput("probability", p.shape, "have the shape (n, k), no NaN", "Impute or leave out such rows")
         wanted = self.coverage if coverage is None else coverage
         if self.by_class:
             limits = np.array([self._limit(str(at), wanted) for at in range(p.shape[1])])
@@ -204,6 +231,16 @@ class ConformalIntervals(Result):
         strange = np.maximum(low - truth, truth - high)
         return cls(scores=_by_group(strange, _groups(group, len(truth))), coverage=open_unit("coverage", coverage))
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ConformalIntervals":
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a part is missing.
+        """
+        scores, coverage = _kept(data)
+        return cls(scores=scores, coverage=coverage)
+
     def predict(
         self,
         lower: ArrayLike,
@@ -248,7 +285,9 @@ class AdaptiveCoverage:
     """Adaptive conformal inference: asks for more coverage after a miss and for less after a hit.
 
     Over any sequence at all, drifting or hostile, the share of misses comes within (max(alpha, 1 - alpha) + rate) /
-    (rate t) of what was promised.
+    (rate t) of what was promised, alpha being 1 - target: where a level of 1 and more gives the set of everything and
+    one of 0 and less a set that holds no truth. (`ConformalIntervals` shrink to a point there: where predictions hit
+    the truth exactly, fewer misses than promised come.) With batches of m, it is m times the rate in the numerator.
 
     Attributes:
         target: Coverage promised, in (0, 1).

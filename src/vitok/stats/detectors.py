@@ -284,7 +284,7 @@ class Detector:
             True
         """
         head = len(_MAGIC) + 1
-        if not data.startswith(_MAGIC):
+        if not data.startswith(_MAGIC) or len(data) < head:
             raise InvalidInput("data", data[:16], "be what Detector.to_bytes returned")
         if data[len(_MAGIC)] != _VERSION:
             rule = f"be of version {_VERSION}"

@@ -29,11 +29,18 @@ _HORIZON = 20
 def _drawer(field: str, stream: Stream) -> Callable[[np.random.Generator, int], Floats]:
     if callable(stream):
         made = stream
-        return lambda rng, n: vector(field, made(rng, n))
+        return lambda rng, n: _as_many(field, vector(field, made(rng, n)), n)
     values = vector(field, stream)
     if len(values) == 0:
         raise InvalidInput(field, [], "hold at least one value", "Pass observations of a healthy period")
     return lambda rng, n: values[rng.integers(0, len(values), n)]
+
+
+def _as_many(field: str, drawn: Floats, n: int) -> Floats:
+    # Fewer or more would count into the run lengths as if they had been n.
+    if len(drawn) != n:
+        raise InvalidInput(field, len(drawn), f"return the {n:,} observations that it is asked for")
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class _Runs:
     ended: Floats
 
     def estimate(self, confidence_level: float, horizon: int) -> Estimate:
-        from scipy.special import ndtri
+        from scipy.special import gammainccinv, ndtri
 
         n, alarms = len(self.lengths), float(self.ended.sum())
         total = float(self.lengths.sum())
@@ -54,7 +61,8 @@ class _Runs:
             half = float(ndtri(1 - tail)) * spread / total
             lower, upper = value * math.exp(-half), value * math.exp(half)
         else:
-            lower, upper = total / (-math.log(tail) + alarms), math.inf
+            # Exact for a Poisson number of alarms.
+            lower, upper = total / float(gammainccinv(alarms + 1, tail)), math.inf
         return Estimate(
             name="arl0",
             value=value,

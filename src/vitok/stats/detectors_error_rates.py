@@ -16,7 +16,7 @@ class DDM(Detector):
     Args:
         warm_start: Observations before anything is compared, at least 1.
         warning_threshold: Standard deviations above the best rate for a warning, at least 0.
-        drift_threshold: The same for a change, at least `warning_threshold`.
+        drift_threshold: The same for a change, above 0 and at least `warning_threshold`.
         worse: A rise is all that it sees, so `"higher"` or None.
 
     It compares rate plus deviation with their smallest sum so far. A few lucky observations at the start make that
@@ -47,6 +47,8 @@ class DDM(Detector):
 
         if not_negative("drift_threshold", drift_threshold) < not_negative("warning_threshold", warning_threshold):
             raise InvalidInput("drift_threshold", drift_threshold, f"be at least warning_threshold {warning_threshold}")
+        if drift_threshold == 0:
+            raise InvalidInput("drift_threshold", drift_threshold, "be above 0")
         start = np.zeros(kernels.DDM_SIZE)
         start[kernels.DDM_SUM] = np.inf
         start[kernels.DDM_FIRST :] = positive_integer("warm_start", warm_start), warning_threshold, drift_threshold

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Estimate
+from vitok.stats.weighted_means import effective_sample_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +58,6 @@ def importance_weights(target: ArrayLike, propensity: ArrayLike) -> NDArray[np.f
     if not ((logged > 0) & (logged <= 1)).all():
         raise InvalidInput("propensity", float(logged[~((logged > 0) & (logged <= 1))][0]), "be in (0, 1]")
     return wanted / logged
-
-
-def effective_sample_size(weight: ArrayLike) -> float:
-    """Returns the square of the sum of the weights over the sum of their squares; 0 where all are 0.
-
-    Example:
-        >>> effective_sample_size([1.0, 1.0, 0.0]), effective_sample_size([1.0, 3.0])
-        (2.0, 1.6)
-    """
-    weights = np.asarray(weight, np.float64)
-    squares = float((weights**2).sum())
-    return float(weights.sum()) ** 2 / squares if squares else 0.0
 
 
 def ips(reward: ArrayLike, weight: ArrayLike, *, confidence_level: float = 0.95) -> OffPolicyEstimate:

@@ -197,6 +197,20 @@ def _ratio(top: float, bottom: float) -> float:
     return top / bottom if bottom > 0 else math.nan
 
 
+BY_FLAG = (
+    "accuracy",
+    "precision",
+    "recall",
+    "specificity",
+    "f1",
+    "true_positive_share",
+    "false_positive_share",
+    "false_negative_share",
+    "true_negative_share",
+)
+"""What `expected_by_flag` returns."""
+
+
 def expected_by_flag(flagged: Flags, p: Floats, copies: Floats | None = None) -> dict[str, tuple[float, Floats]]:
     """Returns value and gradient by a row's label of every metric that rests on a yes and no.
 
@@ -365,7 +379,7 @@ def expected_performance(
     if flagged is not None:
         flags = labels("flagged", flagged)
         same_length(probability=p, flagged=flags)
-        found |= expected_by_flag(flags, p) if n else {}
+        found |= expected_by_flag(flags, p) if n else dict.fromkeys(BY_FLAG, (math.nan, np.zeros(0)))
     if cost_if_positive is not None and cost_if_negative is not None:
         cost_1 = vector("cost_if_positive", cost_if_positive, finite=True)
         cost_0 = vector("cost_if_negative", cost_if_negative, finite=True)

@@ -4,13 +4,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats.arrays import Floats, labels_and_probabilities, open_unit, positive_integer
 from vitok.stats.calibration import BrierDecomposition, brier_decomposition
 from vitok.stats.ranking import roc_auc
 from vitok.stats.results import Estimate, Result
+
+_MOST_PLACES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class ReliabilityDiagram(Result):
         lower: Lower end of the consistency band at each point.
         upper: Upper end.
         outside: Share of the rows whose recalibrated frequency lies outside the band; about one less the level, or
-            less, for a calibrated model.
+            less, for a calibrated model. Beyond 10,000 distinct probabilities, of 10,000 of them.
         score: The Brier score and its exact parts.
         discrimination: Area under the ROC curve: a calibrated model may rank badly, and one that ranks well may be
             off.
@@ -48,6 +50,10 @@ class ReliabilityDiagram(Result):
         ]
         tail = [str(self.score), str(self.discrimination)]
         return "\n".join(["probability  recalibrated  band", *lines, *tail])
+
+
+def _spread(n: int, most: int) -> NDArray[np.intp]:
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(np.intp))
 
 
 def _isotonic(y: Floats, weight: Floats) -> Floats:
@@ -114,16 +120,19 @@ def reliability_diagram(
     fitted = _isotonic(np.bincount(group, weights=flags) / n, n)
     rng = np.random.default_rng(seed)
     # Positives among rows of one probability are binomial: one draw a distinct value.
-    draws = np.array([_isotonic(rng.binomial(n.astype(np.int64), distinct) / n, n) for _ in range(n_draws)])
+    shown = _spread(len(distinct), n_points)
+    # Every draw at every distinct probability of a million rows would take gigabytes.
+    kept = np.union1d(_spread(len(distinct), _MOST_PLACES), shown)
+    draws = np.array([_isotonic(rng.binomial(n.astype(np.int64), distinct) / n, n)[kept] for _ in range(n_draws)])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    out = (fitted < low - 1e-12) | (fitted > high + 1e-12)
-    place = np.unique(np.linspace(0, len(distinct) - 1, min(n_points, len(distinct))).round().astype(np.intp))
+    out = (fitted[kept] < low - 1e-12) | (fitted[kept] > high + 1e-12)
+    place = np.searchsorted(kept, shown)
     return ReliabilityDiagram(
-        probability=tuple(distinct[place].tolist()),
-        recalibrated=tuple(fitted[place].tolist()),
+        probability=tuple(distinct[shown].tolist()),
+        recalibrated=tuple(fitted[shown].tolist()),
         lower=tuple(low[place].tolist()),
         upper=tuple(high[place].tolist()),
-        outside=float(n @ out / n.sum()),
+        outside=float(n[kept] @ out / n[kept].sum()),
         score=score,
         discrimination=discrimination,
         n_obs=len(p),

@@ -48,8 +48,14 @@ def _blocks(name: str, successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Floa
     return s, trials
 
 
-def _gain(successes: float, n: float, bet: float, null: float) -> float:
-    return successes * math.log(bet / null) + (n - successes) * math.log((1 - bet) / (1 - null))
+def _bet(successes: float, n: float, pooled: tuple[float, float]) -> tuple[float, float]:
+    # Both shares are summed up: where nearly all succeed, one less the first would be rounded to 0.
+    weight = 1 / pooled[0]
+    return (successes + 1) / (n + weight), (n - successes + pooled[1] * weight) / (n + weight)
+
+
+def _gain(successes: float, n: float, bet: tuple[float, float], null: tuple[float, float]) -> float:
+    return successes * math.log(bet[0] / null[0]) + (n - successes) * math.log(bet[1] / null[1])
 
 
 def proportion_drift(
@@ -116,12 +122,17 @@ def proportion_drift(
     directions: list[Literal["higher", "lower"]] = []
     for at, block in enumerate(zip(s_a.tolist(), n_a.tolist(), s_b.tolist(), n_b.tolist(), strict=True)):
         # Each bet rests on the blocks before it, and is pulled towards the pooled rate by one success's worth.
-        pooled = (seen[0] + seen[2] + 0.5) / (seen[1] + seen[3] + 1)
-        bet_a, bet_b = ((seen[i] + 1) / (seen[i + 1] + 1 / pooled) for i in (0, 2))
-        above = bet_b > bet_a
+        failed = (seen[1] - seen[0]) + (seen[3] - seen[2])
+        total = seen[1] + seen[3] + 1
+        pooled = (seen[0] + seen[2] + 0.5) / total, (failed + 0.5) / total
+        bet_a, bet_b = (_bet(seen[i], seen[i + 1], pooled) for i in (0, 2))
+        above = bet_b[0] > bet_a[0] if pooled[0] < 0.5 else bet_b[1] < bet_a[1]
         gain, trials = 0.0, block[1] + block[3]
         if trials and seen[1] + seen[3] and worse in (None, "higher" if above else "lower"):
-            null = (block[1] * bet_a + block[3] * bet_b) / trials
+            null = (
+                (block[1] * bet_a[0] + block[3] * bet_b[0]) / trials,
+                (block[1] * bet_a[1] + block[3] * bet_b[1]) / trials,
+            )
             gain = _gain(block[0], block[1], bet_a, null) + _gain(block[2], block[3], bet_b, null)
         value = math.exp(min(gain, 700.0))
         capital = (capital + restarts) * value

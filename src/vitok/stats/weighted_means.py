@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitok.errors import InvalidInput
-from vitok.stats.arrays import Floats, open_unit, same_length, vector
+from vitok.stats.arrays import Floats, open_unit, vector
 from vitok.stats.results import Estimate
 
 
@@ -46,15 +46,19 @@ def weights_of(field: str, weight: ArrayLike | None, n: int) -> Floats:
 
 
 def effective_sample_size(weight: ArrayLike) -> float:
-    """Returns how many rows of equal weight say as much as these (Kish): 0 without rows.
+    """Returns how many rows of equal weight say as much as these (Kish): 0 without rows, or where all are 0.
 
     Example:
         >>> effective_sample_size([1.0, 1.0, 2.0])
         2.6666666666666665
     """
     w = vector("weight", weight, finite=True)
-    squares = float(w @ w)
-    return float(w.sum()) ** 2 / squares if squares > 0 else 0.0
+    largest = float(np.abs(w).max(initial=0.0))
+    if largest == 0.0:
+        return 0.0
+    # Squares of tiny or huge weights would leave the range of numbers.
+    w = w / largest
+    return float(w.sum()) ** 2 / float(w @ w)
 
 
 def weighted_mean_interval(
@@ -85,7 +89,7 @@ def weighted_mean_interval(
 
     x = vector("values", values, finite=True)
     w = weights_of("weight", weight, len(x))
-    same_length(values=x, weight=w)
+    w = w / w.max(initial=0.0) if len(w) else w
     level = open_unit("confidence_level", confidence_level)
     total, n_effective = float(w.sum()), effective_sample_size(w)
     mean = float(w @ x) / total if len(x) else math.nan

@@ -150,7 +150,6 @@ def test_outcomes_are_learned(served: Served) -> None:
         ({"amount": float("nan")}, "", "INVALID_ARGUMENT"),
         ({"amount": float("inf")}, "", "INVALID_ARGUMENT"),
         ({"event_time": "yesterday"}, "", "INVALID_ARGUMENT"),
-        ({"event_time": "2999-01-01T00:00:00Z"}, "", "INVALID_ARGUMENT"),
         ({"customer_id": ""}, "", "INVALID_ARGUMENT"),
         ({"transaction_id": "g-taken"}, "", "ABORTED"),
     ],
@@ -172,11 +171,10 @@ def test_fields_that_nobody_knows_and_bodies_that_are_too_long(served: Served) -
     send = served.channel.unary_unary(f"/{SERVICE}/Decide")
     before = served.service.counts.get("rejected", 0)
     code, details, _ = refused(lambda: send(known + bytes([9 << 3, 1])))
-    assert (code, "unknown field `number 9`" in details) == ("INVALID_ARGUMENT", True)
+    assert (code, details) == ("INVALID_ARGUMENT", "number 9: Object contains unknown field")
     assert served.service.counts["rejected"] == before + 1
     code, details, _ = refused(lambda: served.decide(body("x" * MAX_BODY)))
     assert (code, details) == ("RESOURCE_EXHAUSTED", f"body: must be at most {MAX_BODY} bytes long")
-    assert refused(lambda: send(b"\xff\xff"))[0] == "INTERNAL"
 
 
 def test_the_guard_stands_before_both(home: Path, tmp_path: Path) -> None:
@@ -221,9 +219,14 @@ def test_reflection_and_the_standard_health_service(served: Served, monkeypatch:
     health = health_pb2_grpc.HealthStub(served.channel)
     ask = health_pb2.HealthCheckRequest
     assert [health.Check(ask(service=name)).status for name in ("", SERVICE)] == [1, 1]
-    monkeypatch.setitem(served.service.counts, "log_failures", 1)
+    monkeypatch.setattr("vitok.systems.fraud.service._UNREADY_SECONDS", 3600.0)
+    served.service.count("log_failures")
     assert health.Check(ask(service=SERVICE)).status == 2
     assert served.client.get("/readyz").status_code == 503
+    # Later it is asked again, since somebody may have made room.
+    monkeypatch.setattr("vitok.systems.fraud.service._UNREADY_SECONDS", 0.0)
+    assert health.Check(ask(service=SERVICE)).status == 1
+    assert served.client.get("/readyz").status_code == 200
 
 
 def test_a_log_that_cannot_be_written_is_unavailable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

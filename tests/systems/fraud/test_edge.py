@@ -1,11 +1,14 @@
 """The service behind its guard, over TLS, and through ASGI: who may do what, and what is refused with which reason."""
 
 import base64
+import contextlib
 import json
+import re
 import shutil
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,16 @@ import pytest
 
 from vitok import decisions
 from vitok.clock import EventClock
+from vitok.console.exits import FAILED
+from vitok.console.model_costing import Costing
 from vitok.errors import InvalidInput
 from vitok.guard import AddressList, KeyRing, KeyStore, Limit, Limiter
-from vitok.serving import running
+from vitok.serving import HotRequest, Reply, running
+from vitok.serving.budgets import BudgetBook, SpendingBudget
+from vitok.serving.costs import CostMeter
 from vitok.serving.guarded import Guard
 from vitok.serving.server import Tls
-from vitok.serving.spending import teams_of
+from vitok.serving.spending import Spending, teams_of
 from vitok.systems.fraud.app import application
 from vitok.systems.fraud.edge import DECIDE, LEARN, READ, one_process
 from vitok.systems.fraud.service import FraudService
@@ -184,7 +191,12 @@ def test_several_processes_are_refused_with_the_reason() -> None:
         (["--tls-cert", "cert.pem"], "--tls-key"),
         (["--keys", "nowhere.sqlite"], "nowhere.sqlite"),
         (["--key-limit", "many"], "100/1s"),
-        (["--deadline", "0"], "deadline"),
+        (["--deadline", "0"], "--deadline"),
+        (["--clock", "sun"], "system or events"),
+        (["--durability", "stone"], "process or fsync"),
+        (["--label-delay", "soon"], "--label-delay: got 'soon'"),
+        (["--grpc-port", "70000"], "--grpc-port: got 70000"),
+        (["--budgets", "nowhere.sqlite"], "file of budgets"),
         (["--trace-rate", "0.1"], "--trace-rate: got 0.1, must go with --trace"),
         (["--trace", "collector:4318"], "--trace"),
     ],
@@ -192,9 +204,104 @@ def test_several_processes_are_refused_with_the_reason() -> None:
 def test_options_that_do_not_fit(tmp_path: Path, options: list[str], told: str) -> None:
     command = [sys.executable, "-m", "vitok", "serve", "fraud", "--home", str(tmp_path / "home"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
+    assert done.returncode == FAILED
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def budgets_of(folder: Path, now: int) -> BudgetBook:
+    book = BudgetBook(folder / "budgets.sqlite")
+    book.set(SpendingBudget(team="checkout", amount=1.0, period="month"), actor="ann", now=now)
+    return book
+
+
+def test_decisions_are_charged_to_the_team_until_its_budget_is_spent(home: Path, tmp_path: Path) -> None:
+    now = time.time_ns() // 1000
+    store = KeyStore(tmp_path / "keys.sqlite")
+    made = store.create("switch", tenant="shop", team="checkout", scopes=[DECIDE], actor="test", now=now)
+    book = budgets_of(tmp_path, now)
+    costing = Costing(
+        guard=Guard(keys=KeyRing(store)), keys=tmp_path / "keys.sqlite", budgets=tmp_path / "budgets.sqlite"
+    )
+    service = FraudService(home, clock=EventClock(), deadline=5.0, meter=costing.meter)
+    assert costing.guard is not None
+    endpoint = costing.guard.before(service, DECIDE)
+    shown = [(b"x-api-key", made.token.encode())]
+
+    def statuses(*numbers: int) -> list[int]:
+        asked = [HotRequest(json.dumps(body(n)).encode(), time.perf_counter_ns(), shown) for n in numbers]
+        return [reply.status for reply in endpoint.handle(asked) if isinstance(reply, Reply)]
+
+    assert [statuses(1), statuses(2, 3, 4)] == [[200], [200] * 3]
+    (line,) = costing.meter.report().charged
+    assert (line.version, line.tenant, line.team, line.route, line.rows) == (
+        "fraud/1",
+        "shop",
+        "checkout",
+        "champion",
+        4,
+    )
+    assert costing.meter.spending is not None
+    costing.meter.spending.spend("checkout", 2 * 10**9)
+    assert statuses(5) == [402]
+    # What was decided already costs nothing, but who may not ask is not told it either.
+    assert statuses(1) == [402]
+    log = decisions.read(home / "log" / "decisions")
+    assert log["team"].to_list() == ["checkout"] * 4
+    assert log["cost"].sum() == pytest.approx(line.seconds)
+    service.close()
+    costing.close()
+    assert book.state("checkout", now=now).spent > 2.0
+    book.close()
+
+
+def test_rows_that_rules_have_answered_are_charged_to_them(world: Any, tmp_path: Path) -> None:
+    meter = CostMeter()
+    service = FraudService(world.home(tmp_path / "home", model=False), clock=EventClock(), deadline=5.0, meter=meter)
+    service.handle([HotRequest(json.dumps(body(n)).encode(), time.perf_counter_ns(), []) for n in range(3)])
+    (line,) = meter.report().charged
+    assert (line.version.startswith("rules"), line.route, line.rows) == (True, "fallback", 3)
+    assert meter.report().paid == 0
+    service.close()
+
+
+def test_the_command_serves_both_doors_behind_keys_and_budgets(home: Path, tmp_path: Path) -> None:
+    grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
+    from vitok.systems.fraud.decide_proto import as_json, messages, stub
+
+    now = time.time_ns() // 1000
+    store = KeyStore(tmp_path / "keys.sqlite")
+    poor, rich = (
+        store.create(team, tenant=team, team=team, scopes=[DECIDE], actor="test", now=now).token
+        for team in ("checkout", "other")
+    )
+    book = budgets_of(tmp_path, now)
+    spending = Spending(book)
+    spending.spend("checkout", 2 * 10**9)
+    spending.close()
+    book.close()
+    files = ["--keys", str(tmp_path / "keys.sqlite"), "--budgets", str(tmp_path / "budgets.sqlite")]
+    command = [sys.executable, "-m", "vitok", "serve", "fraud", "--home", str(home), "--clock", "events"]
+    command += ["--port", "0", "--grpc-port", "0", *files]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, contextlib.ExitStack() as at_last:
+        at_last.callback(process.kill)
+        assert process.stderr is not None
+        told = "".join(process.stderr.readline() for _ in range(4))
+        http, place = (re.search(pattern, told) for pattern in (r"POST (http://\S+)", r"gRPC +(\S+)  vitok\.decide"))
+        assert http, told
+        assert place, told
+        replies = [httpx.post(http[1], json=body("by http"), headers={"x-api-key": key}) for key in (poor, rich)]
+        assert [reply.status_code for reply in replies] == [402, 200]
+        with grpc.insecure_channel(place[1]) as channel:
+            decide, ask = stub(channel)["Decide"], messages()["DecideRequest"](**body("by http"))
+            assert as_json(decide(ask, metadata=[("x-api-key", rich)])) == replies[1].json()
+            with pytest.raises(grpc.RpcError) as refused:
+                decide(ask, metadata=[("x-api-key", poor)])
+            error: Any = refused.value
+            assert (error.code().name, error.details()) == ("RESOURCE_EXHAUSTED", replies[0].json()["detail"])
+        process.terminate()
+        assert process.wait(20) == 0
+    assert not (home / "service.json").exists()
 
 
 def test_the_ledger_is_followed_while_the_service_runs(home: Path) -> None:
@@ -207,7 +314,7 @@ def test_the_ledger_is_followed_while_the_service_runs(home: Path) -> None:
         registry = Registry(home)
         package = registry.load(SYSTEM, 1)
         version = registry.register(SYSTEM, {n: package.bytes(n) for n in package.files}, now=0, actor="test")
-        why = {"reason": "test", "actor": "test", "override": "a test"}
+        why: Any = {"reason": "test", "actor": "test", "override": "a test"}
         registry.ledger.promote(SYSTEM, version.version, "Production", now=package.created, **why)
         registry.close()
         answers = (client.post(DECIDING, json=body(number)).json() for number in range(2, 5_000))

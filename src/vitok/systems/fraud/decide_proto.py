@@ -125,10 +125,10 @@ def as_json(message: Any) -> dict[str, Any]:
     """
     from google.protobuf.unknown_fields import UnknownFieldSet
 
-    found: dict[str, Any] = {}
-    for field, value in message.ListFields():
-        repeated = field.type == _MESSAGE
-        found[field.name] = [as_json(item) for item in value] if repeated else value
+    # Whether a list was set cannot be told: an empty one was. All messages in messages here are lists.
+    lists = [field.name for field in message.DESCRIPTOR.fields if field.type == _MESSAGE]
+    found: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    found |= {name: [as_json(item) for item in getattr(message, name)] for name in lists}
     for unknown in UnknownFieldSet(message):
         found[f"number {unknown.field_number}"] = None
     return found

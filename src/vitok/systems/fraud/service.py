@@ -34,6 +34,7 @@ from vitok.systems.fraud.versions import Versions
 
 DEADLINE = 0.05
 _LONGEST = 2**31 - 1  # microseconds that the log can hold
+_UNREADY_SECONDS = 10.0
 _FAULT = problem(500, "No answer", "This is a fault of the service.")
 
 
@@ -48,8 +49,8 @@ class FraudService:
         deadline: Seconds from a request's arrival after which no model is asked for it.
         tracing: Which requests are traced, and where the traces go; None where none is. Whoever made it closes it.
         team_of: The team of a tenant, for the log, as `vitok.serving.spending.teams_of` makes it.
-        meter: What decisions are charged to; it knows the teams, and adds what the process takes besides. None logs what
-            the turn of a decision has measured.
+        meter: What decisions are charged to; it knows the teams, and adds what the process takes besides. None logs
+            what the turn of a decision has measured.
 
     Attributes:
         counts: What happened, by kind.
@@ -86,6 +87,7 @@ class FraudService:
         self._team_of = team_of
         self._meter = meter
         self.counts: dict[str, int] = {}
+        self._unrecorded_at: float | None = None
         self.latency = LatencyHistogram()
         self.stages = Stages(LatencyHistogram(), self.latency)
         self.registry = Registry(home)
@@ -111,6 +113,8 @@ class FraudService:
     def count(self, name: str, n: int = 1) -> None:
         """Adds to a counter that `/metrics` shows."""
         self.counts[name] = self.counts.get(name, 0) + n
+        if name == "log_failures":
+            self._unrecorded_at = time.monotonic()
 
     # Decisions
 
@@ -300,11 +304,16 @@ class FraudService:
     # Upkeep
 
     def ready(self) -> dict[str, str]:
-        """Says for each part whether it can do its work: `"ok"`, or what is wrong."""
+        """Says for each part whether it can do its work: `"ok"`, or what is wrong.
+
+        After an append that failed the log is said to be broken for ten seconds: a balancer that goes by it then sends
+        requests again, and the first of them shows whether the disk has room.
+        """
+        failed = self._unrecorded_at is not None and time.monotonic() - self._unrecorded_at < _UNREADY_SECONDS
         return {
             "model": self.versions.problem() or "ok",
             "online_store": self.state.problem() or "ok",
-            "decision_log": "ok" if not self.counts.get("log_failures") else "appends have failed",
+            "decision_log": "an append has just failed" if failed else "ok",
         }
 
     def can_decide(self) -> bool:
