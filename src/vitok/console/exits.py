@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import typer
 
+from vitok.console.printed import printable
 from vitok.errors import VitokError
 
 # 1 says that what was asked for was found wanting, 2 that it could not be found out.
@@ -17,5 +18,5 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except VitokError as error:
-        typer.echo(f"vitok: {error}", err=True)
+        typer.echo(f"vitok: {printable(str(error))}", err=True)
         raise typer.Exit(FAILED) from None

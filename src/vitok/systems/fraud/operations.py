@@ -146,7 +146,7 @@ class Observer:
             now=now,
             why=f"the rule held for its windows in a row since {isoformat(alert.first_seen)}",
             details={"severity": alert.severity, "playbook": alert.playbook, "alert": alert.id},
-            key=f"alert/{alert.id}",
+            key=f"alert/{alert.id}/{alert.first_seen}",
         )
 
     def close(self) -> None:
