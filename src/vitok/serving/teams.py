@@ -17,8 +17,8 @@ _STRANGER_NS = 10_000_000
 class KeyTeams:
     """Tells the team of a tenant, as `vitok.serving.spending.teams_of`, and follows the keys: a team has its budget.
 
-    A change of the keys is known after a second at most; a tenant that was not known is looked for at once, since its
-    key may have just been made. Where the store cannot be read, what was known goes on.
+    A change of the keys is known after a second at most; a tenant that was not known is looked for at once (after
+    a hundredth of a second), since its key may have just been made. Where the store cannot be read, what was known goes on.
 
     Args:
         store: The keys, which name tenants and teams.
@@ -34,8 +34,8 @@ class KeyTeams:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> store = KeyStore(folder.name + "/keys.sqlite")
-        >>> team_of = KeyTeams(store)
         >>> _ = store.create("shop", tenant="web", team="checkout", scopes=["infer:*"], actor="ann", now=0)
+        >>> team_of = KeyTeams(store)
         >>> team_of("web"), team_of("")
         ('checkout', '')
         >>> folder.cleanup()
