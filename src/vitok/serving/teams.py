@@ -17,8 +17,9 @@ _STRANGER_NS = 10_000_000
 class KeyTeams:
     """Tells the team of a tenant, as `vitok.serving.spending.teams_of`, and follows the keys: a team has its budget.
 
-    A change of the keys is known after a second at most; a tenant that was not known is looked for at once (after
-    a hundredth of a second), since its key may have just been made. Where the store cannot be read, what was known goes on.
+    A change of the keys is known after a second at most; a tenant that was not known is looked for at once (after a
+    hundredth of a second), since its key may have just been made. Where the store cannot be read, what was known goes
+    on.
 
     Args:
         store: The keys, which name tenants and teams.
