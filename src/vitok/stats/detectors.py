@@ -5,6 +5,7 @@ direction. `ADWIN`, `DDM`, `EDDM`, `HDDMA`, `HDDMW`, `KSWIN` and `PageHinkley` f
 observations. None of them promises a rate of false alarms: `calibrate` sets it.
 """
 
+import abc
 import math
 import zlib
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ class Detections(Result):
         return f"{len(self.changes)} changes in {self.n_obs:,}" + (f": {shown}{more}" if shown else "")
 
 
-class Detector:
+class Detector(abc.ABC):
     """Base of the detectors: one code for one observation and for many, and a state that can be put away.
 
     Not made for several threads. A copy, a pickle and the bytes of a detector go on exactly as it does.
@@ -149,9 +150,9 @@ class Detector:
         self._one = one.overloads[ONE].entry_point
         self._many = many.overloads[MANY].entry_point
 
+    @abc.abstractmethod
     def _kernels(self) -> tuple[Any, Any]:
         """Returns the compiled functions for one observation and for a batch."""
-        raise NotImplementedError
 
     def update(self, x: float) -> Verdict:
         """Takes one observation.
