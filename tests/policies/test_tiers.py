@@ -59,3 +59,19 @@ def test_round_trip_and_version() -> None:
 def test_wrong_costs_are_named(costs: dict) -> None:
     with pytest.raises(InvalidInput, match=next(iter(costs))):
         Costs(**costs)
+
+
+@pytest.mark.parametrize(
+    ("probability", "amount", "said"),
+    [
+        ([0.1, float("nan")], [1.0, 1.0], r"probability\[1\]"),
+        ([0.1, 1.5], [1.0, 1.0], r"probability\[1\]"),
+        ([0.1, 0.2], [float("inf"), 1.0], r"amount\[0\]"),
+        ([0.1, 0.2], [1.0, -1.0], r"amount\[1\]"),
+        ([0.1, 0.2], [1.0], "shape"),
+        ([], [], "with rows"),
+    ],
+)
+def test_a_period_that_cannot_be_priced_is_refused(probability: list[float], amount: list[float], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        TierPolicy.fit(np.array(probability), np.array(amount), days=1, reviews_per_day=1)

@@ -187,7 +187,23 @@ class TierPolicy:
 
         Returns:
             The policy; its price is 0 where the capacity does not bind.
+
+        Raises:
+            InvalidInput: If there are no rows, lengths differ, a probability is not in [0, 1], an amount is not a
+                finite number of at least 0, or the period or the capacity is not greater than 0.
         """
+        probability, amount = np.asarray(probability, np.float64), np.asarray(amount, np.float64)
+        if probability.shape != amount.shape:
+            raise InvalidInput("amount", amount.shape, f"have the shape of probability, {probability.shape}")
+        for field, values, fits, rule in (
+            ("probability", probability, (probability >= 0) & (probability <= 1), "be in [0, 1]"),
+            ("amount", amount, np.isfinite(amount) & (amount >= 0), "be a finite number of at least 0"),
+        ):
+            if not fits.all():
+                at = int(np.argmin(fits))
+                raise InvalidInput(
+                    f"{field}[{at}]", float(values[at]), rule, "Leave such rows out of the held-out period"
+                )
         if not len(probability) or days <= 0 or reviews_per_day <= 0:
             raise InvalidInput("days and reviews_per_day", (days, reviews_per_day), "be greater than 0, with rows")
         costs = costs or Costs()
