@@ -315,3 +315,33 @@ def test_a_log_comes_back_as_far_as_it_was_written(tmp_path: Path, monkeypatch: 
         assert found.equals(every.head(len(found)))
         lengths.append(len(found))
     assert lengths == sorted(lengths)
+
+
+def test_a_segment_sealed_after_the_last_look_is_in_the_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    place = home / "log" / "decisions"
+    log = decisions.DecisionLog(place, SCHEMA, rows_per_segment=40)
+    log.append(block(30))
+    real, looks = backup_files.listing, []
+
+    def look(folder: Path) -> backup_files.Listing:
+        if len(looks) == 1:
+            # The segment that was copied grows, and another follows it.
+            log.append(block(5))
+            log.append(block(20))
+        found = real(folder)
+        looks.append(found)
+        if len(looks) == 2:
+            # All that were open are sealed before they are copied, and one more begins.
+            log.close()
+            with contextlib.closing(decisions.DecisionLog(place, SCHEMA, rows_per_segment=40)) as more:
+                more.append(block(3))
+        return found
+
+    monkeypatch.setattr("vitok.registry.copying.listing", look)
+    made = backup(home, tmp_path / "backup", now=0)
+    monkeypatch.undo()
+    restored = restore(made.folder, tmp_path / "elsewhere").home / "log" / "decisions"
+    every = decisions.read(place, columns=["decision_id"])
+    assert decisions.read(restored, columns=["decision_id"]).equals(every.head(55))
+    assert len(every) == 58

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +129,13 @@ def backup(home: str | Path, folder: str | Path, *, now: int) -> Backup:
         named = _named(content / LEDGER) if LEDGER in databases else {}
         second = listing(home)
         kept = [name for name in second.files if package_of(name) is None or package_of(name) in named]
-        _fetch(home, content, [name for name in kept if name not in files], files)
-        present = {*second.files, *second.databases}
+        gone = _fetch(home, content, [name for name in kept if _differs(home / name, files.get(name))], files)
+        # A segment of a log that was sealed after the look lies elsewhere now, under the same stem. What came later
+        # than the look is left out: with it, a part in between could be missing.
+        stems = {Path(name).stem for name in gone}
+        moved = [name for name in listing(home).files if Path(name).stem in stems] if stems else []
+        _fetch(home, content, [name for name in moved if name not in files], files)
+        present = {*second.files, *second.databases, *moved}
         for name in list(files):
             package = package_of(name)
             if (package not in named) if package is not None else (name not in present):
@@ -216,14 +221,26 @@ def _verified(found: Backup, home: Path) -> Restored:
     return Restored(home=home, backup=found, ledger=checked, n_packages=len(named) - len(missing))
 
 
-def _fetch(home: Path, content: Path, names: "list[str] | tuple[str, ...]", files: dict[str, FileEntry]) -> None:
+def _fetch(home: Path, content: Path, names: Sequence[str], files: dict[str, FileEntry]) -> list[str]:
+    # Gives those that have gone since the folder was listed: others took their place, which the next look finds.
+    gone = []
     for name in names:
-        # A file that has gone since the folder was listed was replaced by another, which the second look finds.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             there = entry_of(content / name)
             if there is None or there.size != (home / name).stat().st_size or there != entry_of(home / name):
                 there = copy_file(home / name, content / name)
             files[name] = there
+        except FileNotFoundError:
+            gone.append(name)
+    return gone
+
+
+def _differs(path: Path, copied: FileEntry | None) -> bool:
+    # Whether a file was not copied yet, or has grown since; one that has gone counts, so that it is looked for.
+    try:
+        return copied is None or path.stat().st_size != copied.size
+    except FileNotFoundError:
+        return True
 
 
 def _named(ledger: Path) -> dict[str, str]:
