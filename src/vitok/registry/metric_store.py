@@ -1,10 +1,15 @@
 """Metric points into the tables of an MLflow store, thousands in a transaction."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vitok.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 Point = tuple[str, float, int, int]
 """A point of a metric: name, value, milliseconds since 1970, step."""
@@ -15,6 +20,8 @@ _COLUMNS = {
 }
 _WAIT_SECONDS = 20.0
 _ROWS_A_STATEMENT = 20_000
+# Fewer than 32,766 values in one statement of SQLite, and sizes of which few make up any number.
+_ROWS_AT_ONCE = (2048, 256, 32, 4, 1)
 
 
 class MetricStore:
@@ -55,7 +62,7 @@ class MetricStore:
                 if found != columns:
                     raise InvalidInput(f"table {table} of {uri}", sorted(found), f"have the columns {sorted(columns)}")
             undo.pop_all()
-        self._insert, self._latest, self._read = _statements(kind)
+        self._marks, self._insert, self._latest, self._read = _statements(kind)
 
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         """Writes the points of a run, all or none.
@@ -79,9 +86,24 @@ class MetricStore:
         # In one order for all writers: none waits for a row of another that waits for one of its own.
         newest = [(key, value, time, step, run_id, False) for key, (step, time, value) in sorted(latest.items())]
         with self._engine.begin() as connection:
-            for at_row in range(0, len(rows), _ROWS_A_STATEMENT):
-                connection.exec_driver_sql(self._insert, rows[at_row : at_row + _ROWS_A_STATEMENT])
-            connection.exec_driver_sql(self._latest, newest)
+            self._put(connection, self._insert, rows)
+            self._put(connection, self._latest, newest)
+
+    def _put(self, connection: "Connection", statement: tuple[str, str], rows: Sequence[tuple[Any, ...]]) -> None:
+        into, on_conflict = statement
+        if self._engine.name != "sqlite":
+            for at in range(0, len(rows), _ROWS_A_STATEMENT):
+                one = f"{into} ({self._marks}) {on_conflict}"
+                connection.exec_driver_sql(one, list(rows[at : at + _ROWS_A_STATEMENT]))
+            return
+        # SQLite's driver gives the interpreter away at every step, and beside a loop that computes it gets it back
+        # after 5 ms: ten thousand rows, a step each, would take a minute.
+        at = 0
+        for size in _ROWS_AT_ONCE:
+            many = f"{into} {', '.join([f'({self._marks})'] * size)} {on_conflict}"
+            while len(rows) - at >= size:
+                connection.exec_driver_sql(many, tuple(itertools.chain.from_iterable(rows[at : at + size])))
+                at += size
 
     def read(self, run_id: str, key: str) -> list[tuple[int, int, float]]:
         """Returns the points of a metric of a run: step, milliseconds since 1970, value; in no order.
@@ -102,18 +124,22 @@ class MetricStore:
         self._engine.dispose()
 
 
-def _statements(kind: str) -> tuple[str, str, str]:
-    """Gives the two statements that write, and the one that reads, in the words of an engine's driver."""
+def _statements(kind: str) -> tuple[str, tuple[str, str], tuple[str, str], str]:
+    """Gives the marks of a row, the two statements around rows that write, and the one that reads, for a driver."""
     mark = "?" if kind == "sqlite" else "%s"
-    into = f"(key, value, timestamp, step, run_uuid, is_nan) VALUES ({', '.join([mark] * 6)})"
+    into = "(key, value, timestamp, step, run_uuid, is_nan) VALUES"
     later = (
         "(excluded.step, excluded.timestamp, excluded.value) > "
         "(latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)"
     )
     return (
-        f"INSERT INTO metrics {into} ON CONFLICT DO NOTHING",
-        f"INSERT INTO latest_metrics {into} ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, "
-        f"timestamp = excluded.timestamp, step = excluded.step, is_nan = excluded.is_nan WHERE {later}",
+        ", ".join([mark] * 6),
+        (f"INSERT INTO metrics {into}", "ON CONFLICT DO NOTHING"),
+        (
+            f"INSERT INTO latest_metrics {into}",
+            "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, "
+            f"timestamp = excluded.timestamp, step = excluded.step, is_nan = excluded.is_nan WHERE {later}",
+        ),
         f"SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = {mark} AND key = {mark}",  # noqa: S608
     )
 
