@@ -184,3 +184,14 @@ def test_columns_that_lie_apart() -> None:
         layout.count_columns([])
     with pytest.raises(InvalidInput, match="one dimension"):
         layout.count_columns([np.ones((2, 2))])
+
+
+@pytest.mark.parametrize("n_edges", [0, 1, 31, 32, 33, 127, 128, 129, 160, 500, 1_000])
+def test_any_number_of_edges_is_counted_as_by_numpy(n_edges: int) -> None:
+    rng = np.random.default_rng(n_edges)
+    cuts = np.unique(rng.normal(size=n_edges))
+    frozen = FrozenEdges(edges=tuple(cuts.tolist()), centers=(0.0,) * (n_edges + 4), scale=1.0)
+    values = np.concatenate([rng.normal(size=2_000), cuts, [np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0, -0.0]])
+    counts = BinLayout([frozen, frozen]).count(np.column_stack([values, values])).reshape(2, -1)
+    within = np.bincount(np.searchsorted(cuts, values[np.isfinite(values)], side="right"), minlength=n_edges + 1)
+    assert counts[0].tolist() == counts[1].tolist() == [1, 1, *within.tolist(), 1]

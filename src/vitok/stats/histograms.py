@@ -17,7 +17,9 @@ from vitok.errors import InvalidInput
 from vitok.stats.arrays import Counts, Floats, positive_integer
 
 _SPECIAL = 3
-_CELLS = 1024
+
+LANE = 32
+"""Edges are compared with a value so many at once: a few vector instructions, and no branch to guess wrongly."""
 
 
 def _column(values: ArrayLike) -> Floats:
@@ -240,13 +242,9 @@ class BinLayout:
     def __init__(self, edges: Sequence[FrozenEdges]) -> None:
         self.edges = tuple(edges)
         self.offsets = np.cumsum([0, *(frozen.n_bins for frozen in self.edges)], dtype=np.int64)
-        self._flat = np.array([edge for frozen in self.edges for edge in frozen.edges], dtype=np.float64)
-        self._edge_offsets = np.cumsum([0, *(len(frozen.edges) for frozen in self.edges)], dtype=np.int64)
-        self._tables = np.zeros((len(self.edges), _CELLS + 2), dtype=np.int32)
-        self._lows = np.zeros(len(self.edges))
-        self._per_unit = np.zeros(len(self.edges))
-        for at, frozen in enumerate(self.edges):
-            self._tables[at], self._lows[at], self._per_unit[at] = _lookup(np.array(frozen.edges, dtype=np.float64))
+        padded = [_padded(frozen.edges) for frozen in self.edges]
+        self._flat = np.concatenate([np.empty(0), *padded])
+        self._edge_offsets = np.cumsum([0, *map(len, padded)], dtype=np.int64)
 
     @property
     def n_bins(self) -> int:
@@ -284,8 +282,7 @@ class BinLayout:
         if self.edges:
             from vitok.stats.kernels import count_columns
 
-            lookup = (self._tables, self._lows, self._per_unit)
-            count_columns(matrix, self._flat, self._edge_offsets, *lookup, self.offsets, counts)
+            count_columns(matrix, self._flat, self._edge_offsets, self.offsets, counts)
         return counts
 
     def count_columns(self, columns: Sequence[ArrayLike]) -> Counts:
@@ -312,33 +309,13 @@ class BinLayout:
             if array.ndim != 1:
                 raise InvalidInput(f"columns[{at}]", array.shape, "have one dimension")
             first, last = self._edge_offsets[at], self._edge_offsets[at + 1]
-            lookup = (self._tables[at], self._lows[at], self._per_unit[at])
-            count_column(array, self._flat[first:last], *lookup, counts[self.offsets[at] : self.offsets[at + 1]])
+            count_column(array, self._flat[first:last], counts[self.offsets[at] : self.offsets[at + 1]])
         return counts
 
 
-def _lookup(edges: Floats) -> tuple[NDArray[np.int32], float, float]:
-    """Returns the table from which the search of a value starts, where its cells begin, and cells a unit."""
-    table = np.full(_CELLS + 2, len(edges), dtype=np.int32)
-    table[0] = 0
-    # The cells lie where most edges are: a few far out, as heavy tails and guards have them, would leave one cell.
-    trim = len(edges) // 5
-    inner = edges[trim : len(edges) - trim]
-    if len(inner) < 2:
-        # All values fall before the first cell, and are searched among all edges.
-        return table, np.finfo(np.float64).max, 1.0
-    with np.errstate(over="ignore"):
-        width = float(inner[-1] - inner[0])
-        per_unit = _CELLS / width if 0 < width < math.inf else math.inf
-    if not per_unit < math.inf:
-        return table, np.finfo(np.float64).max, 1.0
-    starts = inner[0] + width * (np.arange(_CELLS + 1) / _CELLS)
-    below = np.searchsorted(edges, starts, side="right")
-    # One cell of slack on either side: table[c] is the start for cell c, table[c + 2] the end of its search.
-    table[1 : _CELLS + 1] = below[:_CELLS]
-    table[0] = 0
-    table[_CELLS + 1] = len(edges)
-    return table, float(inner[0]), per_unit
+def _padded(edges: Sequence[float]) -> Floats:
+    """Returns edges with infinities after them, up to a multiple of what the compiled code compares at once."""
+    return np.array([*edges, *[math.inf] * (-len(edges) % LANE)], dtype=np.float64)
 
 
 def count_matrix(edges: Sequence[FrozenEdges], X: ArrayLike) -> tuple[Counts, ...]:

@@ -4,54 +4,45 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+# numba's cache notes the text of this file only: where the value there changes, this file must change as well.
+from vitok.stats.histograms import LANE
+
 # So many rows of a row-major matrix are counted column by column while they lie in the processor's cache.
 _ROWS_AT_ONCE = 512
 
+_MOST_AT_ONCE = 4 * LANE
+
 
 @njit(cache=True, nogil=True)
-def count_column(
-    values: NDArray[np.float64],
-    edges: NDArray[np.float64],
-    table: NDArray[np.int32],
-    low: float,
-    per_unit: float,
-    counts: NDArray[np.int64],
-) -> None:
+def count_column(values: NDArray[np.float64], edges: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
     """Adds the histogram of one column to `counts`, laid out as `FrozenEdges.count` does.
 
-    `table[c]` is how many edges lie at or below the start of the cell before c (a cell earlier than need be, since
-    the cell of a value is found by a rounded product), and the last item how many there are.
+    `edges` ends with infinities, as many as make its length a multiple of `LANE`.
     """
-    n_edges = len(edges)
-    cells = len(table) - 2
+    n_edges = len(counts) - 4
+    padded = len(edges)
     for row in range(len(values)):
         x = np.float64(values[row])
-        if x != x:
-            counts[0] += 1
+        if not abs(x) < np.inf:
+            if x != x:
+                counts[0] += 1
+            elif x < 0.0:
+                counts[1] += 1
+            else:
+                counts[n_edges + 3] += 1
             continue
-        cell = (x - low) * per_unit
-        if cell < 0.0:
-            place, last = 0, table[1]
-        elif cell < cells:
-            at = int(cell)
-            place, last = table[at], table[at + 2]
-        elif x == np.inf:
-            counts[n_edges + 3] += 1
-            continue
-        else:
-            place, last = table[cells], n_edges
-        while last - place > 4:
-            middle = (place + last) >> 1
+        first, last = 0, padded
+        while last - first > _MOST_AT_ONCE:
+            middle = (first + last) // (2 * LANE) * LANE
             if edges[middle] <= x:
-                place = middle + 1
+                first = middle
             else:
                 last = middle
-        while place < n_edges and edges[place] <= x:
-            place += 1
-        if place == 0 and x == -np.inf:
-            counts[1] += 1
-        else:
-            counts[place + 2] += 1
+        place = first
+        for start in range(first, last, LANE):
+            for k in range(LANE):
+                place += edges[start + k] <= x
+        counts[place + 2] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -59,9 +50,6 @@ def count_columns(
     X: NDArray[np.float64],
     edges: NDArray[np.float64],
     edge_offsets: NDArray[np.int64],
-    tables: NDArray[np.int32],
-    lows: NDArray[np.float64],
-    per_unit: NDArray[np.float64],
     count_offsets: NDArray[np.int64],
     counts: NDArray[np.int64],
 ) -> None:
@@ -73,8 +61,5 @@ def count_columns(
             count_column(
                 rows[:, column],
                 edges[edge_offsets[column] : edge_offsets[column + 1]],
-                tables[column],
-                lows[column],
-                per_unit[column],
                 counts[count_offsets[column] : count_offsets[column + 1]],
             )
