@@ -28,7 +28,7 @@ override TRITON := .venv/triton/.stamp
 override PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -p no:cacheprovider
 override WITH_LIBRARIES := tests/models $(wildcard tests/serving/test_triton_client.py tests/serving/test_kubernetes.py \
 	tests/serving/test_tracing.py tests/serving/test_openapi_fuzz.py tests/serving/test_catboost_package.py \
-	tests/stats/test_detectors_river.py)
+	tests/stats/test_detectors_river.py tests/engines/test_postgres.py tests/engines/test_s3.py) tests/registry
 override SUMMARY := $(BIN)/python .ci/summary.py
 
 .PHONY: help demo setup setup-run test test-quick test-slow test-jvm test-libraries lint bench docs torch clean

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,7 +210,12 @@ def pages(url: str) -> dict[str, str]:
         "view": "/features/customer",
         "models": "/models",
         "drift": "/drift",
+        "calibration": "/calibration",
+        "estimates": "/estimates",
+        "detectors": "/detectors",
+        "outcomes": "/outcomes",
         "alerts": "/alerts",
+        "incidents": "/incidents",
         "releases": "/releases",
         "costs": "/costs",
     }
@@ -222,6 +228,16 @@ def pages(url: str) -> dict[str, str]:
             found["decisions"] = f"/decisions?action=block&page={page}"
         if not rows or 'class="tag fraud"' in chosen[0]:
             break
+    # The version that has been judged longest has most to show.
+    subjects = re.findall(r"<option[^>]*>([^<]+)</option>", text(f"{url}/estimates"))
+    if subjects:
+        found["estimates"] = f"/estimates?of={urllib.parse.quote(subjects[0])}"
+    named = re.findall(r'href="(/incidents/incident-\d+)"', text(f"{url}/incidents"))
+    bodies = {path: text(url + path) for path in named[:20]}
+    # The one with something to approve, else with something done, else the one about which most is written.
+    if bodies:
+        marks = ("Waits for your word", "Done, and standing")
+        found["incident"] = max(bodies, key=lambda path: (*(mark in bodies[path] for mark in marks), len(bodies[path])))
     versions = re.findall(r'href="(/models/\d+)"', text(f"{url}/models"))
     if versions:
         found["model"] = versions[min(1, len(versions) - 1)]

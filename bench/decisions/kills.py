@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 from bench.decisions._blocks import PLACE, SCALE, SCHEMA
 from bench.features._claim import path, tell
@@ -32,11 +34,24 @@ while True:
 """
 
 
+def _moments(folder: Path, *, told_late: bool) -> list[str]:
+    """Says from what lies in the folder of a log what its writer was doing when it was killed; more than one thing."""
+    opened = {path.stem for path in folder.glob("segment-*.arrows")}
+    sealed = {path.stem for path in folder.glob("day=*/hour=*/segment-*.parquet")}
+    found = ["an append between its write and its answer"] if told_late else []
+    # The last one is that which is appended to.
+    found += ["a sealing"] if len(opened - sealed) > 1 else []
+    found += ["a sealing half written"] if any(folder.glob("day=*/hour=*/*.tmp")) else []
+    found += ["a sealing before the open form went"] if opened & sealed else []
+    return found or ["nothing of these"]
+
+
 def main() -> None:
     n_kills = max(5, round(100 * SCALE))
     generator = random.Random(17)
     environment = os.environ | {"PYTHONPATH": path()}
     told: list[int] = []
+    moments: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         tail, followed = Tail(folder), []
         for run in range(n_kills):
@@ -51,7 +66,9 @@ def main() -> None:
                 rest = child.stdout.read().splitlines()
             told.append(int(([first.strip(), *rest])[-1]))
             found = tail.read()
-            followed += [] if found is None else found["request_id"].to_list()
+            fresh = [] if found is None else found["request_id"].to_list()
+            followed += fresh
+            moments.update(_moments(Path(folder), told_late=len(fresh) > told[-1]))
         tail.close()
         with DecisionLog(folder, SCHEMA):
             pass
@@ -60,6 +77,7 @@ def main() -> None:
     lost = sum(f"{run}-{row}" not in there for run, n in enumerate(told) for row in range(n))
     doubled = len(names) - len(there) + len(followed) - len(set(followed))
     missed = len(there ^ set(followed))
+    cut = sorted(moments.items())
     tell(
         "acknowledged decisions lost, doubled, or not seen by a reader that followed, over 100 SIGKILLs",
         value=lost + doubled + missed,
@@ -70,7 +88,7 @@ def main() -> None:
         protocol=(
             f"{n_kills} kills of a writer with fdatasync, blocks of 1 to 500 and segments of 2,000 rows, so that "
             f"sealings are cut too; {sum(told):,} decisions were acknowledged: {lost} lost, {doubled} doubled, "
-            f"{missed} not followed."
+            f"{missed} not followed. What the kills interrupted: {', '.join(f'{name} {n}' for name, n in cut)}."
         ),
     )
 

@@ -6,7 +6,6 @@ and the records are this process.
 
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from bench.features._claim import path, tell  # noqa: E402
 from bench.serving._forest import INFER  # noqa: E402
+from bench.serving._probes import BAR_SECONDS, GAP_SECONDS, RATE, under_load  # noqa: E402
 from bench.serving._serve import SCALE, served  # noqa: E402
-from bench.serving.hot_swaps import PROBES, Probe  # noqa: E402
 from bench.serving.tree_kernel import N_FEATURES, trained  # noqa: E402
 
 from vitok.clock import SystemClock  # noqa: E402
@@ -30,7 +29,6 @@ from vitok.serving import Runtime  # noqa: E402
 from vitok.serving.load import varied  # noqa: E402
 
 NOW = SystemClock().now
-RATE, GAP_SECONDS, BAR_SECONDS = 5_000.0, 2.0, 1.0
 TURNS = max(3, round(10 * SCALE))
 
 
@@ -60,7 +58,6 @@ def main() -> None:
     """Runs the load and the roll backs, and prints the line."""
     alarms: list[float] = []
     named: list[float] = []
-    stop = threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         registry, records = Registry(home), Records(home)
@@ -69,42 +66,29 @@ def main() -> None:
         command = [sys.executable, "-m", "vitok", "serve-models", "--home", str(home), "--port", "{port}"]
         command += ["--log", str(home / "log")]
         with served(command, INFER, bodies, variables={"PYTHONPATH": path()}) as server:
-            probes = [Probe(server.target.url, bodies[i], stop) for i in range(PROBES)]
-            changes = threading.Thread(target=turns, args=(registry, records, alarms, named))
-            for thread in (*probes, changes):
-                thread.start()
-            report = server.load(RATE, (2 * TURNS + 1) * GAP_SECONDS / min(SCALE, 1.0), connections=128)
-            changes.join()
-            stop.set()
-            for probe in probes:
-                probe.join()
+            report, probes = under_load(server, bodies, lambda: turns(registry, records, alarms, named), 2 * TURNS)
         registry.close()
-    seen = sorted(item for probe in probes for item in probe.seen)
-    ends = [*(alarm + GAP_SECONDS for alarm in alarms)]
-    silences = [
-        max([0.0, *(at - alarm for at, version in seen if version == "2" and alarm < at < end)])
-        for alarm, end in zip(alarms, ends, strict=True)
-    ]
+    silences = [probes.heard("2", alarm, alarm + GAP_SECONDS) for alarm in alarms]
     # Before each alarm version 2 did answer, and after it version 1 did.
     changed = [
-        any(version == "2" for at, version in seen if alarm - GAP_SECONDS < at < alarm)
-        and any(version == "1" for at, version in seen if alarm < at < end)
-        for alarm, end in zip(alarms, ends, strict=True)
+        probes.answered("2", alarm - GAP_SECONDS, alarm) and probes.answered("1", alarm, alarm + GAP_SECONDS)
+        for alarm in alarms
     ]
-    failed = report.failed + sum(probe.failed for probe in probes)
+    failed = report.failed + probes.failed
     tell(
         f"{len(alarms)} roll backs by the registry at {RATE:,.0f} requests a second",
         value=max(silences),
         unit="s from the alarm to the last answer of the version rolled back",
         bar=f"<= {BAR_SECONDS:g} s, 0 failed",
         met=max(silences) <= BAR_SECONDS and not failed and len(alarms) == TURNS and all(changed),
-        n=report.offered + len(seen),
+        n=report.offered + len(probes.seen),
         protocol=(
             f"LightGBM of 200 trees, decision log on, `vitok serve-models --home`, Poisson arrivals. {failed} of "
             f"{report.offered:,} failed, {report.answered / report.seconds:,.0f}/s answered, {report.quantile(0.5)}, "
             f"{report.quantile(0.99)}; the ledger named the earlier version after "
-            f"{1e3 * float(np.median(named)):.1f} ms in the median, {1e3 * max(named):.1f} at most; the last answer of "
-            f"the other came {float(np.mean(silences)):.2f} s after the alarm in the mean of {len(seen):,} probes."
+            f"{1e3 * float(np.median(named)):.1f} ms in the median, {1e3 * max(named):.1f} at most; the last answer "
+            f"of the other came {float(np.mean(silences)):.2f} s after the alarm in the mean of "
+            f"{len(probes.seen):,} probes."
         ),
     )
 

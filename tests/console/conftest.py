@@ -16,13 +16,29 @@ from vitok import decisions, ids, monitoring
 from vitok.clock import DAY, HOUR, SystemClock, parse_time
 from vitok.console.pages import routes
 from vitok.decision import Outcome
-from vitok.loop import Records, begin_canary
+from vitok.loop import (
+    Actions,
+    Change,
+    Durable,
+    Fact,
+    Incidents,
+    Order,
+    PairedJudge,
+    Playbook,
+    Records,
+    Switches,
+    begin_canary,
+)
+from vitok.loop.release_book import ReleaseBook
+from vitok.loop.release_plan import PlannedJudge, ReleasePlan, Step
 from vitok.models import fit_boosted_trees
+from vitok.monitoring.delivery import open_delivery
+from vitok.monitoring.silences import Silences
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, at_least, evaluate
 from vitok.serving import handlers
 from vitok.serving.budgets import NS, BudgetBook, SpendingBudget
-from vitok.stats import wilson
+from vitok.stats import Estimate, wilson
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.messages import SYSTEM, log_schema
 
@@ -30,6 +46,7 @@ START = parse_time("2018-07-01")
 N_DAYS = 8
 A_DAY = 400
 ODD_CUSTOMER = "<b>&\"'o"
+ODD = "<i>\"'&\u202ex</i>"
 POLICY = TierPolicy(costs=Costs(false_block=30.0, review=3.0, reviewer_recall=0.9), pass_through=0.01)
 
 
@@ -57,6 +74,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     outcomes = decisions.OutcomeLog(folder / "log" / "outcomes")
     rows, labels = decide(log, outcomes, rng)
     watch(folder)
+    estimate(folder)
+    trouble(folder)
+    plan(folder)
     budget(folder)
     # The log stays open, so that pages read sealed segments and an open one.
     yield Home(folder, rows, labels)
@@ -243,6 +263,82 @@ def watch(folder: Path) -> None:
             now=end + HOUR,
         )
     alerts.close()
+
+
+def estimate(folder: Path) -> None:
+    """Days of estimates of fraud/1, all but the last two with their labels; the last of these is outside."""
+    ledger = monitoring.EstimateLedger(folder / "monitoring" / "estimates.sqlite")
+    for day in range(N_DAYS):
+        start = START + day * DAY
+        said = Estimate(name="average_precision", value=0.7, lower=0.65, upper=0.75, n_obs=A_DAY)
+        ledger.record("fraud/1", [said, dataclasses.replace(said, name=ODD)], start=start, end=start + DAY, made_at=0)
+        if day < N_DAYS - 2:
+            value = 0.71 if day < N_DAYS - 3 else 0.5
+            known = Estimate(name="average_precision", value=value, lower=value - 0.02, upper=value + 0.02, n_obs=A_DAY)
+            ledger.realise("fraud/1", [known], start=start, end=start + DAY, labelled=1.0, as_of=start + 3 * DAY)
+    ledger.record(ODD, [said], start=START, end=START + DAY, made_at=0)
+    ledger.close()
+
+
+class _Evidence:
+    """What triage is told."""
+
+    def integrity(self, alert: dict[str, Any], now: int) -> list[Fact]:
+        return [Fact(question=f"null share of {ODD}", finding="ruled out", text=f"0.1 % {ODD}", value=0.001, n=400)]
+
+    def changes(self, since: int, until: int) -> list[Change]:
+        return [Change(time_us=until - 4 * DAY, kind="policy", version="fraud/1", text=f"policy by {ODD}")]
+
+    def where(self, alert: dict[str, Any], now: int) -> list[Fact]:
+        return [Fact(question="precision where channel is web", finding="found", text="0.3 against 0.7", value=0.3)]
+
+
+class _Threshold:
+    """An action that can be done."""
+
+    def do(self, order: Order) -> dict[str, Any]:
+        return {"was": 0.9}
+
+    def undo(self, order: Order, done: Any) -> None: ...
+
+
+def trouble(folder: Path) -> None:
+    """Two incidents: one with triage, an action and a proposal, and one resolved; a silence; a switch."""
+    incidents, durable, switches = Incidents(folder), Durable(folder), Switches(folder)
+    playbook = Playbook(
+        incidents, Actions(raise_threshold=_Threshold()), _Evidence(), durable=durable, switches=switches
+    )
+    alerts = monitoring.Alerts(folder / "monitoring" / "alerts.sqlite")
+    # Of the alert that cleared before: it is known, and opens no other one.
+    (past,) = [alert for alert in alerts.history() if alert.state == "cleared"]
+    alerts.close()
+    now = START + 3 * DAY
+    record = playbook.respond(dataclasses.replace(past, reason=f"precision fell {ODD}"), now=now)
+    incidents.note(record.record_id, f"looked at {ODD}", who=ODD, now=now + HOUR)
+    ended = incidents.report(dataclasses.replace(past, id=77, rule="absence", system="fraud", version="fraud/2"), now=0)
+    incidents.resolve(ended.record_id, f"the cable of {ODD}", who="ann", now=now)
+    switches.set("retrain", propose_only=True, who="ann", why=f"audit {ODD}", now=now)
+    durable.close()
+    database = open_delivery(folder / "monitoring" / "delivery.sqlite")
+    ahead = SystemClock().now()
+    Silences(database).add({"rule": "data_drift"}, until=ahead + 90 * DAY, who="bo", why=f"known {ODD}", now=ahead)
+    database.close()
+
+
+def plan(folder: Path) -> None:
+    """A release by a plan, in its first canary, that waits for an approval."""
+    steps = (
+        Step(name="shadow", kind="shadow"),
+        Step(name=f"canary {ODD}", kind="canary", share=0.25, judges=("paired",)),
+        Step(name="full", kind="full", share=1.0, approvals=1),
+    )
+    made = ReleasePlan(steps=steps, judges={"paired": PlannedJudge(make=PairedJudge)})  # type: ignore[arg-type]
+    book = ReleaseBook(folder)
+    release = book.begin(SYSTEM, 2, 1, made, actor="loop", reason=f"retrained {ODD}", now=START + 4 * DAY)
+    with book.changing(release) as writing:
+        writing.set(step=1, entered_at=START + 4 * DAY, decisions=390, waits="more outcomes")
+        writing.judged("paired", {}, {"state": "continue", "reason": f"390 decisions {ODD}"})
+    book.close()
 
 
 @dataclasses.dataclass(frozen=True)

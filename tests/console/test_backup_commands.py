@@ -88,7 +88,8 @@ def test_clean_up_says_first_and_removes_then(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_one_message(tmp_path: Path) -> None:
     for arguments, text in (
-        (("backup", "s3://bucket/prefix", "--home", tmp_path), "FOLDER: got 's3://bucket/prefix', must be a folder"),
+        (("backup", "gs://bucket/prefix", "--home", tmp_path), "TARGET: got 'gs://bucket/prefix', must be a folder"),
+        (("backup", tmp_path / "b", "--home", tmp_path, "--packages", "s3://b"), "--packages: got 's3://b', must go"),
         (("backup", tmp_path / "b", "--home", tmp_path / "none"), "home"),
         (("restore", tmp_path / "b", "--home", tmp_path / "h"), "does not exist"),
         (("clean", "--home", tmp_path / "none"), "registry in"),

@@ -23,7 +23,14 @@ PAGES = (
     "/models",
     "/models/1",
     "/drift",
+    "/drift?days=2&against=healthy",
+    "/calibration",
+    "/estimates",
+    "/detectors",
+    "/outcomes",
     "/alerts",
+    "/incidents",
+    "/incidents/incident-0001",
     "/runs",
     "/releases",
     "/costs",
@@ -102,7 +109,24 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("path", ["/", "/features", "/features/customer", "/models", "/alerts", "/costs"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/features",
+        "/features/customer",
+        "/models",
+        "/drift",
+        "/calibration",
+        "/estimates",
+        "/detectors",
+        "/outcomes",
+        "/alerts",
+        "/incidents/incident-0001",
+        "/releases",
+        "/costs",
+    ],
+)
 def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: bool) -> None:
     browser.open(url + path, size=tool.LAPTOP, dark=dark)
     pairs = browser.evaluate(
@@ -119,6 +143,34 @@ def test_text_is_legible(tool: Any, browser: Any, url: str, path: str, dark: boo
     assert len(pairs) > 20
     for colour, back, text in pairs:
         assert contrast(colour, back) >= 4.5, text
+
+
+@pytest.mark.parametrize("path", ["/calibration", "/estimates", "/detectors", "/outcomes", "/drift"])
+def test_charts_are_drawn_named_and_told_as_a_table(tool: Any, browser: Any, url: str, path: str) -> None:
+    browser.open(url + path, size=tool.LAPTOP)
+    charts = browser.evaluate(
+        """[...document.querySelectorAll('.plot svg')].map(one => [one.getAttribute('role'),
+            one.getAttribute('aria-label'), one.getBoundingClientRect().width,
+            one.querySelectorAll('polyline, rect, line.dot').length,
+            Boolean(one.closest('figure, section').querySelector('table')
+                || one.closest('section.sheet')?.querySelector('table'))])"""
+    )
+    assert charts
+    for role, name, width, marks, told in charts:
+        assert (role, bool(name), told) == ("img", True, True), name
+        assert width > 200, name
+        assert marks > 0, name
+
+
+def test_keyboard_reaches_what_is_there_to_do(tool: Any, browser: Any, url: str) -> None:
+    browser.open(f"{url}/incidents/incident-0001", size=tool.LAPTOP)
+    # A link, a fold or a command: each takes the focus, and a command can be scrolled with the keys.
+    reached = browser.evaluate(
+        """[...document.querySelectorAll('a, summary, pre')].map(one => { one.focus(); return [one.tagName,
+            document.activeElement === one]; })"""
+    )
+    assert {name for name, _ in reached} == {"A", "SUMMARY", "PRE"}
+    assert all(focused for _, focused in reached)
 
 
 @pytest.mark.parametrize("device", ["LAPTOP", "PHONE"])

@@ -1,14 +1,21 @@
 import re
+import shutil
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
-from tests.console.conftest import N_DAYS, ODD_CUSTOMER, Home, get
+from tests.console.conftest import N_DAYS, ODD, ODD_CUSTOMER, START, Home, get
 from tests.console.markup import Markup
 
+from vitok import decisions, ids
+from vitok.clock import DAY
 from vitok.console.pages import METRIC_NAMES, link, routes
 from vitok.console.wording import count
+from vitok.decision import Outcome
 from vitok.errors import InvalidInput
 from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.messages import log_schema
 
 PAGES = (
     "/",
@@ -19,7 +26,14 @@ PAGES = (
     "/models/1",
     "/models/3",
     "/drift",
+    "/calibration",
+    "/estimates",
+    "/detectors",
+    "/outcomes",
     "/alerts",
+    "/incidents",
+    "/incidents/incident-0001",
+    "/incidents/incident-0002",
     "/releases",
 )
 MORE = (
@@ -30,6 +44,16 @@ MORE = (
     "/drift?version=fraud%2F2&days=56&feature=amount",
     "/drift?feature=is_night&day=2018-07-02",
     "/drift?feature=probability",
+    "/drift?days=2",
+    "/drift?days=364",
+    "/drift?against=healthy",
+    "/drift?against=last+week",
+    "/drift?against=last+year&feature=amount",
+    "/drift?find=customer&days=14",
+    "/drift?find=%3Cscript%3E",
+    "/estimates?of=fraud%2F1",
+    "/calibration?version=fraud%2F1",
+    "/detectors?version=fraud%2F2",
 )
 
 
@@ -68,7 +92,24 @@ def test_links_of_the_page_lead_somewhere(home: Home, path: str) -> None:
             assert get(home.folder, address).status == 200, address
 
 
-@pytest.mark.parametrize("path", ["/", "/decisions", "/features", "/models", "/drift", "/alerts", "/releases"])
+EMPTY = (
+    "/",
+    "/decisions",
+    "/features",
+    "/models",
+    "/drift",
+    "/calibration",
+    "/estimates",
+    "/detectors",
+    "/outcomes",
+    "/alerts",
+    "/incidents",
+    "/releases",
+    "/costs",
+)
+
+
+@pytest.mark.parametrize("path", EMPTY)
 def test_empty_home(tmp_path: Path, path: str) -> None:
     answer = get(tmp_path / "absent", path)
     assert answer.status == 200
@@ -81,6 +122,11 @@ def test_empty_states_say_so(tmp_path: Path) -> None:
     assert "No alert is open" in get(tmp_path, "/alerts").text
     assert "No version was registered yet" in get(tmp_path, "/models").text
     assert "Nothing was released yet" in get(tmp_path, "/releases").text
+    assert "Nothing was estimated yet" in get(tmp_path, "/estimates").text
+    assert "No incident is open" in get(tmp_path, "/incidents").text
+    assert "Nothing to watch yet" in get(tmp_path, "/detectors").text
+    for path in ("/calibration", "/outcomes"):
+        assert "Nothing was decided yet." in get(tmp_path, path).text
     assert "Nothing serves yet" in get(tmp_path, "/").text
 
 
@@ -106,11 +152,22 @@ def test_empty_states_say_so(tmp_path: Path) -> None:
         ("/models/0", 422, "at least 1"),
         ("/models/x", 422, "number of a version"),
         ("/models/-1", 422, "number of a version"),
-        ("/drift?days=3", 422, "be one of 14, 28, 56"),
+        ("/drift?days=3", 422, "be one of 2, 14, 28, 56, 364"),
         ("/drift?version=fraud%2F9", 404, "does not exist"),
         ("/drift?feature=nothing", 404, "does not exist"),
         ("/drift?day=2001-01-01", 404, "does not exist"),
         ("/drift?day=x", 422, "be a day such as"),
+        ("/drift?against=hope", 422, "training, healthy, last week, last year"),
+        ("/drift?slice=channel%3Dweb", 404, "does not exist"),
+        ("/drift?page=0", 422, "at least 1"),
+        ("/drift?page=9", 404, "does not exist"),
+        ("/calibration?version=fraud%2F9", 404, "does not exist"),
+        ("/detectors?version=fraud%2F9", 404, "does not exist"),
+        ("/estimates?of=fraud%2F9", 404, "does not exist"),
+        ("/estimates?of=fraud%2F1&metric=hope", 404, "does not exist"),
+        ("/incidents/incident-0099", 404, "does not exist"),
+        ("/incidents/release-0001", 422, "such as incident-0003"),
+        ("/incidents/incident-x", 404, "does not exist"),
     ],
 )
 def test_bad_input_gets_a_page_that_says_what_is_wrong(home: Home, path: str, status: int, told: str) -> None:
@@ -123,6 +180,11 @@ def test_what_came_from_outside_is_shown_as_text(home: Home) -> None:
     answer = get(home.folder, "/decisions")
     assert ODD_CUSTOMER not in answer.text
     assert ODD_CUSTOMER in check_markup(answer.text).words
+    for path in (*PAGES, "/estimates?of=" + quote(ODD), "/estimates?of=fraud%2F1&metric=" + quote(ODD)):
+        text = get(home.folder, path).text
+        assert "<i>" not in text, path
+        # What turns the direction of a line is written out.
+        assert "\u202e" not in text, path
     for path in ("/decisions?customer=%3Cscript%3E", "/decisions?action=%3Cscript%3E", "/models/%3Cscript%3E"):
         assert "<script" not in get(home.folder, path).text
 
@@ -258,6 +320,162 @@ def test_releases_tell_the_history(home: Home) -> None:
     assert "25 % of the decisions go to fraud/2" in text
     assert "ledger intact: 8 entries" in text
     assert "fraud/2 canary at 25 %, 5 Jul 2018 00:00 until now" in text
+
+
+def test_alerts_say_who_is_told_and_where_they_are_filed(home: Home) -> None:
+    page = get(home.folder, "/alerts").text
+    assert "Nobody is told until" in check_markup(page).text
+    assert 'href="/incidents/incident-0001"' in page
+
+
+def test_overview_names_open_incidents(home: Home) -> None:
+    text = check_markup(get(home.folder, "/").text).text
+    assert "Open incidents 1 1 step to approve" in text
+    assert "Likeliest cause: quality. 1 action standing. 1 step to approve." in text
+    assert "Performance before the labels are in" in text
+
+
+def test_incidents_are_listed_with_what_waits(home: Home) -> None:
+    text = check_markup(get(home.folder, "/incidents").text).text
+    assert "incident-0001 critical fraud/1 quality: precision fell" in text
+    assert "retrain is not done by the loop, but proposed to people" in text
+    assert "rule data_drift bo known" in text
+    assert "How it ended" in text
+    assert "the cable of" in text
+
+
+def test_incident_is_read_from_the_top_and_gone_on_with(home: Home) -> None:
+    page = get(home.folder, "/incidents/incident-0001").text
+    text = check_markup(page).text
+    assert "Waits for your word" in text
+    key = re.search(r"vitok incidents approve incident-0001 (\S+/retrain) --by YOUR-NAME", text)
+    assert key is not None
+    assert text.index("Waits for your word") < text.index("Done, and standing") < text.index("What was seen")
+    assert "vitok incidents undo incident-0001 " in text
+    assert "It ends by itself 5 Jul 2018 00:00." in text
+    assert "Triage of alert 1: quality" in text
+    assert "null share of" in text
+    assert "ruled out" in text
+    assert "precision where channel is web found 0.3 against 0.7" in text
+    assert "Changed before" in text
+    assert "vitok incidents resolve incident-0001 'THE CAUSE, AND ITS END' --by YOUR-NAME --home" in text
+    assert "a label-arrival trigger" in text
+    ended = check_markup(get(home.folder, "/incidents/incident-0002").text).text
+    assert "How it ended: the cable of" in ended
+    assert "Waits for your word" not in ended
+    assert "Go on with it" not in ended
+
+
+def test_estimates_stand_beside_what_came_true(home: Home) -> None:
+    page = get(home.folder, "/estimates").text
+    text = check_markup(page).text
+    assert "Average precision of fraud/1" in text
+    assert "too early 6 of 20 windows have their labels" in text
+    assert "2 windows have no labels yet" in text
+    assert page.count('class="dot inside" x1') == 5 + 1
+    assert page.count('class="dot outside" x1') == 1 + 1
+    assert "realised 0.5 from 100 % of the labels, estimated 0.7 (0.65 to 0.75)" in text
+
+
+def test_calibration_shows_both_what_was_said_and_how_well_it_ranks(home: Home) -> None:
+    text = check_markup(get(home.folder, "/calibration").text).text
+    assert "What fraud/1 said, and what happened" in text
+    assert "Brier score" in text
+    assert "less discrimination" in text
+    assert "Calibrated as far as can be seen" in text
+    assert "Area under the ROC curve" in text
+
+
+def test_outcomes_say_how_late_labels_are(home: Home) -> None:
+    text = check_markup(get(home.folder, "/outcomes").text).text
+    assert "Half of fraud by 2 d 2 d before" in text
+    assert "Fraud: share of the labels by age" in text
+
+
+def test_detectors_name_their_run_length(home: Home) -> None:
+    text = check_markup(get(home.folder, "/detectors").text).text
+    for name in ("Page-Hinkley", "HDDM-W", "ADWIN"):
+        assert f"{name} quiet" in text or f"{name} alarm" in text
+    assert "Expected run to a false alarm" in text
+    assert "Higher is worse." in text
+
+
+def test_drift_can_be_held_against_other_days(home: Home) -> None:
+    text = check_markup(get(home.folder, "/drift?against=healthy").text).text
+    assert "of healthy, 1 Jul 2018 to" in text
+    text = check_markup(get(home.folder, "/drift?against=last+week").text).text
+    assert "of last week, 1 Jul 2018 to 2 Jul 2018" in text
+    text = check_markup(get(home.folder, "/drift?against=last+year").text).text
+    assert "There is nothing to hold this day against: nothing was decided then" in text
+
+
+def test_releases_show_plans_gates_and_the_canary(home: Home) -> None:
+    page = get(home.folder, "/releases").text
+    text = check_markup(page).text
+    assert "It waits: more outcomes." in text
+    assert 'aria-current="step"' in page
+    assert "vitok releases approve plan-0001 --by YOUR-NAME --reason 'WHY' --home" in text
+    assert "The canary so far 25 % of the customers since 5 Jul 2018 00:00" in text
+    assert "fraud/3 refused 1 of 2 average precision: 0.1 is below 0.5" in text
+    assert "incident-0001" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("/estimates", "monitoring/estimates.sqlite"),
+        ("/drift", "monitoring/sketches.sqlite"),
+        ("/alerts", "monitoring/alerts.sqlite"),
+        ("/incidents", "monitoring/delivery.sqlite"),
+        ("/releases", "loop/releases.sqlite"),
+    ],
+)
+def test_damaged_store_of_the_watch(home: Home, tmp_path: Path, path: str, file: str) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home.folder / "registry", copy / "registry")
+    (copy / file).parent.mkdir(parents=True, exist_ok=True)
+    (copy / file).write_bytes(b"this is no database, whatever its name says" * 30)
+    answer = get(copy, path)
+    assert answer.status == 503
+    check_markup(answer.text)
+
+
+@pytest.mark.parametrize("path", EMPTY)
+def test_one_decision_is_enough_for_a_page(tmp_path: Path, path: str) -> None:
+    log = decisions.DecisionLog(tmp_path / "log" / "decisions", log_schema())
+    log.append(one_decision())
+    log.close()
+    with decisions.OutcomeLog(tmp_path / "log" / "outcomes") as outcomes:
+        outcomes.append([Outcome(request_id="only", kind=ODD, value=1.0, event_time=START, ingest_time=START + DAY)])
+    answer = get(tmp_path, path)
+    assert answer.status == 200
+    check_markup(answer.text)
+
+
+def one_decision() -> decisions.DecisionBlock:
+    return decisions.DecisionBlock(
+        decision_id=[ids.uuid7()],
+        request_id=["only"],
+        event_time=[START],
+        ingest_time=[START],
+        entities=[["c"], ["t"]],
+        request=[[20.0]],
+        features=np.full((1, len(FEATURES.names)), np.nan),
+        feature_status=["missing"],
+        model_version=["rules"],
+        stage=["None"],
+        route=["fallback"],
+        route_reason=["no model"],
+        score=[0.1],
+        probability=[float("nan")],
+        shadow_version=[None],
+        shadow_probability=[float("nan")],
+        policy_version=["rules"],
+        action=["allow"],
+        propensity=[1.0],
+        latency_us=[900],
+        cost=[2e-5],
+    )
 
 
 def test_damaged_store_is_a_page_too(tmp_path: Path) -> None:

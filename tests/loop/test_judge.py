@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vitok.errors import InvalidInput
+from vitok.errors import Conflict, InvalidInput
 from vitok.loop import CANARY_FAILED, JudgeRules, PairedJudge, ReleaseVerdict
+from vitok.loop.release_evidence import Look
 from vitok.policies import Costs, TierPolicy
 
 COSTS = Costs()
@@ -266,3 +267,50 @@ def test_rules_and_versions_are_checked() -> None:
     ):
         with pytest.raises(InvalidInput):
             JudgeRules(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("noise", [(1.0, 1.0), (3.0, 0.3), (0.3, 3.0)])
+def test_a_judge_that_is_kept_and_restored_at_every_look_is_the_same_to_the_last_bit(
+    noise: tuple[float, float],
+) -> None:
+    frame = World(4, n=8_000, noise=noise).frame()
+    once, again = judge(), judge()
+    for look in range(16):
+        fresh, old = frame.slice(look * 500, 600), frame.slice(max(look - DELAY, 0) * 500, 500)
+        given = Look(decisions=fresh, labelled=old if look >= DELAY else None)
+        first = once.take(given, now=look)
+        kept = json.loads(json.dumps(again.to_state(), allow_nan=False))
+        again = judge()
+        again.restore(kept)
+        assert again.take(given, now=look).to_dict() == first.to_dict()
+        assert again.to_state() == once.to_state()
+    assert again.verdict(99) == once.verdict(99)
+    assert once.verdict(99).state in ("accept", "refuse", "continue")
+
+
+def test_a_fresh_judge_without_numbers_can_be_kept_and_read() -> None:
+    empty = judge()
+    again = judge()
+    again.restore(json.loads(json.dumps(empty.to_state(), allow_nan=False)))
+    assert again.to_state() == empty.to_state()
+    verdict = empty.take(Look(), now=3)
+    read = ReleaseVerdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
+    assert read.to_dict() == verdict.to_dict()
+    assert (read.alert_rate_difference.lower, read.cost_difference.upper) == (-np.inf, np.inf)
+
+
+def test_a_state_of_another_judge_is_refused() -> None:
+    state = judge().to_state()
+    for changes in (
+        {"candidate": "fraud/3"},
+        {"costs": Costs(review=4)},
+        {"rules": JudgeRules(min_positives=9)},
+        {"candidate_policy": TierPolicy(costs=COSTS, review_price=1.0)},
+    ):
+        with pytest.raises(Conflict, match="the state is of a judge of"):
+            judge(**changes).restore(state)
+    for broken in ({}, state | {"alerts": {}}, state | {"seen": "no"}, state | {"seen": None}, state | {"final": {}}):
+        with pytest.raises(InvalidInput):
+            judge().restore(broken)
+    with pytest.raises(InvalidInput, match="verdict"):
+        ReleaseVerdict.from_dict({})

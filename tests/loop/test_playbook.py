@@ -478,3 +478,25 @@ def test_a_person_may_try_again_what_failed_or_was_taken_back(night: Night) -> N
     night.playbook.undo(record.record_id, f"{key}/again/1", who="ann", why="no", now=NOW + HOUR)
     night.playbook.approve(record.record_id, key, who="ann", now=NOW + HOUR)
     assert [order.key for order in fake.orders] == [f"{key}/again/1", f"{key}/again/2"]
+
+
+@pytest.mark.parametrize("rule", ["data_drift", "data_drift_7d"])
+def test_drift_of_the_inputs_puts_no_release_at_fault(night: Night, rule: str) -> None:
+    night.knows.changed = [promoted(2 * HOUR)]
+    record = night.playbook.respond(alert(rule=rule), now=NOW)
+    assert night.done() == {}
+    assert record.timeline[1].data["cause"] == "drift"
+
+
+def test_drift_of_the_scores_of_a_young_version_is_its_own(night: Night) -> None:
+    night.knows.changed = [promoted(2 * HOUR)]
+    night.playbook.respond(alert(rule="prediction_drift_7d"), now=NOW)
+    assert night.done() == {"rollback": 1}
+
+
+def test_a_retraining_may_be_asked_for_again_in_the_same_incident(night: Night) -> None:
+    night.with_(bounds={"retrain": Bound(per_day=5, per_week=5)})
+    night.playbook.respond(alert(1), now=NOW)
+    record = night.playbook.respond(alert(2, rule="calibration", first_seen=NOW), now=NOW + HOUR)
+    assert night.done() == {"raise_threshold": 1, "retrain": 2}
+    assert "stands" in next(entry for entry in events(record, "proposal")).text

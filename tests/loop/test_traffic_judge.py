@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from scipy.stats import binom
 
-from vitok.errors import InvalidInput
+from vitok.errors import Conflict, InvalidInput
 from vitok.loop import CostRule, RateRule, TrafficJudge, TrafficVerdict
+from vitok.loop.release_evidence import Look, Split
 
 NAMES = {"candidate": "m/2", "incumbent": "m/1"}
 
@@ -179,3 +180,46 @@ def test_a_look_that_is_refused_counts_nowhere_and_can_be_given_again() -> None:
         each.see(frame, share=0.5)
     assert judging.verdict(0).to_dict() == once.verdict(0).to_dict()
     assert judging.verdict(0).differences[1].n_obs == 600
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.08, 0.005])
+def test_a_judge_that_is_kept_and_restored_at_every_look_is_the_same_to_the_last_bit(rate: float) -> None:
+    rules: dict[str, Any] = {"costs": {"cost": CostRule(margin=0.5)}, "unit": "user"}
+    rng, once, again = np.random.default_rng(8), judge(**rules), judge(**rules)
+    for look in range(40):
+        share = 0.1 if look < 20 else 0.4
+        frame = requests(rng, share=share, rates=(0.02, rate)).with_columns(
+            cost=pl.Series(rng.exponential(1.0, 600)), user=pl.Series(rng.integers(0, 5_000, 600))
+        )
+        given = Look(splits=(Split(frame, share),))
+        first = once.take(given, now=look)
+        kept = json.loads(json.dumps(again.to_state(), allow_nan=False))
+        again = judge(**rules)
+        again.restore(kept)
+        assert again.take(given, now=look).to_dict() == first.to_dict()
+        assert again.to_state() == once.to_state()
+    assert again.verdict(99) == once.verdict(99)
+
+
+def test_a_state_of_another_judge_is_refused() -> None:
+    state = judge().to_state()
+    for changes in (
+        {"candidate": "m/3"},
+        {"unit": "user"},
+        {"confidence_level": 0.9},
+        {"rates": {"failed": RateRule()}},
+    ):
+        with pytest.raises(Conflict, match="the state is of a judge of"):
+            judge(**changes).restore(state)
+    for broken in ({}, state | {"compared": {}}, state | {"units": {"failed": "no"}}, state | {"final": {}}):
+        with pytest.raises(InvalidInput):
+            judge().restore(broken)
+    with pytest.raises(InvalidInput, match="verdict"):
+        TrafficVerdict.from_dict({})
+
+
+def test_two_units_that_look_alike_are_two() -> None:
+    judging = judge(unit="user")
+    for users in (pl.Series([7, 8]), pl.Series(["7", "8"])):
+        judging.see(pl.DataFrame({"version": ["m/1", "m/2"], "failed": [False, False]}).with_columns(user=users))
+    assert judging.verdict(0).differences[0].n_obs == 4

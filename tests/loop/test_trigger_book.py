@@ -1,7 +1,9 @@
 """Triggers with a memory: what begins a run, what holds it back, and what a crash leaves behind."""
 
+import contextlib
 import dataclasses
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,17 @@ class Alert:
     reason: str = ""
 
 
+FIRST_LAYOUT = """
+CREATE TABLE run (key TEXT PRIMARY KEY, system TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
+    begun_at INTEGER NOT NULL, labels INTEGER NOT NULL, ended_at INTEGER, cost REAL NOT NULL DEFAULT 0,
+    outcome TEXT NOT NULL DEFAULT '') STRICT;
+CREATE UNIQUE INDEX run_open ON run (system) WHERE ended_at IS NULL;
+CREATE TABLE asked (id INTEGER PRIMARY KEY, system TEXT NOT NULL, who TEXT NOT NULL, why TEXT NOT NULL,
+    at INTEGER NOT NULL, run TEXT) STRICT;
+CREATE TABLE since (system TEXT NOT NULL, kind TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (system, kind)) STRICT;
+INSERT INTO asked (system, who, why, at) VALUES ('fraud', 'ann', 'a new feature', 0);
+PRAGMA user_version = 1;
+"""
 BOTH = [Alert("data_drift"), Alert("quality")]
 
 
@@ -190,3 +203,41 @@ def test_a_clock_that_was_ahead_holds_nothing_up(tmp_path: Path) -> None:
     assert book.whole(302 * DAY + 4 * HOUR, BOTH) == ""
     # By an hour only, nothing is begun twice.
     assert book.whole(301 * DAY + 3 * HOUR, BOTH) == ""
+
+
+def test_what_the_playbook_asks_waits_for_the_cool_down_and_can_be_withdrawn(home: Path) -> None:
+    book = Book(home, cool_down=2 * DAY)
+    assert book.whole(DAY, BOTH) == "loss"
+    for _ in range(2):
+        book.triggers.ask("fraud", who="loop", why="decisions got worse", now=DAY, kind="incident", key="i/1")
+    assert book.triggers.pending("fraud") == ("loop: decisions got worse",)
+    assert book.whole(2 * DAY) == ""
+    book.triggers.withdraw("i/1")
+    book.triggers.withdraw("i/1")
+    assert book.whole(4 * DAY) == ""
+    book.triggers.ask("fraud", who="loop", why="worse again", now=4 * DAY, kind="incident", key="i/2")
+    assert book.whole(4 * DAY) == "incident"
+    with pytest.raises(Conflict, match="it goes on"):
+        book.triggers.withdraw("i/2")
+    assert book.triggers.pending("fraud") == ()
+
+
+def test_a_person_who_asks_too_waits_for_no_cool_down(home: Path) -> None:
+    book = Book(home, cool_down=20 * DAY)
+    assert book.whole(DAY, BOTH) == "loss"
+    book.triggers.ask("fraud", who="loop", why="worse", now=DAY, kind="incident", key="i/1")
+    assert book.whole(2 * DAY) == ""
+    book.triggers.ask("fraud", who="ann", why="now please", now=2 * DAY)
+    run = book.due(2 * DAY)
+    assert run is not None
+    assert (run.kind, run.reason) == ("hand", "loop: worse; ann: now please")
+
+
+def test_a_file_of_the_first_layout_goes_on(home: Path) -> None:
+    path = home / "loop" / "triggers.sqlite"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST_LAYOUT)
+    book = Book(home)
+    assert book.triggers.pending("fraud") == ("ann: a new feature",)
+    assert book.whole(DAY) == "hand"

@@ -23,7 +23,7 @@ from vitok.models.calibrators_multiclass import TemperatureScaling, VectorScalin
 from vitok.models.calibrators_refit import judge_calibrator, refit_calibrator
 from vitok.models.calibrators_venn_abers import CrossVennAbersCalibrator, VennAbersCalibrator
 from vitok.models.online_calibration import PowerCalibrator
-from vitok.stats import isotonic_means, log_loss
+from vitok.stats import calibration_error, isotonic_means, log_loss
 from vitok.stats.calibration_variants import class_wise_error
 
 # Of venn_abers.VennAbers().fit(...).predict_proba(...) for the rows below, at these scores.
@@ -243,3 +243,25 @@ def test_weights_of_another_length_are_refused(n: int) -> None:
 def test_damaged_parameters_are_refused(data: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         calibrator_from_dict(data)
+
+
+def test_calibration_errors_of_a_verdict_count_rows_by_their_weights() -> None:
+    """Oracle: the error of the rows themselves, each as often as it stands for."""
+    rng = np.random.default_rng(3)
+    p = rng.beta(1, 3, 30_000)
+    new = rng.random(30_000) < 0.5
+    y = rng.random(30_000) < np.where(new, p**2, p)
+    # Of the new ones, for whom the probabilities are far off, one in twenty has a label.
+    seen = rng.random(30_000) < np.where(new, 0.05, 1.0)
+    weight = 1 / np.where(new, 0.05, 1.0)[seen]
+    same = PlattCalibrator(slope=1.0, intercept=0.0, on_logit=True)
+    found = judge_calibrator(same, None, p[seen], y[seen], weight=weight).incumbent_error
+    plain = judge_calibrator(same, None, p[seen], y[seen]).incumbent_error
+    whole = calibration_error(y, p)
+    assert plain.upper < whole.value
+    assert found.lower < whole.value < found.upper
+    assert found.value == pytest.approx(whole.value, abs=0.02)
+    alike = judge_calibrator(same, None, p, y, weight=np.full(len(p), 3.0)).incumbent_error
+    assert alike == whole
+    one = judge_calibrator(same, None, [0.2, 0.8], [0, 1], weight=[1.0, 2.0]).incumbent_error
+    assert np.isnan(one.value)

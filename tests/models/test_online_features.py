@@ -229,3 +229,17 @@ def test_no_rows() -> None:
         if isinstance(rows, pa.Table):
             rows = rows.append_column("country", pa.array([], pa.string())).append_column("amount", pa.array([], "f8"))
         assert FEATURES.encode(rows)[0].shape == (0, 7)
+
+
+def test_many_dicts_of_mixed_values_are_read_as_each_by_itself() -> None:
+    features = HashedFeatures(features=(Category("a"), Category("b")), bits=20)
+    values = ["x", None, 7, 7.0, "7", True, "", float("nan"), b"x", np.str_("x"), np.int64(7), np.float32(7)]
+    rows = [{"a": value, "b": "y"} for value in values] * 20 + [{"b": None}, {}]
+    slots, _ = features.encode(rows)
+    assert slots.tolist() == [features.encode([row])[0][0].tolist() for row in rows]
+    texts = [{"a": f"t{i % 30}", "b": None if i % 7 == 0 else "y"} for i in range(200)]
+    slots, _ = features.encode(texts)
+    assert slots.tolist() == [features.encode([row])[0][0].tolist() for row in texts]
+    for wrong in ("\ud800", 0.5, [1]):
+        with pytest.raises(InvalidInput):
+            features.encode([*texts, {"a": wrong}])

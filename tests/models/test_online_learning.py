@@ -219,6 +219,33 @@ def test_of_a_shared_log_nothing_is_learned_without_a_promise(tmp_path: Path) ->
         assert again.advance(as_of=70_000).decisions == 29
 
 
+def test_what_was_predicted_is_told_in_the_order_of_learning_and_notes_are_kept(tmp_path: Path) -> None:
+    rows = decisions(600, seed=3)
+    places = write(tmp_path, rows, outcomes(rows, seed=3))
+    logs = {"decisions": places[0], "outcomes": places[1]}
+
+    def told(snapshot: Path, every: int | None) -> tuple[list[float], LogLearner]:
+        heard: list[float] = []
+
+        def hear(p: Any, labels: Any) -> None:
+            heard.extend((p - labels).tolist())
+
+        learner = LogLearner(model(), RULES[0], **logs, learned=hear)
+        while learner.advance(as_of=END, max_decisions=every).decisions < 600 and every is not None:
+            learner.notes = {"heard": len(heard)}
+            learner.save(snapshot)
+            learner = LogLearner.load(snapshot, **logs, learned=hear)
+            assert learner.notes == {"heard": len(heard)}
+        return heard, learner
+
+    straight, one = told(tmp_path / "a.online", None)
+    again, other = told(tmp_path / "a.online", 37)
+    assert straight == again
+    assert len(straight) == one.counts.learned
+    assert one.notes == {}
+    assert other.model.to_bytes() == one.model.to_bytes()
+
+
 CHILD = """
 import sys
 from pathlib import Path

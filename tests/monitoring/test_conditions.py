@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from vitok.clock import DAY
 from vitok.errors import InvalidInput
-from vitok.monitoring import Performance, ReferenceProfile, WatchRules, performance
-from vitok.monitoring.conditions import quality_findings
+from vitok.monitoring import Finding, Performance, ReferenceProfile, WatchRules, WindowCounts, diagnose, performance
+from vitok.monitoring.conditions import explained, quality_findings
 from vitok.policies import Costs
-from vitok.stats import Estimate
+from vitok.stats import Estimate, LatencyHistogram
 
 RULES = WatchRules(min_n=500)
 
@@ -116,3 +118,46 @@ def test_too_few_labels_are_not_judged(profile: ReferenceProfile, found: Perform
 def test_rules_refuse_what_makes_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
         WatchRules(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_firing_finding_says_what_where_and_since_when(profile: ReferenceProfile) -> None:
+    window = WindowCounts(
+        model_version="fraud/1",
+        start=0,
+        end=DAY,
+        n=profile.n,
+        n_hours=24,
+        digest=profile.digest,
+        counts=np.concatenate(profile.counts),
+        actions={},
+        routes={},
+        feature_status={},
+        n_probability=profile.n,
+        mean_probability=0.1,
+        latency=LatencyHistogram(),
+    )
+    diagnosis = dataclasses.replace(
+        diagnose(profile, window), names=("data drift",), where="country = CH", since=3 * DAY
+    )
+    rule = RULES.data_drift
+    finding = Finding(rule=rule, version="fraud/1", firing=True, value=0.3, bound=0.1, reason="amount moved")
+    said = Estimate(name="average_precision", value=0.5, lower=0.4, upper=0.6, n_obs=9)
+    made = dataclasses.replace(said, value=0.7)
+    found = explained(finding, diagnosis, expected=[(said, made), (said, None)], rules=RULES)
+    assert found.slice == "country = CH"
+    assert found.reason == (
+        f"amount moved; data drift in {profile.n:,} decisions, where country = CH, since 1970-01-04T00:00:00Z;"
+        " estimated without labels: average precision 0.5 (0.4 to 0.6, 0.7 when it was made);"
+        " estimated without labels: average precision 0.5 (0.4 to 0.6)"
+    )
+    assert found.to_dict()["slice"] == "country = CH"
+    quiet = dataclasses.replace(finding, firing=False)
+    assert explained(quiet, diagnosis, rules=RULES) == quiet
+    unnamed = dataclasses.replace(diagnosis, names=(), where="", since=None)
+    assert "not explained by data or labels" in explained(finding, unnamed, rules=RULES).reason
+
+
+@pytest.mark.parametrize(("field", "value"), [("hourly_level", 0.0), ("baselines", ("yesterday",))])
+def test_rules_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        dataclasses.replace(RULES, **{field: value})

@@ -104,3 +104,80 @@ def test_refuses_missing_columns_and_odd_labels() -> None:
         performance(rows(3), card="account")
     with pytest.raises(InvalidInput, match=r"label\[0\]"):
         performance(rows(3).with_columns(label=pl.lit(0.5)))
+
+
+def selective(seed: int, *, chance: float, n: int = 20_000, tilt: float = 1.0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A day of decisions whose blocks hide their labels, and the same with all labels."""
+    rng = np.random.default_rng(seed)
+    probability = rng.beta(0.15, 3.0, n)
+    label = (rng.random(n) < np.clip(probability**tilt, 0, 1)).astype(float)
+    would_block = probability > 0.4
+    passes = would_block & (rng.random(n) < chance)
+    blocked = would_block & ~passes
+    whole = pl.DataFrame(
+        {
+            "label": label,
+            "probability": probability,
+            "action": np.where(blocked, "block", "allow"),
+            "propensity": np.where(would_block, np.where(passes, chance, 1 - chance), 1.0),
+            "amount": rng.lognormal(3.0, 0.5, n),
+        }
+    )
+    hidden = whole.with_columns(label=pl.when(pl.col("action") == "block").then(None).otherwise("label"))
+    return hidden, whole
+
+
+def test_nothing_hidden_changes_nothing() -> None:
+    _, whole = selective(1, chance=0.1)
+    kept = whole.with_columns(propensity=pl.lit(1.0))
+    assert performance(kept, costs=Costs(), hiding=("review",)) == performance(kept, costs=Costs())
+
+
+@pytest.mark.parametrize("tilt", [1.0, 0.8])
+def test_what_passed_at_random_stands_for_what_was_blocked(tilt: float) -> None:
+    # Oracle: the same decisions with all labels. Without a correction the best of the ranking would be missing.
+    names = ("auc", "average_precision", "brier", "fraud_rate", "cost_per_decision")
+    errors: dict[str, list[float]] = {name: [] for name in names}
+    inside: dict[str, int] = dict.fromkeys(names, 0)
+    naive: list[float] = []
+    runs = 60
+    for seed in range(runs):
+        hidden, whole = selective(seed, chance=0.1, tilt=tilt)
+        found = performance(hidden, costs=Costs(), hiding=("block",))
+        truth = performance(whole, costs=Costs())
+        naive.append(performance(hidden).average_precision.value - truth.average_precision.value)
+        for name in names:
+            estimate, known = getattr(found, name), getattr(truth, name)
+            errors[name].append(estimate.value - known.value)
+            inside[name] += estimate.lower <= known.value <= estimate.upper
+        assert found.n_unsupported == 0
+        assert found.labelled.value == 1.0
+    for name in names:
+        spread = np.std(errors[name]) / math.sqrt(runs)
+        assert abs(np.mean(errors[name])) < 4 * spread + 2e-3, name
+        assert inside[name] >= 0.9 * runs, name
+    assert np.mean(naive) < -0.05
+
+
+def test_blocks_that_never_pass_are_taken_at_their_word_and_counted() -> None:
+    hidden, whole = selective(3, chance=0.1)
+    never = hidden.with_columns(propensity=pl.lit(1.0))
+    found = performance(never, costs=Costs(), hiding=("block",))
+    assert found.n_unsupported == found.n_hidden == (whole["action"] == "block").sum()
+    assert "without a chance of one" in str(found)
+    assert found.fraud_rate.value == pytest.approx(whole["label"].mean(), abs=0.01)
+
+
+def test_a_label_after_a_block_is_not_used() -> None:
+    hidden, whole = selective(4, chance=0.1)
+    assert performance(whole, costs=Costs(), hiding=("block",)) == performance(hidden, costs=Costs(), hiding=("block",))
+
+
+def test_all_blocked_has_no_ranking() -> None:
+    rows = pl.DataFrame(
+        {"label": [None, None], "probability": [0.5, 0.6], "action": "block", "propensity": 0.99, "amount": 1.0},
+        schema_overrides={"label": pl.Float64},
+    )
+    found = performance(rows, costs=Costs(), hiding=("block",))
+    assert found.n_labelled == 0
+    assert found.cost_per_decision.value == pytest.approx(30 * 0.45)

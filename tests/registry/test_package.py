@@ -109,7 +109,7 @@ def test_a_manifest_of_another_format(tmp_path: Path) -> None:
     write(folder)
     manifest = json.loads((folder / package.MANIFEST).read_text())
     del manifest["seal"]
-    (folder / package.MANIFEST).write_bytes(package._sealed({**manifest, "format": 2}))
+    (folder / package.MANIFEST).write_bytes(package.sealed({**manifest, "format": 2}))
     with pytest.raises(StoreError, match="format 2"):
         read_package(folder)
     (folder / package.MANIFEST).write_text("[]")

@@ -1,5 +1,5 @@
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,20 @@ COLUMNS = {
     "previous_hash": "f" * 64,
     "hash": "e" * 64,
 }
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """One in a file, which these tests look into."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+def test_text_with_a_zero_byte_is_kept(ledger: Ledger) -> None:
+    entry = ledger.note("fraud", "a\x00b", actor="ann", now=0)
+    assert ledger.history("fraud") == (entry,)
+    assert ledger.verify().intact
 
 
 def without_triggers(path: Path) -> sqlite3.Connection:

@@ -8,7 +8,9 @@ import pytest
 
 from vitok import stats
 from vitok.errors import InvalidInput, NotFound
+from vitok.stats.binned_performance import ScoreBins, score_edges
 from vitok.stats.performance_estimation import (
+    ExpectedRanking,
     calibration_noise,
     expected_multiclass,
     expected_performance,
@@ -179,3 +181,62 @@ def test_without_rows_flags_and_costs_are_there_and_undefined() -> None:
     found = expected_performance([], [], flagged=[], cost_if_positive=[], cost_if_negative=[])
     assert [one.name for one in found.estimates] == [one.name for one in rows.estimates]
     assert all(math.isnan(one.value) for one in found.estimates)
+
+
+def test_gradients_are_those_of_the_values() -> None:
+    """Oracle: differences of the expected metric, which is what it says for other probabilities of single rows."""
+    rng = np.random.default_rng(8)
+    p = rng.uniform(0.05, 0.6, 12)
+    score = np.concatenate([rng.permutation(9.0 + np.arange(9)), [1.0, 1.0, 1.0]])
+    p[9:] = 0.3
+
+    def found(probability: np.ndarray, name: str) -> float:
+        return float(getattr(ExpectedRanking.of(score, probability), name)()[0])
+
+    for name in ("roc_auc", "average_precision"):
+        gradient = getattr(ExpectedRanking.of(score, p), name)()[1]
+        for at in range(len(p)):
+            up, down = p.copy(), p.copy()
+            up[at] += 1e-5
+            down[at] -= 1e-5
+            assert gradient[at] == pytest.approx((found(up, name) - found(down, name)) / 2e-5, abs=1e-8), (name, at)
+
+
+@pytest.mark.parametrize(("a", "b", "n"), [(0.3, 20.0, 1_000), (0.05, 30.0, 8_000), (0.1, 0.3, 1_000)])
+def test_intervals_hold_what_labels_will_show(a: float, b: float, n: int) -> None:
+    """Rare positives, of which the first few ranks decide; and a sharp model, of which precision may well be 1."""
+    rng = np.random.default_rng(5)
+    p = np.clip(rng.beta(a, b, n), 1e-5, 1 - 1e-5)
+    flagged = p > np.quantile(p, 0.9)
+    names = ("average_precision", "precision", "recall", "roc_auc", "brier")
+    said = expected_performance(p, p, flagged=flagged)
+    order = np.argsort(-p)
+    inside = dict.fromkeys(names, 0)
+    spread = []
+    for _ in range(300):
+        y = rng.random(n) < p
+        ranked = np.cumsum(y[order])
+        found = {
+            "average_precision": float((ranked / np.arange(1, n + 1))[y[order]].mean()),
+            "precision": float(y[flagged].mean()),
+            "recall": float(flagged[y].mean()),
+            "roc_auc": stats.roc_auc(y, p).value,
+            "brier": float(((y - p) ** 2).mean()),
+        }
+        for name in names:
+            inside[name] += said[name].lower <= found[name] <= said[name].upper
+        one = said["average_precision"]
+        spread.append((found["average_precision"] - one.value) / one.label_error)
+    assert min(inside.values()) >= 0.9 * 300, inside
+    assert 0.85 < np.std(spread) < 1.15
+
+
+def test_bins_know_how_uncertain_average_precision_is() -> None:
+    """Oracle: the rows themselves."""
+    rng = np.random.default_rng(5)
+    p = rng.beta(0.05, 30, 20_000)
+    y = rng.random(20_000) < p
+    edges = score_edges(p, n_bins=32)
+    from_counts = ScoreBins.fit(edges, p, y).expected(edges.count(p))["average_precision"]
+    from_rows = expected_performance(p, p)["average_precision"]
+    assert from_counts.label_error == pytest.approx(from_rows.label_error, rel=0.35)

@@ -1,6 +1,8 @@
-"""`vitok backup`, `vitok restore` and `vitok clean`: a home copied, made anew, and tidied."""
+"""`vitok backup`, `vitok restore` and `vitok clean`: what vitok keeps copied, made anew, and tidied."""
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,96 +12,193 @@ from vitok import settings
 from vitok.clock import SystemClock
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
+from vitok.engines.s3 import Bucket, is_s3
 from vitok.errors import InvalidInput, NotFound
-from vitok.registry import Registry
+from vitok.registry import Backup, Registry, Tracker, backup_stores, clean_stores, fetch_backup, restore_stores
 from vitok.registry import backup as make_backup
 from vitok.registry import clean as remove
 from vitok.registry import restore as make_restored
+from vitok.registry import send_backup as send
 
-Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
+Home = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of everything vitok writes, .vitok/fraud by default; or postgresql://user@host/database of a "
+        "registry for many writers. The password is best left to PGPASSWORD or ~/.pgpass."
+    ),
+]
+Packages = Annotated[
+    str | None, typer.Option(help="Where packages lie if HOME is a database: s3://bucket/prefix?endpoint=...")
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(help="Where the files of runs lie if HOME is a database; with it, the runs are taken along."),
+]
+_NAMES = {"home": "--home", "packages": "--packages", "artifacts": "--artifacts"}
 
 
 def backup(
-    folder: Annotated[str, typer.Argument(help="Where the backup will lie; or one that was interrupted.")],
+    target: Annotated[
+        str, typer.Argument(help="Where the backup will lie: a folder, or s3://bucket/prefix?endpoint=...")
+    ],
     *,
     home: Home = None,
+    packages: Packages = None,
+    artifacts: Artifacts = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that a backup to a bucket is made in, and that keeps it.")
+    ] = None,
     verify: Annotated[
-        bool, typer.Option(help="Restore it into a folder beside it, score the Production versions, and remove that.")
+        bool, typer.Option(help="Restore it into an empty folder, score the Production versions, and remove that.")
     ] = True,
 ) -> None:
-    """Copies a home while others write it, and shows that it can be restored and served from."""
-    with plain_errors(), options_named(folder="FOLDER", home="--home"):
-        place = _folder("FOLDER", folder)
-        made = make_backup(_home(home), place, now=SystemClock().now())
-        typer.echo(str(made))
+    """Copies what vitok keeps while others write it, and shows that it can be restored and served from."""
+    with plain_errors(), options_named(folder="TARGET", **_NAMES), contextlib.ExitStack() as stack:
+        if not is_s3(target):
+            made = _made(_folder("TARGET", target), home, packages, artifacts)
+            typer.echo(str(made))
+            beside = made.folder.parent
+        else:
+            beside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitok-backup-")))
+            # Asked before the work begins: what it needs may not be installed.
+            Bucket(target).check()
+            folder = work or beside / "made"
+            # One that was made and not sent whole goes on with sending.
+            made = _finished(folder) or _made(folder, home, packages, artifacts)
+            typer.echo(str(made))
+            send(made.folder, target)
+            typer.echo(f"sent to {Bucket(target).location}")
         if verify:
-            with tempfile.TemporaryDirectory(prefix=".verify-", dir=made.folder.parent) as beside:
-                restored = make_restored(made.folder, Path(beside) / "home")
+            with tempfile.TemporaryDirectory(prefix=".verify-", dir=beside) as place:
+                source = fetch_backup(target, Path(place) / "fetched").folder if is_s3(target) else made.folder
+                restored = make_restored(source, Path(place) / "home")
                 typer.echo(f"restored for a check: {restored.n_packages} packages; {restored.ledger or 'no ledger'}")
-                _serve_from(restored.home)
+                if (restored.home / "registry").is_dir():
+                    with contextlib.closing(Registry(restored.home)) as registry:
+                        _serve_from(registry)
 
 
 def restore(
-    folder: Annotated[str, typer.Argument(help="A finished backup.")],
+    source: Annotated[str, typer.Argument(help="A finished backup: a folder, or s3://bucket/prefix?endpoint=...")],
     *,
-    home: Annotated[Path, typer.Option(help="Where the home will lie: an empty folder, or none yet.")],
+    home: Annotated[str, typer.Option(help="Where it will lie: an empty folder, or none yet; or an empty database.")],
+    packages: Packages = None,
+    artifacts: Artifacts = None,
 ) -> None:
-    """Makes a home of a backup, checks every byte of it, and scores the examples of the Production versions."""
-    with plain_errors(), options_named(folder="FOLDER", home="--home"):
-        restored = make_restored(_folder("FOLDER", folder), home)
-        typer.echo(str(restored))
-        _serve_from(restored.home)
+    """Makes a home, or a database and a bucket, of a backup; checks every byte; scores the Production versions."""
+    with plain_errors(), options_named(folder="SOURCE", **_NAMES), _backup_at(source) as folder:
+        if "://" not in home:
+            _only_with_a_database(packages, artifacts)
+            restored = make_restored(folder, home)
+            typer.echo(str(restored))
+            if (restored.home / "registry").is_dir():
+                with contextlib.closing(Registry(restored.home)) as registry:
+                    _serve_from(registry)
+            return
+        with contextlib.closing(Registry(home, packages=packages)) as registry:
+            tracker, bucket = _runs(home, artifacts)
+            typer.echo(str(restore_stores(folder, registry, tracker=tracker, bucket=bucket)))
+            _serve_from(registry)
 
 
-def _serve_from(home: Path) -> None:
+def _made(folder: Path, home: str | None, packages: str | None, artifacts: str | None) -> Backup:
+    now = SystemClock().now()
+    if home is None or "://" not in home:
+        _only_with_a_database(packages, artifacts)
+        return make_backup(_home(home), folder, now=now)
+    with contextlib.closing(Registry(home, packages=packages)) as registry:
+        tracker, bucket = _runs(home, artifacts)
+        return backup_stores(registry, folder, now=now, tracker=tracker, bucket=bucket)
+
+
+def _finished(folder: Path) -> Backup | None:
+    from vitok.registry.backup_files import MANIFEST, read_backup
+
+    return read_backup(folder) if (folder / MANIFEST).exists() else None
+
+
+def _runs(home: str, artifacts: str | None) -> tuple[Tracker | None, Bucket | None]:
+    return (None, None) if artifacts is None else (Tracker(home, artifacts=artifacts), Bucket(artifacts))
+
+
+@contextlib.contextmanager
+def _backup_at(source: str) -> Iterator[Path]:
+    if not is_s3(source):
+        yield _folder("SOURCE", source)
+        return
+    with tempfile.TemporaryDirectory(prefix="vitok-restore-") as place:
+        yield fetch_backup(source, Path(place) / "fetched").folder
+
+
+def _serve_from(registry: Registry) -> None:
     """Loads what is in Production as a service does: the model has to give the scores that it was registered with."""
     from vitok.serving import Runtime
 
-    if not (home / "registry").is_dir():
-        return
-    registry = Registry(home)
-    try:
-        for name in registry.ledger.models():
-            number = registry.state(name).production
-            if number is None:
-                typer.echo(f"{name}: nothing is in Production")
-                continue
-            package = registry.load(name, number)
-            try:
-                Runtime.load(package, version=f"{name}/{number}")
-            except NotFound:
-                typer.echo(f"{name}/{number} is in Production; its package is whole and holds no model that is served")
-            else:
-                examples = "and scores its examples" if "examples.json" in package else "and has no examples"
-                typer.echo(f"{name}/{number} is in Production, answers {examples}")
-    finally:
-        registry.close()
+    for name in registry.ledger.models():
+        number = registry.state(name).production
+        if number is None:
+            typer.echo(f"{name}: nothing is in Production")
+            continue
+        package = registry.load(name, number)
+        try:
+            Runtime.load(package, version=f"{name}/{number}")
+        except NotFound:
+            typer.echo(f"{name}/{number} is in Production; its package is whole and holds no model that is served")
+        else:
+            examples = "and scores its examples" if "examples.json" in package else "and has no examples"
+            typer.echo(f"{name}/{number} is in Production, answers {examples}")
 
 
 def _folder(option: str, text: str) -> Path:
     if "://" in text:
-        raise InvalidInput(option, text, "be a folder", "Copy the finished folder to where it is kept")
+        raise InvalidInput(option, text, "be a folder, or look like s3://bucket/prefix")
     return Path(text)
 
 
-def _home(home: Path | None) -> Path:
-    return home or settings.current().home / "fraud"
+def _only_with_a_database(packages: str | None, artifacts: str | None) -> None:
+    for option, value in (("--packages", packages), ("--artifacts", artifacts)):
+        if value is not None:
+            raise InvalidInput(option, value, "go with a database as --home")
+
+
+def _home(home: str | None) -> Path:
+    return settings.current().home / "fraud" if home is None else Path(home)
 
 
 def clean(
     *,
     home: Home = None,
+    packages: Packages = None,
+    artifacts: Artifacts = None,
     older_than: Annotated[str, typer.Option(help="Only what is older, such as 30d.")] = "30d",
     by: Annotated[str, typer.Option("--by", help="Who does it; the ledger keeps it. Needed to remove anything.")] = "",
     log: Annotated[
-        list[Path] | None, typer.Option(help="Folder above logs of decisions; again for more. HOME/log by default.")
+        list[Path] | None,
+        typer.Option(help="Folder above logs of decisions; again for more. HOME/log by default, where it is a folder."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = True,
 ) -> None:
     """Removes packages, artifacts and left-over folders that no stage, decision or run refers to."""
-    with plain_errors(), options_named(duration="--older-than", actor="--by"):
+    with plain_errors(), options_named(duration="--older-than", actor="--by", **_NAMES):
         if not dry_run and not by:
             raise InvalidInput("--by", by, "say who does it")
+        if home is not None and "://" in home:
+            if not log:
+                raise InvalidInput("--log", log, "name every log that these models answer to: others are not looked at")
+            bucket = None if artifacts is None else Bucket(artifacts)
+            with contextlib.closing(Registry(home, packages=packages)) as registry:
+                done = clean_stores(
+                    registry,
+                    now=SystemClock().now(),
+                    actor=by or "nobody",
+                    older_than=older_than,
+                    logs=log,
+                    bucket=bucket,
+                    dry_run=dry_run,
+                )
+            typer.echo(str(done))
+            return
+        _only_with_a_database(packages, artifacts)
         place = _home(home)
         if not (place / "registry").is_dir():
             raise NotFound("registry in", str(place))

@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 
 from vitok.clock import DAY
+from vitok.console.alert_reading import AlertSeen
 from vitok.console.decision_reading import Tier
-from vitok.console.drift_reading import AlertSeen, BinShare, DriftCell, DriftRow
+from vitok.console.drift_reading import BinShare, DriftCell, DriftRow
+from vitok.console.geometry import Chart, Line, Mark
 from vitok.console.model_reading import LOWER_IS_BETTER, METRICS, VersionSeen
 from vitok.console.reading import ACTIONS, DayOfDecisions
 from vitok.console.release_reading import Stretch, told
@@ -19,54 +21,6 @@ from vitok.console.wording import count, day, figure, money, share, short_day, t
 HEAT = (0.01, 0.025, 0.05, 0.1, 0.25)
 _LEAST = 1e-4
 _GAP = 0.22
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A rectangle of a chart.
-
-    Attributes:
-        x: Left edge, in [0, 100].
-        y: Upper edge, in [0, 100].
-        width: Width.
-        height: Height.
-        tone: How it is coloured, the name of a class.
-        title: What it stands for, in words.
-    """
-
-    x: float
-    y: float
-    width: float
-    height: float
-    tone: str
-    title: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line of a chart: pieces of points `x,y`, as SVG takes them; a gap in the values ends a piece."""
-
-    pieces: tuple[str, ...]
-    tone: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chart:
-    """What is drawn.
-
-    Attributes:
-        title: What the chart shows, for those who hear the page.
-        marks: Rectangles.
-        lines: Lines.
-        y_labels: Labels of the vertical axis, from top to bottom, evenly spaced.
-        x_labels: Labels of the horizontal axis, from left to right, evenly spaced.
-    """
-
-    title: str
-    marks: tuple[Mark, ...] = ()
-    lines: tuple[Line, ...] = ()
-    y_labels: tuple[str, ...] = ()
-    x_labels: tuple[str, ...] = ()
 
 
 def nice(largest: float) -> float:
@@ -176,13 +130,13 @@ def heat(row: DriftRow) -> Chart:
 
 
 def distribution(bins: Sequence[BinShare]) -> Chart:
-    """Draws the share of a day in each bin, with the share of the reference as a line of steps."""
+    """Draws the share of a window in each bin, with the share of the baseline as a line of steps."""
     top = nice(max((max(item.reference, item.current) for item in bins), default=0.0))
     slot = 100 / max(1, len(bins))
     marks, steps = [], []
     for index, item in enumerate(bins):
         height = 100 * item.current / top
-        title = f"{item.label}: {share(item.current)} now, {share(item.reference)} in the reference"
+        title = f"{item.label}: {share(item.current)} now, {share(item.reference)} in the baseline"
         marks.append(
             Mark(
                 x=(index + _GAP / 2) * slot,
@@ -196,7 +150,7 @@ def distribution(bins: Sequence[BinShare]) -> Chart:
         y = 100 - 100 * item.reference / top
         steps += [f"{index * slot:.2f},{y:.2f}", f"{(index + 1) * slot:.2f},{y:.2f}"]
     return Chart(
-        title="Share in each bin: the day as bars, the reference as a line",
+        title="Share in each bin: the window as bars, the baseline as a line",
         marks=tuple(marks),
         lines=(Line(pieces=(" ".join(steps),), tone="reference"),),
         y_labels=(share(top), share(top / 2), "0 %"),

@@ -18,6 +18,7 @@ from vitok.systems.fraud import rules
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
+from vitok.systems.fraud.overrides import policy_as_logged
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,9 +57,11 @@ class FraudReplay:
             model = self.model(decision.model_version)
             score, probability = model.answer(values)
             amount = np.array([float(decision.request["amount"] or 0.0)])
-            tiers = model.policy.decide(probability, amount, [decision.request_id])
+            policy = policy_as_logged(model.policy, decision.policy_version)
+            tiers = policy.decide(probability, amount, [decision.request_id])
             fields |= {"score": float(score[0]), "probability": float(probability[0])}
-            fields |= {"policy_version": model.policy_version, "action": tiers.actions[0]}
+            fields["policy_version"] = model.policy_version if policy is model.policy else policy.version
+            fields["action"] = tiers.actions[0]
             fields["propensity"] = float(tiers.propensity[0])
         if decision.shadow_version is not None and decision.shadow_version != rules.VERSION:
             _, beside = self.model(decision.shadow_version).answer(values)

@@ -1,46 +1,53 @@
-"""Whether it still holds: how far features have moved day by day, and the alerts that came of it."""
+"""Whether it still holds: how far features have moved over time, against what, and which slice explains it."""
 
 import dataclasses
-import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vitok.clock import DAY
+from vitok.clock import DAY, HOUR
 from vitok.console import stores
-from vitok.console.wording import count, day, figure
-from vitok.errors import InvalidInput, NotFound
-from vitok.loop import Record
-from vitok.monitoring import (
-    Alert,
-    DriftReport,
-    DriftRule,
-    Observation,
-    ReferenceProfile,
-    Sketches,
-    WindowCounts,
+from vitok.console.drift_windows import (
+    BASELINES,
+    RULE,
+    BaselineName,
+    Held,
+    Measured,
+    healthy_days,
+    slice_choices,
 )
-from vitok.monitoring import drift as measure
+from vitok.console.wording import day, plural
+from vitok.errors import InvalidInput, NotFound
+from vitok.monitoring import Baseline, ReferenceProfile, Sketches, SliceCounts, SliceReport, explain, moved_slices
+from vitok.monitoring.baselines import WEEK
+from vitok.monitoring.distance import distance
 from vitok.monitoring.profile import PROBABILITY
+from vitok.monitoring.slices import SliceFinding
 from vitok.registry import Version
+from vitok.stats import Divergence
 from vitok.systems.fraud.messages import SYSTEM
 
-DAYS = (14, 28, 56)
-_KEPT_REPORTS = 256
-_RULE = DriftRule()
+SPANS = {2: HOUR, 14: DAY, 28: DAY, 56: DAY, 364: WEEK}
+ROWS = 60
+SECONDS = 0.25
+# Beyond so many cells, to look for what moved within slices takes longer than a page may.
+_MOST_CELLS = 4_000
+# To add up more bytes of slices than these takes longer than a page may.
+_MOST_BYTES = 64_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftCell:
-    """A column on a day.
+    """A column in a window.
 
     Attributes:
-        day: Beginning of the day, in microseconds.
-        effect: PSI above its null mean; NaN where the day has no decisions.
-        shift: Shift in interquartile ranges of the reference; NaN where the day has no decisions.
+        day: Beginning of the window, in microseconds.
+        effect: PSI above its null mean; NaN where the window has no decisions.
+        shift: Shift in interquartile ranges of the reference; NaN where the window has no decisions.
         drifted: Whether the rule calls it drift.
-        judged: Whether the day has enough decisions to say anything.
+        judged: Whether the window has enough decisions to say anything.
     """
 
     day: int
@@ -52,11 +59,11 @@ class DriftCell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftRow:
-    """A column over the days.
+    """A column over the windows.
 
     Attributes:
         name: The feature, or `"probability"`.
-        cells: One for each day.
+        cells: One for each window.
     """
 
     name: str
@@ -64,12 +71,12 @@ class DriftRow:
 
     @property
     def largest(self) -> float:
-        """The largest effect on a day that can be judged; 0 where there is none."""
+        """The largest effect in a window that can be judged; 0 where there is none."""
         return max((cell.effect for cell in self.cells if cell.judged), default=0.0)
 
     @property
     def drifted_days(self) -> int:
-        """On how many days the rule calls it drift."""
+        """In how many windows the rule calls it drift."""
         return sum(cell.drifted for cell in self.cells)
 
 
@@ -79,8 +86,8 @@ class BinShare:
 
     Attributes:
         label: What falls into it.
-        reference: Share of the reference in it.
-        current: Share of the day in it.
+        reference: Share of the baseline in it.
+        current: Share of the window in it.
     """
 
     label: str
@@ -90,275 +97,347 @@ class BinShare:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnStory:
-    """One column on one day, against the reference.
+    """One column in one window, against the baseline.
 
     Attributes:
         name: The feature, or `"probability"`.
-        day: Beginning of the day, in microseconds.
+        day: Beginning of the window, in microseconds.
+        end: Its end, not included.
         cell: How far it moved.
         effect_bound: The effect from which a change of this column is called large.
         shift_bound: The shift from which it is.
         bins: Bins that are not empty in both.
-        n_reference: Rows of the reference.
-        n_current: Decisions of the day.
+        statistics: Six distances, each with its null law.
+        baseline: What it is held against; None where there is nothing.
+        n_current: Decisions of the window.
+        explained: How its drift against training splits over the slices, by slice column.
     """
 
     name: str
     day: int
+    end: int
     cell: DriftCell
     effect_bound: float
     shift_bound: float
     bins: tuple[BinShare, ...]
-    n_reference: int
+    statistics: tuple[Divergence, ...]
+    baseline: Baseline | None
     n_current: int
+    explained: tuple[SliceReport, ...]
+
+    @property
+    def n_reference(self) -> int:
+        """Rows of the baseline."""
+        return 0 if self.baseline is None else self.baseline.n
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftSeen:
-    """Drift of one version over days.
+    """Drift of one version over time.
 
     Attributes:
         version: Which version, or None where there is none.
         versions: Versions to choose from, newest first.
-        days: The days, in microseconds, oldest first.
+        days: Beginnings of the windows, in microseconds, oldest first.
         span: How many days were asked for.
+        length: Length of a window, in microseconds.
+        baseline: Against what, one of `baselines`.
+        baselines: What can be chosen.
+        slice: The slice that is looked at, as `"column=value"`; empty for all decisions.
+        slices: Slices to choose from.
+        find: Only features with this in their name.
         probability: What the model says, or None where nothing was counted.
-        features: The features, the one that moved most first.
+        features: The features of this page, the one that moved most first.
+        n_features: Features that match.
+        page: Number of the page, from 1.
+        pages: How many there are.
         ignored: Features in which no drift is looked for.
-        column: The chosen column on the chosen day, or None.
+        column: The chosen column in the chosen window, or None.
+        moved: Columns that moved within a slice of the chosen window, the largest first.
+        left: Windows that are still to be measured, at the next load.
         reason: Why there is nothing to show, in words; empty where there is.
     """
 
     version: str | None
     versions: tuple[str, ...]
-    days: tuple[int, ...]
+    days: tuple[int, ...] = ()
     span: int
-    probability: DriftRow | None
-    features: tuple[DriftRow, ...]
-    ignored: tuple[str, ...]
-    column: ColumnStory | None
-    reason: str
+    length: int
+    baseline: BaselineName
+    baselines: tuple[BaselineName, ...] = BASELINES
+    slice: str = ""
+    slices: tuple[str, ...] = ()
+    find: str = ""
+    probability: DriftRow | None = None
+    features: tuple[DriftRow, ...] = ()
+    n_features: int = 0
+    page: int = 1
+    pages: int = 1
+    ignored: tuple[str, ...] = ()
+    column: ColumnStory | None = None
+    moved: tuple[SliceFinding, ...] = ()
+    left: int = 0
+    reason: str = ""
+
+    @property
+    def given(self) -> dict[str, object]:
+        """What was asked for, by name, without what is asked for by default: for addresses."""
+        return {
+            "version": self.version,
+            "days": self.span if self.span != 28 else None,
+            "against": self.baseline if self.baseline != "training" else None,
+            "slice": self.slice,
+            "find": self.find,
+        }
 
     def __str__(self) -> str:
         if self.reason:
             return self.reason
         rows = ([self.probability] if self.probability else []) + list(self.features)
-        lines = [f"{self.version}: largest PSI above its null mean in {len(self.days)} days"]
-        return "\n".join(lines + [f"  {row.name:<28} {row.largest:.3f}  {row.drifted_days} days" for row in rows])
+        windows = plural(len(self.days), {HOUR: "hour", DAY: "day"}.get(self.length, "week"))
+        lines = [f"{self.version}: largest PSI above its null mean in {windows}, against {self.baseline}"]
+        return "\n".join(lines + [f"  {row.name:<28} {row.largest:.3f}  {row.drifted_days} drifted" for row in rows])
 
 
-def drift(
-    home: Path,
-    version: str | None = None,
-    *,
-    days: int = 28,
-    column: str | None = None,
-    on: int | None = None,
-) -> DriftSeen:
-    """Reads how far a version's features and probability have moved, by days.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DriftAsked:
+    """What is asked of drift.
+
+    Attributes:
+        version: Which version, such as `"fraud/2"`; None for the one that serves, else the newest.
+        days: How many of its latest days, one of `SPANS`: 2 by the hour, 364 by the week, else by the day.
+        column: The feature (or `"probability"`) to look at; None for the one that moved most.
+        on: Beginning of the window in which to look at it, in microseconds; None for the latest in which it
+            drifted, else the latest.
+        against: The baseline, one of `BASELINES`.
+        slice: `"column=value"` of a slice of the profile; empty for all decisions.
+        find: Only features with this in their name.
+        page: Number of the page of features, from 1.
+        seconds: When no other window is begun to be measured.
+
+    Raises:
+        InvalidInput: If something is not offered.
+    """
+
+    version: str | None = None
+    days: int = 28
+    column: str | None = None
+    on: int | None = None
+    against: str = "training"
+    slice: str = ""
+    find: str = ""
+    page: int = 1
+    seconds: float = SECONDS
+
+    def __post_init__(self) -> None:
+        if self.days not in SPANS:
+            raise InvalidInput("days", self.days, f"be one of {', '.join(map(str, SPANS))}")
+        if self.against not in BASELINES:
+            raise InvalidInput("against", self.against, f"be one of {', '.join(BASELINES)}")
+        if self.page < 1:
+            raise InvalidInput("page", self.page, "be at least 1")
+
+
+def drift(home: Path, version: str | None = None, *, asked: DriftAsked | None = None) -> DriftSeen:
+    """Reads how far a version's features and probability have moved.
 
     Args:
         home: Folder of everything vitok writes.
-        version: Which version, such as `"fraud/2"`; by default the one that serves, else the newest.
-        days: How many of its latest days, one of `DAYS`.
-        column: The feature (or `"probability"`) to look at; by default the one that moved most.
-        on: Beginning of the day on which to look at it, in microseconds; by default the latest on which it drifted,
-            else the latest.
+        version: Which version, where nothing else is asked.
+        asked: What is asked.
 
     Raises:
-        InvalidInput: If `days` is not offered.
-        NotFound: If the version was never registered, or the column or day is not there.
+        NotFound: If the version was never registered, or the column, window, slice or page is not there.
     """
-    if days not in DAYS:
-        raise InvalidInput("days", days, f"be one of {', '.join(map(str, DAYS))}")
+    want = asked or DriftAsked(version=version)
     state = stores.state(home)
     known = {item.name: item for item in reversed(state.versions)}
-    if version is not None and version not in known:
-        raise NotFound("version", version, known)
+    if want.version is not None and want.version not in known:
+        raise NotFound("version", want.version, known)
     if not known:
-        return _nothing(None, (), days, "No version was registered yet, so there is no reference to compare with.")
-    chosen = known[version] if version else (state.version(state.production) if state.production else None)
+        return _nothing(want, None, (), "No version was registered yet, so there is no reference to compare with.")
+    chosen = known[want.version] if want.version else (state.version(state.production) if state.production else None)
     chosen = chosen or next(iter(known.values()))
     profile = stores.profile(home, chosen)
     names = tuple(known)
     if profile is None:
-        return _nothing(chosen.name, names, days, f"{chosen.name} carries no reference profile.")
+        return _nothing(want, chosen.name, names, f"{chosen.name} carries no reference profile.")
     with stores.sketches(home) as sketches:
         if sketches is None:
-            return _nothing(chosen.name, names, days, "Nothing was sketched yet; the watch beside the service does it.")
-        windows = _windows(sketches, chosen.name, days)
-    if not windows:
-        return _nothing(chosen.name, names, days, f"{chosen.name} has not decided yet.")
-    reports = [_report(home, chosen, profile, window) for window in windows]
-    rows = [_row(name, reports) for name in (PROBABILITY, *(item.name for item in reports[0].features))]
-    features = sorted(rows[1:], key=lambda row: (-row.drifted_days, -row.largest, row.name))
-    wanted = column or (features[0].name if features else PROBABILITY)
-    if on is None:
-        moved = [cell.day for row in rows if row.name == wanted for cell in row.cells if cell.drifted]
-        on = moved[-1] if moved else None
-    story = _story(profile, windows, reports, wanted, on)
+            told = "Nothing was sketched yet; the watch beside the service does it."
+            return _nothing(want, chosen.name, names, told)
+        return _seen(home, want, names, chosen, profile, sketches)
+
+
+def _nothing(want: DriftAsked, version: str | None, names: tuple[str, ...], reason: str) -> DriftSeen:
+    baseline = next(name for name in BASELINES if name == want.against)
+    return DriftSeen(
+        version=version, versions=names, span=want.days, length=SPANS[want.days], baseline=baseline, reason=reason
+    )
+
+
+def _seen(
+    home: Path,
+    want: DriftAsked,
+    names: tuple[str, ...],
+    chosen: Version,
+    profile: ReferenceProfile,
+    sketches: Sketches,
+) -> DriftSeen:
+    length = SPANS[want.days]
+    starts = sorted({hour // length * length for hour in sketches.hours(chosen.name)})[-want.days * DAY // length :]
+    if not starts:
+        return _nothing(want, chosen.name, names, f"{chosen.name} has not decided yet.")
+    slices = {f"{column}={value}": (column, value) for column, value in slice_choices(profile)}
+    if want.slice and want.slice not in slices:
+        raise NotFound("slice", want.slice, slices)
+    held = Held(
+        home=home,
+        version=chosen,
+        profile=profile,
+        baseline=next(name for name in BASELINES if name == want.against),
+        healthy=healthy_days(sketches, chosen.name, _firing(home, chosen)) if want.against == "healthy" else (),
+        slice=slices.get(want.slice),
+    )
+    windows = [(start, start + length) for start in starts]
+    measured, left = held.measure(sketches, windows, seconds=want.seconds)
+    order = _ordered(profile, measured, want.find)
+    pages = max(1, -(-len(order) // ROWS))
+    if want.page > pages:
+        raise NotFound("page", want.page, [f"1 to {pages}"])
+    shown = order[(want.page - 1) * ROWS : want.page * ROWS]
+    column = want.column or (profile.columns[order[0]] if order else PROBABILITY)
+    story = _story(held, sketches, measured, column, want.on, length)
     return DriftSeen(
         version=chosen.name,
         versions=names,
-        days=tuple(window.start for window in windows),
-        span=days,
-        probability=rows[0],
-        features=tuple(features),
-        ignored=reports[0].ignored,
+        days=tuple(one.start for one in measured),
+        span=want.days,
+        length=length,
+        baseline=held.baseline,
+        slice=want.slice,
+        slices=tuple(slices),
+        find=want.find,
+        probability=_row(profile, measured, len(profile.columns) - 1),
+        features=tuple(_row(profile, measured, at) for at in shown),
+        n_features=len(order),
+        page=want.page,
+        pages=pages,
+        ignored=profile.ignored,
         column=story,
-        reason="",
+        moved=_moved(profile, sketches, chosen.name, story),
+        left=left,
     )
 
 
-def _nothing(version: str | None, names: tuple[str, ...], days: int, reason: str) -> DriftSeen:
-    return DriftSeen(
-        version=version,
-        versions=names,
-        days=(),
-        span=days,
-        probability=None,
-        features=(),
-        ignored=(),
-        column=None,
-        reason=reason,
-    )
+def _firing(home: Path, version: Version) -> list[tuple[int, int]]:
+    with stores.alert_store(home) as store:
+        found = () if store is None else store.history(system=SYSTEM)
+    return [
+        (alert.first_seen - DAY, 2**62 if alert.cleared_at is None else alert.cleared_at)
+        for alert in found
+        if alert.version in (version.name, "all")
+    ]
 
 
-def _windows(sketches: Sketches, version: str, days: int) -> list[WindowCounts]:
-    hours = sketches.hours(version)
-    starts = sorted({hour // DAY * DAY for hour in hours})[-days:]
-    windows = [sketches.window(version, start, start + DAY) for start in starts]
-    return [window for window in windows if window is not None]
+def _ordered(profile: ReferenceProfile, measured: Sequence[Measured], find: str) -> list[int]:
+    """Returns the places of the watched features, the one that drifted on most days first, then the largest."""
+    watched = [
+        at
+        for at, name in enumerate(profile.names)
+        if name not in profile.ignored and find.casefold() in name.casefold()
+    ]
+    if not watched:
+        return []
+    judged = [one for one in measured if one.judged]
+    if not judged:
+        return sorted(watched, key=lambda at: profile.columns[at])
+    times = np.sum([one.drifted[watched] for one in judged], axis=0)
+    largest = np.max([one.effect[watched] for one in judged], axis=0)
+    keys = zip(watched, times.tolist(), largest.tolist(), strict=True)
+    return [at for at, _, _ in sorted(keys, key=lambda key: (-key[1], -key[2], profile.columns[key[0]]))]
 
 
-def _report(home: Path, version: Version, profile: ReferenceProfile, window: WindowCounts) -> DriftReport:
-    return _measured(_Day(home, version.digest, window.start, window.n, profile=profile, window=window))
+def _row(profile: ReferenceProfile, measured: Sequence[Measured], at: int) -> DriftRow:
+    return DriftRow(name=profile.columns[at], cells=tuple(_cell(one, at) for one in measured))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Day:
-    # A day of a version is told by its number of decisions: the log only grows.
-    home: Path
-    digest: str
-    start: int
-    n: int
-    profile: ReferenceProfile = dataclasses.field(compare=False)
-    window: WindowCounts = dataclasses.field(compare=False)
-
-
-@functools.lru_cache(maxsize=_KEPT_REPORTS)
-def _measured(one: _Day) -> DriftReport:
-    return measure(one.profile, one.window)
-
-
-def _row(name: str, reports: list[DriftReport]) -> DriftRow:
-    return DriftRow(name=name, cells=tuple(_cell(report, name) for report in reports))
-
-
-def _cell(report: DriftReport, name: str) -> DriftCell:
-    found = report.of(name)
+def _cell(one: Measured, at: int) -> DriftCell:
     return DriftCell(
-        day=report.start,
-        effect=found.effect if report.n_current else math.nan,
-        shift=found.shift if report.n_current else math.nan,
-        drifted=_RULE.drifted(found),
-        judged=report.n_current >= _RULE.min_n,
+        day=one.start,
+        effect=float(one.effect[at]),
+        shift=float(one.shift[at]),
+        drifted=bool(one.drifted[at]),
+        judged=one.judged,
     )
 
 
 def _story(
-    profile: ReferenceProfile, windows: list[WindowCounts], reports: list[DriftReport], name: str, on: int | None
+    held: Held, sketches: Sketches, measured: Sequence[Measured], name: str, on: int | None, length: int
 ) -> ColumnStory:
+    profile = held.profile
     if name not in profile.columns:
         raise NotFound("feature", name, profile.columns)
-    starts = [window.start for window in windows]
-    if on is not None and on not in starts:
-        raise NotFound("day", day(on), [f"{day(starts[0])} to {day(starts[-1])}"])
-    index = len(windows) - 1 if on is None else starts.index(on)
-    window, report = windows[index], reports[index]
     at = profile.columns.index(name)
-    splits = np.cumsum([frozen.n_bins for frozen in profile.edges])[:-1]
-    current, reference = np.split(window.counts, splits)[at], profile.counts[at]
-    bins = tuple(
-        BinShare(
-            label=label.replace("<=", "≤").replace(">=", "≥"),
-            reference=int(before) / profile.n,
-            current=int(now) / window.n,
-        )
-        for label, before, now in zip(profile.edges[at].labels(), reference, current, strict=True)
-        if before or now
-    )
-    if name in report.ignored:
-        cell = DriftCell(day=window.start, effect=math.nan, shift=math.nan, drifted=False, judged=False)
-        bounds = (math.nan, math.nan)
+    starts = [one.start for one in measured]
+    if on is not None:
+        # Whoever comes from another length of windows means the window that holds the day.
+        on = on // length * length
+        if on not in starts:
+            raise NotFound("day", day(on), [f"{day(starts[0])} to {day(starts[-1])}"])
     else:
-        cell, bounds = _cell(report, name), _RULE.bounds(report.of(name))
+        on = next((one.start for one in reversed(measured) if one.drifted[at]), starts[-1])
+    one = measured[starts.index(on)]
+    found, given = held.counts(sketches, on, on + length), held.against(sketches, on, on + length)
+    bins: tuple[BinShare, ...] = ()
+    statistics: tuple[Divergence, ...] = ()
+    n = 0 if found is None else found.n
+    if found is not None and given is not None and n:
+        current, reference = profile.layout.split(found.counts)[at], profile.layout.split(given.counts)[at]
+        bins = tuple(
+            BinShare(
+                label=label.replace("<=", "≤").replace(">=", "≥"),
+                reference=int(before) / given.n,
+                current=int(now) / n,
+            )
+            for label, before, now in zip(profile.edges[at].labels(), reference, current, strict=True)
+            if before or now
+        )
+        measures = distance(profile.edges[at], reference, current, unit=profile.units[at], every=True)
+        statistics = measures.statistics
+    ordinary = profile.ordinary[at]
+    ignored = name in profile.ignored
     return ColumnStory(
         name=name,
-        day=window.start,
-        cell=cell,
-        effect_bound=bounds[0],
-        shift_bound=bounds[1],
+        day=on,
+        end=on + length,
+        cell=dataclasses.replace(_cell(one, at), judged=False, drifted=False) if ignored else _cell(one, at),
+        effect_bound=math.nan if ignored else max(RULE.min_effect, RULE.beyond_ordinary * ordinary[0]),
+        shift_bound=math.nan if ignored else max(RULE.min_shift, RULE.beyond_ordinary * ordinary[1]),
         bins=bins,
-        n_reference=profile.n,
-        n_current=window.n,
+        statistics=statistics,
+        baseline=given,
+        n_current=n,
+        explained=_explained(held, sketches, name, on, on + length),
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlertSeen:
-    """An alert with what its rule saw over time.
-
-    Attributes:
-        alert: The alert.
-        observations: What its rule saw of this version, by window, oldest first.
-        incident: The incident that was opened for it, or None.
-    """
-
-    alert: Alert
-    observations: tuple[Observation, ...]
-    incident: Record | None
+def _explained(held: Held, sketches: Sketches, name: str, start: int, end: int) -> tuple[SliceReport, ...]:
+    slices = _slices(held.profile, sketches, held.version.name, start, end)
+    return tuple(explain(held.profile, slices, column=name, by=by) for by in held.profile.slices) if slices else ()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlertsSeen:
-    """Alerts, open and past.
-
-    Attributes:
-        open: Open ones, critical first.
-        past: Cleared ones, the latest first.
-        watched_until: End of the last day that was watched, in microseconds, or None.
-    """
-
-    open: tuple[AlertSeen, ...]
-    past: tuple[AlertSeen, ...]
-    watched_until: int | None
-
-    def __str__(self) -> str:
-        lines = [f"{count(len(self.open))} open, {count(len(self.past))} past"]
-        return "\n".join(lines + [f"  {seen.alert}" for seen in (*self.open, *self.past)])
+def _moved(profile: ReferenceProfile, sketches: Sketches, version: str, story: ColumnStory) -> tuple[SliceFinding, ...]:
+    cells = len(profile.columns) * sum(len(values) for values in profile.slices.values())
+    if cells > _MOST_CELLS:
+        return ()
+    return moved_slices(profile, _slices(profile, sketches, version, story.day, story.end))[:12]
 
 
-def alerts(home: Path) -> AlertsSeen:
-    """Reads the alerts, open and past, each with its playbook step and the course of what it watches."""
-    with stores.alert_store(home) as store:
-        if store is None:
-            return AlertsSeen(open=(), past=(), watched_until=None)
-        opened, every = store.open(system=SYSTEM), store.history(system=SYSTEM)
-        observed = store.observations(system=SYSTEM)
-        until = store.watched_until(SYSTEM)
-    incidents = {record.details.get("alert"): record for record in stores.records(home).list("incident")}
-
-    def seen(alert: Alert) -> AlertSeen:
-        ours = tuple(item for item in observed if (item.rule, item.version) == (alert.rule, alert.version))
-        return AlertSeen(alert=alert, observations=ours, incident=incidents.get(alert.id))
-
-    past = sorted((alert for alert in every if alert.state == "cleared"), key=lambda alert: -alert.raised_at)
-    return AlertsSeen(open=tuple(map(seen, opened)), past=tuple(map(seen, past)), watched_until=until)
-
-
-def value_of(alert: Alert) -> str:
-    """Writes what was measured against what it was held against."""
-    if math.isnan(alert.value):
-        return ""
-    return figure(alert.value) if math.isnan(alert.bound) else f"{figure(alert.value)} against {figure(alert.bound)}"
+def _slices(
+    profile: ReferenceProfile, sketches: Sketches, version: str, start: int, end: int
+) -> tuple[SliceCounts, ...]:
+    n = sum(len(values) for values in profile.slices.values())
+    if not n or 8 * profile.layout.n_bins * n * (end - start) // HOUR > _MOST_BYTES:
+        return ()
+    return sketches.slices(version, start, end)

@@ -3,10 +3,10 @@
 import contextlib
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,19 @@ from vitok.console.option_names import options_named
 from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
 
+if TYPE_CHECKING:
+    from vitok.loop import TriggerRules
+    from vitok.monitoring.delivery import DeliveryRules
+    from vitok.monitoring.outbox import Channel
+
+_WAYS = "env:NAME or file:PATH with an address of apprise, or http://alertmanager; may be repeated."
+_TOLD = {
+    "critical": "--tell-critical",
+    "warning": "--tell-warning",
+    "info": "--tell-info",
+    "schedule": "--retrain",
+    "trigger: labels": "--retrain-labels",
+}
 _CLOCKS = ("system", "events")
 
 Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
@@ -46,6 +59,11 @@ def serve_fraud(
     trace_rate: Annotated[float, typer.Option(help="Share traced of what comes without traceparent.")] = 0.0,
     grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC; 0 takes a free one; none by default.")] = None,
     budgets: Annotated[Path | None, typer.Option(help="File of budgets ('vitok cost budget').")] = None,
+    tell_critical: Annotated[list[str] | None, typer.Option(help=f"Who hears of critical alerts: {_WAYS}")] = None,
+    tell_warning: Annotated[list[str] | None, typer.Option(help="Who hears of warnings, likewise.")] = None,
+    tell_info: Annotated[list[str] | None, typer.Option(help="Who gets the daily summary, likewise.")] = None,
+    retrain: Annotated[str | None, typer.Option(help="When to retrain in any case: '0 3 * * sun', in UTC.")] = None,
+    retrain_labels: Annotated[int | None, typer.Option(help="Retrain after so many new labels.")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Says nothing.")] = False,
 ) -> None:
@@ -92,7 +110,14 @@ def serve_fraud(
                 trust=tuple(trust_proxy or ()),
             ),
             budgets=budgets,
+            tell={"critical": tell_critical or [], "warning": tell_warning or [], "info": tell_info or []},
+            retrain=retrain,
+            retrain_labels=retrain_labels,
         )
+        # A wrong address or schedule ends the command before anything is opened.
+        with options_named(**_TOLD):
+            plan.channels()
+            plan.triggers()
         serve_plan(plan, say=(lambda _: None) if quiet else _say)
 
 
@@ -116,6 +141,9 @@ class FraudPlan:
         trace_rate: Share of the requests without `traceparent` that is traced.
         guard: Who may ask, how often, from where.
         budgets: File of the budgets of teams; None for none.
+        tell: Who hears of alerts, by severity; a file in the home where nobody is named.
+        retrain: Schedule of retrainings in the fields of cron; None for none.
+        retrain_labels: After how many new labels to retrain; None for never.
     """
 
     home: Path
@@ -133,6 +161,21 @@ class FraudPlan:
     trace_rate: float
     guard: GuardPlan
     budgets: Path | None
+    tell: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    retrain: str | None = None
+    retrain_labels: int | None = None
+
+    def channels(self) -> "tuple[Mapping[str, Channel], DeliveryRules]":
+        """Returns the ways to people, and who is told what."""
+        from vitok.systems.fraud.notices import channels
+
+        return channels(self.home, **self.tell)
+
+    def triggers(self) -> "TriggerRules":
+        """Returns when to retrain, besides what the loop finds by itself."""
+        from vitok.loop import Cron, TriggerRules
+
+        return TriggerRules(schedule=Cron(self.retrain) if self.retrain else None, labels=self.retrain_labels)
 
 
 def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
@@ -150,9 +193,10 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
     from vitok.serving import Running, serve
     from vitok.serving.grpc_calls import GrpcAddress
     from vitok.serving.server import Tls
-    from vitok.systems.fraud import FraudService, announce, application, observe
+    from vitok.systems.fraud import FraudService, announce, application, operate
     from vitok.systems.fraud.decide_grpc import decide_door
     from vitok.systems.fraud.edge import DECIDE
+    from vitok.systems.fraud.operating import Gauges
 
     with options_named(certificate="--tls-cert", key="--tls-key"):
         tls = Tls(plan.certificate, plan.key) if plan.certificate is not None and plan.key is not None else None
@@ -180,13 +224,15 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
             )
         resources.callback(service.close)
         resources.callback((plan.home / "service.json").unlink, missing_ok=True)
+        gauges = Gauges()
         if not plan.events:
-            # In a replay of the past, whoever sends it also watches it.
+            # In a replay of the past, whoever sends it also watches it, and acts.
             stop = threading.Event()
-            options = {"clock": clock, "label_delay": duration(plan.label_delay), "stop": stop}
-            watcher = threading.Thread(target=observe, args=(plan.home,), kwargs=options, name="observer", daemon=True)
-            watcher.start()
-            resources.callback(watcher.join, 10)
+            options = {"clock": clock, "label_delay": duration(plan.label_delay), "stop": stop, "gauges": gauges}
+            options |= {"triggers": plan.triggers(), "channels": plan.channels()}
+            operator = threading.Thread(target=operate, args=(plan.home,), kwargs=options, name="operator", daemon=True)
+            operator.start()
+            resources.callback(operator.join, 10)
             resources.callback(stop.set)
 
         endpoint = service if costing.guard is None else costing.guard.before(service, DECIDE)
@@ -213,7 +259,7 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
                 say(f"gRPC      {plan.host}:{bound[0]}  vitok.decide.v1.DecideService, with reflection")
             say(f"API       {running.url}/openapi.json      stop with Ctrl-C")
 
-        app = application(service, pages=routes(service), guard=guard, beside=beside)
+        app = application(service, pages=routes(service), guard=guard, samples=gauges.read, beside=beside)
         way: Literal["hot", "asgi"] = "asgi" if plan.asgi else "hot"
         try:
             serve(app, [endpoint], host=plan.host, port=plan.port, ready=ready, tls=tls, door=way)

@@ -1,5 +1,6 @@
 """`vitok incidents`: read incidents, go on with them, resolve them, and say what the loop may do by itself."""
 
+import contextlib
 import json as jsonlib
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +13,11 @@ from vitok.console.exits import plain_errors
 from vitok.console.fraud_commands import Home
 from vitok.console.option_names import options_named
 from vitok.console.printed import say
-from vitok.errors import InvalidInput
+from vitok.errors import InvalidInput, NotFound
 from vitok.loop.incidents import Incidents
 from vitok.loop.switches import ALL, Switches
 
-incident_app = typer.Typer(no_args_is_help=True, help="Incidents: list, show, note, resolve, merge, propose-only.")
+incident_app = typer.Typer(no_args_is_help=True, help="Incidents: read them, go on with them, order and stop the loop.")
 
 RecordId = Annotated[str, typer.Argument(help="Such as incident-0003.")]
 By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
@@ -110,6 +111,62 @@ def merge(
     say(record)
 
 
+@incident_app.command("approve")
+def approve(
+    record_id: RecordId,
+    key: Annotated[str, typer.Argument(help="The key that the report shows beside the proposal.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Does what the loop only proposed, or could not do; a service that runs follows it at once."""
+    from vitok.systems.fraud.operating import by_hand
+
+    with plain_errors(), options_named(**_OPTIONS):
+        folder = _known(home)
+        with by_hand(folder, clock=SystemClock()) as playbook:
+            record = playbook.approve(record_id, key, who=by, now=_moment(now))
+    say(record.timeline[-1])
+
+
+@incident_app.command("undo")
+def undo(
+    record_id: RecordId,
+    key: Annotated[str, typer.Argument(help="The key that the report shows beside the action.")],
+    by: By,
+    reason: Annotated[str, typer.Option(help="Why; goes on record.")],
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Takes back what the loop or a person did."""
+    from vitok.systems.fraud.operating import by_hand
+
+    with plain_errors(), options_named(**_OPTIONS):
+        folder = _known(home)
+        with by_hand(folder, clock=SystemClock()) as playbook:
+            record = playbook.undo(record_id, key, who=by, why=reason, now=_moment(now))
+    say(record.timeline[-1])
+
+
+@incident_app.command("retrain")
+def retrain(
+    by: By,
+    reason: Annotated[str, typer.Option(help="Why; goes on record.")],
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Asks for a retraining; the service's operator begins it, if the week's budget is not spent."""
+    from vitok.loop import TriggerRules, Triggers
+    from vitok.systems.fraud.messages import SYSTEM
+
+    with plain_errors(), options_named(**_OPTIONS), contextlib.ExitStack() as stack:
+        triggers = stack.enter_context(contextlib.closing(Triggers(_known(home), TriggerRules())))
+        triggers.ask(SYSTEM, who=by, why=reason, now=_moment(now))
+        asked = triggers.pending(SYSTEM)
+    for one in asked:
+        say(f"asked for: {one}")
+
+
 @incident_app.command("propose-only")
 def propose_only(
     action: Annotated[str, typer.Argument(help="rollback, raise_threshold, use_rules, retrain, or all.")] = ALL,
@@ -137,6 +194,14 @@ def propose_only(
 
 def _path(home: Path | None) -> Path:
     return home or settings.current().home / "fraud"
+
+
+def _known(home: Path | None) -> Path:
+    # Nobody is to find an order in a folder that was made by a slip of the pen.
+    folder = _path(home)
+    if not folder.is_dir():
+        raise NotFound("home", str(folder))
+    return folder
 
 
 def _moment(text: str | None) -> int:

@@ -21,6 +21,8 @@ from vitok.console.key_commands import key_app
 from vitok.console.load_commands import load
 from vitok.console.model_routing import route_app
 from vitok.console.model_serving import serve_models
+from vitok.console.registry_commands import serve_registry
+from vitok.console.release_commands import release_app
 from vitok.console.run_commands import run_app
 from vitok.errors import VitokError
 
@@ -39,6 +41,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(route_app, name="routes")
 app.add_typer(alert_app, name="alerts")
 app.add_typer(incident_app, name="incidents")
+app.add_typer(release_app, name="releases")
 app.add_typer(log_app, name="log")
 app.add_typer(run_app, name="runs")
 app.command("backup")(backup)
@@ -49,6 +52,7 @@ app.command("batch")(batch)
 app.command("load")(load)
 app.command("serve-models")(serve_models)
 serve_app.command("fraud")(serve_fraud)
+serve_app.command("registry")(serve_registry)
 demo_app.command("fraud")(demo_fraud)
 
 

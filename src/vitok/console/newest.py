@@ -16,6 +16,8 @@ from vitok.decisions.segments import Segment, sealed_path, segments
 if TYPE_CHECKING:
     import polars as pl
 
+SAMPLED = 80_000
+SCANNED = 2_000_000
 _FEATURES = "features"
 
 
@@ -78,6 +80,59 @@ def latest_rows(folder: Path, columns: Sequence[str], *, most: int) -> "pl.DataF
         if left <= 0:
             break
     return pl.concat(parts, how="diagonal_relaxed") if parts else None
+
+
+def sampled_rows(
+    folder: Path, columns: Sequence[str], *, most: int = SAMPLED, until: int = SCANNED
+) -> "tuple[pl.DataFrame | None, int]":
+    """Reads the rows of one request in so many, the same requests in every log, so that a page never reads for long.
+
+    Args:
+        folder: Folder of a log of decisions or outcomes.
+        columns: Names of the columns wanted, `request_id` among them; a segment that lacks one has nulls there.
+        most: About how many rows are wanted.
+        until: How many of the newest rows are looked at.
+
+    Returns:
+        The rows in the order of the log, None where there are none; and k, where one request in k was taken.
+    """
+    return taken_rows(folder, columns, one_in=one_in(folder, most=most, until=until), until=until)
+
+
+def one_in(folder: Path, *, most: int = SAMPLED, until: int = SCANNED) -> int:
+    """Returns k such that the rows of one request in k are about `most` of the newest `until` rows."""
+    total = 0
+    for frame in _from_the_end(folder):
+        total += _length(frame)
+        if total >= until:
+            break
+    return max(1, -(-min(total, until) // most))
+
+
+def taken_rows(
+    folder: Path, columns: Sequence[str], *, one_in: int, until: int = SCANNED
+) -> "tuple[pl.DataFrame | None, int]":
+    """Reads the rows of one request in `one_in`; as `sampled_rows`."""
+    import polars as pl
+
+    parts: list[pl.DataFrame] = []
+    left = until
+    opened = _whole if any(name.startswith(FEATURE_PREFIX) for name in columns) else _frame
+    for segment in reversed(segments(folder)):
+        frame = opened(folder, segment)
+        if frame is None:
+            continue
+        names = frame.collect_schema().names()
+        n = _length(frame)
+        part = frame.tail(left)
+        if one_in > 1:
+            part = part.filter(pl.col("request_id").hash(seed=0) % one_in == 0)
+        parts.append(part.select([name for name in columns if name in names]).collect())
+        left -= n
+        if left <= 0:
+            break
+    found = pl.concat(parts[::-1], how="diagonal_relaxed") if parts else None
+    return (found if found is not None and found.height else None), one_in
 
 
 def _whole(folder: Path, segment: Segment) -> "pl.LazyFrame | None":

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,15 @@ from urllib.parse import quote, urlencode
 from vitok import __version__
 from vitok.clock import parse_time
 from vitok.console import charts, reading, wording
+from vitok.console.alert_reading import value_of
+from vitok.console.calibration_reading import calibration, course_drawn, reliability_drawn
 from vitok.console.cost_reading import costs
 from vitok.console.decision_reading import ROUTES
-from vitok.console.drift_reading import DAYS, value_of
+from vitok.console.detector_reading import WISHED, detectors, stream_drawn
+from vitok.console.drift_reading import SPANS, DriftAsked
+from vitok.console.estimate_reading import estimates, estimates_drawn
+from vitok.console.incident_reading import incident_story, incidents
+from vitok.console.maturity_reading import maturity_drawn, outcomes_maturity
 from vitok.console.model_reading import measured
 from vitok.console.release_reading import told
 from vitok.console.run_seen import runs_beside, runs_page
@@ -27,19 +34,31 @@ if TYPE_CHECKING:
 
     from vitok.systems.fraud import FraudService
 
-SECTIONS = (
-    ("/", "Overview"),
-    ("/decisions", "Decisions"),
-    ("/features", "Features"),
-    ("/models", "Models"),
-    ("/runs", "Runs"),
-    ("/drift", "Drift"),
-    ("/alerts", "Alerts"),
-    ("/releases", "Releases"),
-    ("/costs", "Costs"),
+SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Overview", (("/", "Overview"),)),
+    ("Decisions", (("/decisions", "Decisions"), ("/outcomes", "Outcomes"))),
+    ("Features", (("/features", "Features"),)),
+    ("Models", (("/models", "Versions"), ("/runs", "Runs"))),
+    (
+        "Watch",
+        (
+            ("/drift", "Drift"),
+            ("/calibration", "Calibration"),
+            ("/estimates", "Estimates"),
+            ("/detectors", "Detectors"),
+        ),
+    ),
+    ("Alerts", (("/alerts", "Alerts"), ("/incidents", "Incidents"))),
+    ("Releases", (("/releases", "Releases"),)),
+    ("Costs", (("/costs", "Costs"),)),
 )
 METRIC_NAMES = {
     "auc": "ROC AUC",
+    "roc_auc": "ROC AUC",
+    "precision": "Precision",
+    "recall": "Recall",
+    "positive_rate": "Fraud rate",
+    "cost": "Cost a decision",
     "average_precision": "Average precision",
     "card_precision_100": "Card precision@100",
     "calibration_error": "Calibration error",
@@ -66,6 +85,7 @@ _HEADERS = {
     "cache-control": "no-cache",
 }
 _DIGITS = 9
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _FILTERS = (
     "amount",
     "count",
@@ -73,6 +93,7 @@ _FILTERS = (
     "exact_time",
     "figure",
     "iso_day",
+    "iso_time",
     "money",
     "seconds",
     "share",
@@ -125,7 +146,13 @@ def routes(service_or_home: "FraudService | Path | str") -> "list[BaseRoute]":
         page("/runs/compare", _runs_compared),
         page("/runs/{run_id}", _run),
         page("/drift", _drift),
+        page("/calibration", _calibration),
+        page("/estimates", _estimates),
+        page("/detectors", _detectors),
+        page("/outcomes", _outcomes),
         page("/alerts", _alerts),
+        page("/incidents", _incidents),
+        page("/incidents/{record_id}", _incident),
         page("/releases", _releases),
         page("/costs", _costs),
         Route("/console/static/{name}", _static),
@@ -174,6 +201,7 @@ def _environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_plain,
     )
     for name in _FILTERS:
         environment.filters[name] = getattr(wording, name)
@@ -195,6 +223,13 @@ def _environment() -> "Environment":
         version=__version__,
     )
     return environment
+
+
+def _plain(value: object) -> object:
+    # What turns the direction of a line, or is no sign at all, would forge what a reader sees.
+    if type(value) is str and _HIDDEN.search(value):
+        return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return value
 
 
 @functools.cache
@@ -297,14 +332,52 @@ def _drift(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
         on = parse_time(text) if text else None
     except InvalidInput as error:
         raise InvalidInput("day", text, "be a day such as 2018-07-04") from error
-    seen = reading.drift(
-        home,
-        given.get("version", "").strip() or None,
+    asked = DriftAsked(
+        version=given.get("version", "").strip() or None,
         days=_number(request, "days", 28),
         column=given.get("feature", "").strip() or None,
         on=on,
+        against=given.get("against", "").strip() or "training",
+        slice=given.get("slice", "").strip(),
+        find=given.get("find", "").strip(),
+        page=_number(request, "page", 1),
     )
-    return "drift.html", {"seen": seen, "spans": DAYS}
+    return "drift.html", {"seen": reading.drift(home, asked=asked), "spans": SPANS}
+
+
+def _calibration(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    seen = calibration(home, request.query_params.get("version", "").strip() or None)
+    drawn: dict[str, Any] = {}
+    if seen.diagram is not None and seen.watch is not None:
+        windows = seen.watch.windows
+        drawn = {
+            "reliability": reliability_drawn(seen.diagram),
+            "courses": {name: course_drawn(windows, name) for name in ("gap", "discrimination", "evidence")},
+        }
+    return "calibration.html", {"seen": seen, **drawn}
+
+
+def _estimates(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    given = request.query_params
+    seen = estimates(home, given.get("of", "").strip() or None, given.get("metric", "").strip() or None)
+    return "estimates.html", {"seen": seen, "drawn": estimates_drawn(seen.pairs, seen.metric or "")}
+
+
+def _detectors(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    seen = detectors(home, request.query_params.get("version", "").strip() or None)
+    return "detectors.html", {"seen": seen, "drawn": stream_drawn, "wished": WISHED}
+
+
+def _outcomes(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
+    return "outcomes.html", {"seen": outcomes_maturity(home), "drawn": maturity_drawn}
+
+
+def _incidents(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
+    return "incidents.html", {"seen": incidents(home)}
+
+
+def _incident(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
+    return "incident.html", {"seen": incident_story(home, request.path_params["record_id"])}
 
 
 def _alerts(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:

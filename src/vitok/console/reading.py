@@ -11,6 +11,7 @@ import numpy as np
 from vitok import decisions
 from vitok.clock import DAY
 from vitok.console import stores
+from vitok.console.alert_reading import AlertsSeen, alerts
 from vitok.console.decision_reading import (
     DecisionFilters,
     DecisionsPage,
@@ -18,19 +19,22 @@ from vitok.console.decision_reading import (
     decision_story,
     decisions_page,
 )
-from vitok.console.drift_reading import AlertsSeen, DriftSeen, alerts, drift
+from vitok.console.drift_reading import DriftAsked, DriftSeen, drift
+from vitok.console.estimate_reading import WINDOWS
 from vitok.console.feature_story import FeaturesSeen, ViewStory, features, view_story
+from vitok.console.incident_reading import IncidentLine, incidents
+from vitok.console.labelled_reading import OUTCOME_COLUMNS, label_view, sizes
 from vitok.console.model_reading import VersionsSeen, VersionStory, version_story, versions
-from vitok.console.newest import newest
+from vitok.console.newest import newest, one_in, taken_rows
 from vitok.console.release_reading import ReleasesSeen, releases
 from vitok.console.wording import count, money, plural, share, spoken, time
 from vitok.decisions.segments import segments
 from vitok.loop import Record
-from vitok.monitoring import Alert
+from vitok.monitoring import Alert, EstimateGrade
 from vitok.policies import ALLOW, BLOCK, REVIEW, Costs
 from vitok.registry import Entry, ModelState
 from vitok.systems.fraud import rules
-from vitok.systems.fraud.messages import OUTCOME_KIND, SYSTEM
+from vitok.systems.fraud.messages import SYSTEM
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,6 +44,7 @@ __all__ = [
     "DecisionFilters",
     "DecisionStory",
     "DecisionsPage",
+    "DriftAsked",
     "DriftSeen",
     "FeaturesSeen",
     "Overview",
@@ -62,7 +67,7 @@ __all__ = [
 PERIOD = 60 * DAY
 ACTIONS = (ALLOW, REVIEW, BLOCK)
 _MOST_EVENTS = 8
-_FOREVER = 2**62
+_SAMPLED = 250_000
 _RULE_FEATURES = ("customer_count_1h", "amount_to_mean", "terminal_labels_risk_7d")
 _COLUMNS = ("request_id", "event_time", "amount", "action", "route", "model_version", "feature_status", "latency_us")
 _TOLD = ("promoted", "canary_started", "canary_ended", "rolled_back", "registered")
@@ -126,6 +131,7 @@ class Traffic:
         last: Event time of the latest, in microseconds.
         days: The days of the period, oldest first.
         money: What they cost.
+        one_in: Money and shares are of one request in so many, and stand for all.
         last_day: Decisions of the 24 hours before the latest.
         fallback_share: Share of those that a fallback answered.
         stale_share: Share of those with a feature that was stale or missing.
@@ -137,6 +143,7 @@ class Traffic:
     last: int
     days: tuple[DayOfDecisions, ...]
     money: Money
+    one_in: int
     last_day: int
     fallback_share: float
     stale_share: float
@@ -171,6 +178,9 @@ class Overview:
         canary_record: The release record of the running canary, or None.
         traffic: The decisions, or None where there are none.
         alerts: Open alerts, critical first.
+        incidents: Open incidents, the latest first.
+        estimates: How good estimates of the version in Production have been, by metric; empty where there are none.
+        watched_until: End of the last day that was watched, in microseconds, or None.
         happenings: What happened last, the latest first.
     """
 
@@ -181,6 +191,9 @@ class Overview:
     canary_record: Record | None
     traffic: Traffic | None
     alerts: tuple[Alert, ...]
+    incidents: tuple[IncidentLine, ...]
+    estimates: tuple[EstimateGrade, ...]
+    watched_until: int | None
     happenings: tuple[Happening, ...]
 
     @property
@@ -214,6 +227,7 @@ def overview(home: Path) -> Overview:
     with stores.alert_store(home) as store:
         opened = () if store is None else store.open(system=SYSTEM)
         raised = () if store is None else store.history(system=SYSTEM)
+        until = None if store is None else store.watched_until(SYSTEM)
     traffic = _traffic(home, _costs(home, state))
     since = next(
         (
@@ -228,7 +242,8 @@ def overview(home: Path) -> Overview:
         name = f"{SYSTEM}/{state.canary}"
         found = [item for item in stores.records(home).list("release") if item.version == name and item.is_open]
         canary = found[-1] if found else None
-    verdict, summary = _verdict(state, since, opened, traffic)
+    troubles = incidents(home).open
+    verdict, summary = _verdict(state, since, opened, troubles, traffic)
     return Overview(
         verdict=verdict,
         summary=summary,
@@ -237,14 +252,28 @@ def overview(home: Path) -> Overview:
         canary_record=canary,
         traffic=traffic,
         alerts=opened,
+        incidents=troubles,
+        estimates=_estimates(home, state),
+        watched_until=until,
         happenings=_happenings(history, raised),
     )
 
 
+def _estimates(home: Path, state: ModelState) -> tuple[EstimateGrade, ...]:
+    with stores.estimates(home) as ledger:
+        subject = f"{state.model}/{state.production}"
+        metrics = () if ledger is None else ledger.subjects().get(subject, ())
+        return () if ledger is None else tuple(ledger.grade(subject, name, last=WINDOWS) for name in metrics[:6])
+
+
 def _verdict(
-    state: ModelState, since: int | None, opened: tuple[Alert, ...], traffic: Traffic | None
+    state: ModelState,
+    since: int | None,
+    opened: tuple[Alert, ...],
+    found: tuple[IncidentLine, ...],
+    traffic: Traffic | None,
 ) -> tuple[str, str]:
-    if state.production is None and traffic is None and not opened:
+    if state.production is None and traffic is None and not opened and not found:
         return "empty", "Nothing serves yet, and nothing was decided."
     serving = (
         "No version is in Production; rules decide"
@@ -254,9 +283,9 @@ def _verdict(
     critical = sum(alert.severity == "critical" for alert in opened)
     if critical:
         return "act", f"{serving}; {plural(critical, 'critical alert')} open."
-    if opened or state.production is None:
-        told = f"; {plural(len(opened), 'alert')} open." if opened else "."
-        return "watch", serving + told
+    if opened or found or state.production is None:
+        what = plural(len(opened), "alert") if opened else plural(len(found), "incident") if found else ""
+        return "watch", serving + (f"; {what} open." if what else ".")
     return "ok", f"{serving}; no alert is open."
 
 
@@ -289,44 +318,38 @@ def _costs(home: Path, state: ModelState) -> Costs:
 
 def _traffic(home: Path, costs: Costs) -> Traffic | None:
     folder = stores.logs(home)
-    if folder is None:
-        return None
-    sizes = tuple(
-        (str(segment.path), _size(segment.path))
-        for name in ("decisions", "outcomes")
-        for segment in segments(folder / name)
-    )
-    return _summed(folder, costs, sizes)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        # It was sealed since the folder was listed.
-        return -1
+    return None if folder is None else _summed(folder, costs, sizes(folder))
 
 
 @functools.lru_cache(maxsize=4)
-def _summed(folder: Path, costs: Costs, sizes: tuple[tuple[str, int], ...]) -> Traffic | None:
-    # The sizes stand for the contents: a log only grows.
-    del sizes
+def _summed(folder: Path, costs: Costs, read: object) -> Traffic | None:
+    import polars as pl
+
+    del read
     rows, total = newest(folder / "decisions", ("event_time",), None, skip=0, most=1)
     if not rows:
         return None
     last = stores.microseconds(rows[0]["event_time"])
-    columns = [*_COLUMNS, *(f"f_{name}" for name in _RULE_FEATURES)]
     until = last // DAY * DAY + DAY
-    logged = decisions.read(folder / "decisions", since=until - PERIOD, until=until, columns=columns)
-    labelled = _with_labels(folder, logged)
-    latest = int(logged["event_time"].to_physical().max() or last)  # type: ignore[arg-type]
-    recent = logged.filter(logged["event_time"].to_physical() > latest - DAY)
+    within = (pl.col("event_time").to_physical() >= until - PERIOD) & (pl.col("event_time").to_physical() < until)
+    every, _ = taken_rows(folder / "decisions", ("event_time", "action"), one_in=1)
+    taken = one_in(folder / "decisions", most=_SAMPLED)
+    columns = [*_COLUMNS, *(f"f_{name}" for name in _RULE_FEATURES)]
+    sampled, _ = taken_rows(folder / "decisions", columns, one_in=taken)
+    # A sample of a log of a few may hold none of the last day's, or none at all.
+    if every is None or sampled is None:
+        return None
+    made = every.filter(within)
+    labelled = _with_labels(folder, sampled.filter(within), taken)
+    latest = int(made["event_time"].to_physical().max() or last)  # type: ignore[arg-type]
+    recent = sampled.filter(pl.col("event_time").to_physical() > latest - DAY)
     return Traffic(
         total=total,
         last=latest,
-        days=_days(labelled, costs),
-        money=_money(labelled, costs),
-        last_day=recent.height,
+        days=_days(made, labelled, costs, taken),
+        money=_money(labelled, costs, taken),
+        one_in=taken,
+        last_day=made.filter(pl.col("event_time").to_physical() > latest - DAY).height,
         fallback_share=_share(recent["route"] == "fallback"),
         stale_share=_share(recent["feature_status"] != "fresh"),
         latency_p50=float(recent["latency_us"].quantile(0.5) or 0.0),
@@ -338,13 +361,13 @@ def _share(flags: "pl.Series") -> float:
     return float(flags.sum()) / len(flags) if len(flags) else 0.0
 
 
-def _with_labels(folder: Path, logged: "pl.DataFrame") -> "pl.DataFrame":
+def _with_labels(folder: Path, logged: "pl.DataFrame", taken: int) -> "pl.DataFrame":
     import polars as pl
 
-    if not segments(folder / "outcomes"):
+    came = taken_rows(folder / "outcomes", OUTCOME_COLUMNS, one_in=taken)[0] if segments(folder / "outcomes") else None
+    if came is None:
         return logged.with_columns(label=pl.lit(None, pl.Float64))
-    known = decisions.labels(folder / "outcomes", as_of=_FOREVER, kind=OUTCOME_KIND)
-    return decisions.join(logged, known)
+    return decisions.join(logged, label_view(came))
 
 
 def _realised(frame: "pl.DataFrame", costs: Costs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -356,7 +379,7 @@ def _realised(frame: "pl.DataFrame", costs: Costs) -> tuple[np.ndarray, np.ndarr
     return amount, fraud, actual, costs.realised(by_rules, amount, fraud)
 
 
-def _money(labelled: "pl.DataFrame", costs: Costs) -> Money:
+def _money(labelled: "pl.DataFrame", costs: Costs, taken: int) -> Money:
     known = labelled.drop_nulls("label")
     amount, fraud, actual, by_rules = _realised(known, costs)
     stopped = fraud & (known["action"].to_numpy() != ALLOW)
@@ -364,13 +387,13 @@ def _money(labelled: "pl.DataFrame", costs: Costs) -> Money:
 
     def of(rows: np.ndarray, versions: tuple[tuple[str, Money], ...] = ()) -> Money:
         return Money(
-            n=int(rows.sum()),
-            n_fraud=int(fraud[rows].sum()),
-            fraud_amount=float(amount[rows & fraud].sum()),
-            stopped_amount=float(amount[rows & stopped].sum()),
-            cost=float(actual[rows].sum()),
-            rules_cost=float(by_rules[rows].sum()),
-            allowed_cost=float(amount[rows & fraud].sum()),
+            n=taken * int(rows.sum()),
+            n_fraud=taken * int(fraud[rows].sum()),
+            fraud_amount=taken * float(amount[rows & fraud].sum()),
+            stopped_amount=taken * float(amount[rows & stopped].sum()),
+            cost=taken * float(actual[rows].sum()),
+            rules_cost=taken * float(by_rules[rows].sum()),
+            allowed_cost=taken * float(amount[rows & fraud].sum()),
             versions=versions,
         )
 
@@ -378,29 +401,33 @@ def _money(labelled: "pl.DataFrame", costs: Costs) -> Money:
     return of(np.ones(known.height, dtype=bool), parts)
 
 
-def _days(labelled: "pl.DataFrame", costs: Costs) -> tuple[DayOfDecisions, ...]:
+def _days(made: "pl.DataFrame", labelled: "pl.DataFrame", costs: Costs, taken: int) -> tuple[DayOfDecisions, ...]:
     import polars as pl
 
-    frame = labelled.with_columns(day=pl.col("event_time").to_physical() // DAY)
+    day = pl.col("event_time").to_physical() // DAY
     counts: dict[int, dict[str, int]] = {}
-    for day, action, n in frame.group_by("day", "action").len().iter_rows():
-        counts.setdefault(day, {})[action] = n
-    known = frame.drop_nulls("label")
+    for start, action, n in made.with_columns(day=day).group_by("day", "action").len().iter_rows():
+        counts.setdefault(start, {})[action] = n
+    known = labelled.drop_nulls("label").with_columns(day=day)
     _, _, actual, by_rules = _realised(known, costs)
     sums = known.select("day").with_columns(pl.Series("cost", actual), pl.Series("rules", by_rules))
     costs_of = {
-        day: (n, cost, ruled)
-        for day, n, cost, ruled in sums.group_by("day")
+        start: (n, cost, ruled)
+        for start, n, cost, ruled in sums.group_by("day")
         .agg(pl.len(), pl.col("cost").sum(), pl.col("rules").sum())
         .iter_rows()
     }
     first, last = min(counts), max(counts)
     days = []
-    for day in range(first, last + 1):
-        n, cost, ruled = costs_of.get(day, (0, 0.0, 0.0))
+    for start in range(first, last + 1):
+        n, cost, ruled = costs_of.get(start, (0, 0.0, 0.0))
         days.append(
             DayOfDecisions(
-                day=day * DAY, actions=counts.get(day, {}), n_labelled=n, cost=float(cost), rules_cost=float(ruled)
+                day=start * DAY,
+                actions=counts.get(start, {}),
+                n_labelled=taken * n,
+                cost=taken * float(cost),
+                rules_cost=taken * float(ruled),
             )
         )
     return tuple(days)

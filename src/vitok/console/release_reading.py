@@ -1,14 +1,26 @@
-"""How what serves came to serve: the ledger as stretches of time and as lines, and the records of it."""
+"""How what serves came to serve: gates, plans and canaries, the ledger as stretches of time and as lines."""
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitok.console import stores
+from vitok.console.incident_reading import YOU, home_option
+from vitok.console.labelled_reading import labelled
 from vitok.console.newest import newest
 from vitok.console.wording import plural, time
 from vitok.loop import Record
-from vitok.registry import Entry
+from vitok.loop.release_book import Release
+from vitok.policies import ALLOW, Costs, TierPolicy
+from vitok.registry import Entry, ModelState, Verdict
+from vitok.stats import Estimate, mean_interval, wilson
 from vitok.systems.fraud.messages import SYSTEM
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MOST_PLANS = 20
+MOST_ENTRIES = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,44 +45,187 @@ class Stretch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a gate said of a version.
+
+    Attributes:
+        version: Such as `"fraud/2"`.
+        time: When, in microseconds.
+        actor: Who asked.
+        verdict: Its checks, with the reasons.
+        holds: Whether the verdict still lets the version into Production.
+    """
+
+    version: str
+    time: int
+    actor: str
+    verdict: Verdict
+    holds: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two that answer beside each other.
+
+    Attributes:
+        version: Such as `"fraud/2"`.
+        n: Decisions since the canary began.
+        stopped: Share of them that was reviewed or blocked.
+        n_labelled: How many have a label.
+        n_fraud: How many of those are frauds.
+        cost: Mean cost of those with a label, in the amounts' currency.
+    """
+
+    version: str
+    n: int
+    stopped: Estimate
+    n_labelled: int
+    n_fraud: int
+    cost: Estimate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanaryProgress:
+    """A canary that answers now, beside the version it would follow.
+
+    Attributes:
+        since: Since when, in microseconds.
+        share: Share of the decisions that it gets.
+        sides: The canary, then the version in Production.
+        one_in: One request in so many was read.
+    """
+
+    since: int
+    share: float
+    sides: tuple[Side, ...]
+    one_in: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReleasesSeen:
     """The history of releases.
 
     Attributes:
         stretches: Who answered when, in order of the beginning.
-        records: Releases and incidents, the latest first.
-        entries: The ledger, the latest first.
+        plans: Releases by a plan, the latest first, at most `MOST_PLANS`.
+        commands: How to go on with the plan that is open: what for, and the command; empty where none is.
+        canary: How the canary does that answers now; None without one.
+        gates: The latest verdict on each version, the latest first.
+        records: Records of releases, the latest first.
+        entries: The ledger, the latest first, at most `MOST_ENTRIES`.
+        n_entries: How many there are.
         verification: Whether the ledger's chain of hashes holds, in words; empty without a ledger.
         intact: Whether it does.
     """
 
     stretches: tuple[Stretch, ...]
+    plans: tuple[Release, ...]
+    commands: tuple[tuple[str, str], ...]
+    canary: CanaryProgress | None
+    gates: tuple[Gate, ...]
     records: tuple[Record, ...]
     entries: tuple[Entry, ...]
+    n_entries: int
     verification: str
     intact: bool
 
     def __str__(self) -> str:
-        head = f"{plural(len(self.entries), 'entry', 'entries')} in the ledger, {plural(len(self.records), 'record')}"
+        head = f"{plural(self.n_entries, 'entry', 'entries')} in the ledger, {plural(len(self.records), 'record')}"
         return "\n".join([head, *(f"  {entry}" for entry in self.entries)])
 
 
 def releases(home: Path) -> ReleasesSeen:
-    """Reads the ledger and the records of releases and incidents."""
-    records = tuple(reversed(stores.records(home).list()))
+    """Reads the ledger, the plans and the records of releases."""
+    records = tuple(reversed(stores.records(home).list("release")))[:MOST_PLANS]
+    with stores.release_book(home) as book:
+        plans = () if book is None else book.list(model=SYSTEM)[: -MOST_PLANS - 1 : -1]
     with stores.ledger(home) as ledger:
-        if ledger is None:
-            return ReleasesSeen(stretches=(), records=records, entries=(), verification="", intact=True)
-        history = ledger.history(SYSTEM)
-        verification = ledger.verify()
+        history = () if ledger is None else ledger.history(SYSTEM)
+        state = ModelState(model=SYSTEM) if ledger is None else ledger.state(SYSTEM)
+        verification = None if ledger is None else ledger.verify()
     last = max([entry.time_us for entry in history], default=0)
     end = max(last, _last_decision(home) or 0)
     return ReleasesSeen(
         stretches=stretches(history, end=end),
+        plans=plans,
+        commands=_commands(home, plans),
+        canary=_canary(home, state),
+        gates=_gates(history, state),
         records=records,
-        entries=tuple(reversed(history)),
-        verification=str(verification),
-        intact=verification.intact,
+        entries=tuple(reversed(history))[:MOST_ENTRIES],
+        n_entries=len(history),
+        verification="" if verification is None else str(verification),
+        intact=verification is None or verification.intact,
+    )
+
+
+def _commands(home: Path, plans: tuple[Release, ...]) -> tuple[tuple[str, str], ...]:
+    open_one = next((one for one in plans if one.is_open), None)
+    if open_one is None:
+        return ()
+    more = f"--by {YOU} --reason 'WHY'{home_option(home)}"
+    asked = [
+        ("Approve what asks for it", "approve"),
+        ("Ask for the next step at once", "advance"),
+        ("Let it go on", "resume") if open_one.status == "paused" else ("Hold it where it is", "pause"),
+        ("End it; the version before answers everything again", "abort"),
+    ]
+    return tuple((what, f"vitok releases {verb} {open_one.release_id} {more}") for what, verb in asked)
+
+
+def _gates(history: tuple[Entry, ...], state: ModelState) -> tuple[Gate, ...]:
+    found: dict[int, Gate] = {}
+    for entry in history:
+        if entry.kind == "gate" and entry.version is not None:
+            found[entry.version] = Gate(
+                version=f"{entry.model}/{entry.version}",
+                time=entry.time_us,
+                actor=entry.actor,
+                verdict=Verdict.from_dict(entry.details),
+                holds=state.version(entry.version).gate is not None,
+            )
+    return tuple(sorted(found.values(), key=lambda gate: -gate.time))
+
+
+def _canary(home: Path, state: ModelState) -> CanaryProgress | None:
+    if state.canary is None or state.canary_since is None:
+        return None
+    found = labelled(home)
+    if found is None:
+        return None
+    recent = found.rows.filter(found.rows["event_time"] >= state.canary_since)
+    costs = next(
+        (
+            policy.costs
+            for number in (state.canary, state.production)
+            if number and (policy := _policy(home, state, number))
+        ),
+        Costs(),
+    )
+    numbers = [state.canary, *([state.production] if state.production is not None else [])]
+    return CanaryProgress(
+        since=state.canary_since,
+        share=state.canary_share or 0.0,
+        sides=tuple(_side(f"{SYSTEM}/{number}", recent, costs) for number in numbers),
+        one_in=found.one_in,
+    )
+
+
+def _policy(home: Path, state: ModelState, number: int) -> TierPolicy | None:
+    return stores.policy(home, state.version(number))
+
+
+def _side(version: str, rows: "pl.DataFrame", costs: Costs) -> Side:
+    own = rows.filter(rows["model_version"] == version)
+    known = own.drop_nulls(["label", "amount"])
+    cost = costs.realised(known["action"].to_numpy(), known["amount"].to_numpy(), known["label"].to_numpy() == 1.0)
+    return Side(
+        version=version,
+        n=own.height,
+        stopped=wilson(int((own["action"] != ALLOW).sum()), own.height),
+        n_labelled=known.height,
+        n_fraud=int((known["label"] == 1.0).sum()),
+        cost=mean_interval(cost, name="cost"),
     )
 
 

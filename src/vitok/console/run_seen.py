@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitok.console.charts import Chart, Line
+from vitok.console.geometry import Chart, Line
 from vitok.console.wording import count, figure
 from vitok.registry import MetricHistory, RunComparison, RunList, RunRecord, Tracker, compare
 

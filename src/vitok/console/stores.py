@@ -10,7 +10,10 @@ from typing import Any
 from vitok.errors import NotFound
 from vitok.features.catalogue import Catalogue
 from vitok.loop import Records
-from vitok.monitoring import Alerts, ReferenceProfile, Sketches
+from vitok.loop.release_book import ReleaseBook
+from vitok.monitoring import Alerts, EstimateLedger, ReferenceProfile, Sketches
+from vitok.monitoring.delivery import open_delivery
+from vitok.monitoring.silences import Silences
 from vitok.policies import TierPolicy
 from vitok.registry import Ledger, ModelState, Package, Version, read_package
 from vitok.systems.fraud.messages import SYSTEM
@@ -140,3 +143,38 @@ def logs(home: Path) -> Path | None:
 def microseconds(moment: dt.datetime) -> int:
     """Converts a moment of a frame to microseconds."""
     return (moment - _EPOCH) // _MICROSECOND
+
+
+@contextlib.contextmanager
+def release_book(home: Path) -> Iterator[ReleaseBook | None]:
+    """Opens the releases by plan; None where there was none yet."""
+    if not (home / "loop" / "releases.sqlite").exists():
+        yield None
+        return
+    with contextlib.closing(ReleaseBook(home)) as book:
+        yield book
+
+
+@contextlib.contextmanager
+def silences(home: Path) -> Iterator[Silences | None]:
+    """Opens the silences; None where no message was ever written."""
+    path = home / "monitoring" / "delivery.sqlite"
+    if not path.exists():
+        yield None
+        return
+    with contextlib.closing(open_delivery(path)) as database:
+        yield Silences(database)
+
+
+@contextlib.contextmanager
+def estimates(home: Path) -> Iterator[EstimateLedger | None]:
+    """Opens the ledger of estimates; None where nothing was ever estimated."""
+    path = home / "monitoring" / "estimates.sqlite"
+    if not path.exists():
+        yield None
+        return
+    opened = EstimateLedger(path)
+    try:
+        yield opened
+    finally:
+        opened.close()

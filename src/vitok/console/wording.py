@@ -46,6 +46,16 @@ def iso_day(microseconds: int) -> str:
     return _moment(microseconds).date().isoformat()
 
 
+def iso_time(microseconds: int) -> str:
+    """Writes a day and an hour as ISO 8601 does, for addresses.
+
+    Example:
+        >>> iso_time(3_600_000_000)
+        '1970-01-01T01:00'
+    """
+    return f"{iso_day(microseconds)}T{_moment(microseconds):%H:%M}"
+
+
 def time(microseconds: int | None) -> str:
     """Writes a day and a time to the minute, UTC.
 

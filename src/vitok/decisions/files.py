@@ -1,6 +1,9 @@
 """Files that are whole or not there, also after a power cut."""
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,7 +22,8 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         OSError: If the disk refuses; then the file is as it was.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Neither another process nor another thread writes to a file of this name.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -30,3 +34,12 @@ def replace(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Removes a file where the block fails: on a full disk what is half written takes the room of what is needed."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(path.unlink, missing_ok=True)
+        yield
+        stack.pop_all()

@@ -4,10 +4,10 @@ The receipt tells which segments were written anew and how many rows each had be
 subject and his requests stand there as keyed hashes. Receipts are chained and signed with the same key.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitok.decisions.files import replace as write_file
 from vitok.decisions.files import sync
 from vitok.decisions.log import DecisionLog, OutcomeLog, declared_schema
 from vitok.decisions.reading import open_table
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 RECEIPTS = "receipts.jsonl"
+BEGUN = "forgetting.json"
 _LOGS = ("decisions", "outcomes")
 
 
@@ -144,7 +146,8 @@ def forget(
 ) -> Receipt:
     """Deletes the decisions of one subject and their outcomes, and writes a receipt.
 
-    Segments that are open are sealed first. Files beside segments that lose rows, such as histograms, are made
+    Killed at any moment, it is done again by calling it again, and the receipt then tells of both runs. Segments that
+    are open are sealed first. Files beside segments that lose rows, such as histograms, are made
     anew with `on_seal`; without it they go, and `reseal` makes them.
 
     Args:
@@ -171,38 +174,55 @@ def forget(
         log.seal()
     for name in _LOGS:
         _seal_left(top / name)
-    requests = _requests(top / "decisions", column, value)
-    with maintained(top):
+    subject = keyed(key, f"{column}={value}")
+    with contextlib.ExitStack() as locks:
+        # All of them before anything is looked up: what is planned must not change until it is done.
+        for folder_of in (top, *(top / name for name in _LOGS if (top / name).is_dir())):
+            locks.enter_context(maintained(folder_of))
+        _sweep(top)
+        requests = _requests(top / "decisions", column, value)
         plan = list(_plan(top, column, value, requests))
-        changes = []
+        begun = _begun(top)
+        before = begun.get(subject, {"requests": [], "changes": []})
+        hashes = sorted({keyed(key, request) for request in requests} | set(before["requests"]))
+        planned = {(name, segment.name) for name, segment, _ in plan}
+        # What a run did that was killed before its receipt was written belongs on this one.
+        earlier = [one for one in before["changes"] if (one[0], one[1]) not in planned]
+        fresh = [[name, segment.name, len(keep), int(keep.sum())] for name, segment, keep in plan]
+        _keep_begun(top, begun | {subject: {"requests": hashes, "changes": [*earlier, *fresh]}})
         for name, segment, keep in plan:
             hook = on_seal if name == "decisions" else None
-            with maintained(top / name):
-                after = rewrite(top / name, segment.path, keep=keep, on_seal=hook)
-            digest = _digest(segment.path) if after else ""
-            changes.append(
-                Rewritten(log=name, segment=segment.name, rows_before=len(keep), rows_after=after, sha256=digest)
-            )
+            rewrite(top / name, segment.path, keep=keep, on_seal=hook)
+        sought = [value.encode(), *(request.encode() for request in requests)]
         damaged = [
-            path for name in _LOGS for path in (top / name).glob("*.damaged") if value.encode() in path.read_bytes()
+            path for name in _LOGS for path in (top / name).glob("*.damaged") if _holds_any(path.read_bytes(), sought)
         ]
         for path in damaged:
             path.unlink()
         lines = _lines(top)
+        paths = _sealed_paths(top)
         receipt = Receipt(
-            subject=keyed(key, f"{column}={value}"),
+            subject=subject,
             at=now,
-            changes=tuple(changes),
-            requests=tuple(sorted(keyed(key, request) for request in requests)),
+            changes=tuple(
+                Rewritten(
+                    log=name,
+                    segment=segment_name,
+                    rows_before=rows_before,
+                    rows_after=rows_after,
+                    sha256=_digest(paths[name, segment_name]) if (name, segment_name) in paths else "",
+                )
+                for name, segment_name, rows_before, rows_after in [*earlier, *fresh]
+            ),
+            requests=tuple(hashes),
             damaged=tuple(path.name for path in damaged),
             previous=hashlib.sha256(lines[-1]).hexdigest() if lines else "",
         )
         receipt = replace(receipt, signature=_signature(receipt, key))
-        with (top / RECEIPTS).open("ab") as file:
-            file.write(json.dumps(receipt.to_dict()).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(top)
+        # All receipts anew, in one step: half a line would make every later one unreadable.
+        written = json.dumps(receipt.to_dict()).encode()
+        write_file(top / RECEIPTS, b"".join(line + b"\n" for line in [*lines, written]))
+        _keep_begun(top, {name: one for name, one in begun.items() if name != subject})
     return receipt
 
 
@@ -228,7 +248,7 @@ def verify(folder: str | Path, receipt: Receipt, column: str, value: str, *, key
         found += int((frame[column] == value).sum()) if column in frame.columns else 0
     for _, frame in _frames(top / "outcomes", ["request_id"]):
         outcomes += sum(keyed(key, request) in hashes for request in frame["request_id"]) if hashes else 0
-    paths = {(name, one.name): one.path for name in _LOGS for one in segments(top / name) if one.sealed}
+    paths = _sealed_paths(top)
     differing = []
     for change in receipt.changes:
         path = paths.get((change.log, change.segment))
@@ -298,13 +318,48 @@ def _frames(folder: Path, columns: list[str]) -> "Iterable[tuple[Segment, pl.Dat
 
     for segment in segments(folder):
         table = segment.path if segment.sealed else open_table(segment)
+        # It may have been sealed since the folder was listed.
+        path = table if isinstance(table, Path) else segment.path
         if isinstance(table, Path):
             there = pq.read_schema(table).names
             table = pq.read_table(table, columns=[name for name in columns if name in there], partitioning=None)
         if table is not None:
             frame = pl.from_arrow(table.select([name for name in columns if name in table.column_names]))
             assert isinstance(frame, pl.DataFrame)  # noqa: S101
-            yield segment, frame
+            yield Segment(segment.number, path), frame
+
+
+def _sealed_paths(top: Path) -> dict[tuple[str, str], Path]:
+    return {(name, one.name): one.path for name in _LOGS for one in segments(top / name) if one.sealed}
+
+
+def _begun(top: Path) -> dict[str, dict[str, list[Any]]]:
+    try:
+        found: dict[str, dict[str, list[Any]]] = json.loads((top / BEGUN).read_bytes())
+        return found
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StoreError(f"{str(top / BEGUN)!r} is damaged ({error}); restore it from a backup") from error
+
+
+def _keep_begun(top: Path, begun: dict[str, dict[str, list[Any]]]) -> None:
+    if begun:
+        write_file(top / BEGUN, json.dumps(begun).encode())
+    else:
+        (top / BEGUN).unlink(missing_ok=True)
+        sync(top)
+
+
+def _sweep(folder: Path) -> None:
+    # What was left half written when somebody was killed who changed a sealed segment: it has rows too.
+    for left in folder.rglob("segment-*.parquet.tmp"):
+        if left.with_suffix("").exists():
+            left.unlink(missing_ok=True)
+
+
+def _holds_any(data: bytes, sought: list[bytes]) -> bool:
+    return any(one in data for one in sought)
 
 
 def _seal_left(folder: Path) -> None:

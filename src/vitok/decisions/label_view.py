@@ -7,17 +7,20 @@ it. The label view of a past time uses only what had been learned by then, so ev
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitok.decisions.reading import read
+from vitok.decisions.reading import Span, read, scan
 from vitok.decisions.selection import label_weights
 from vitok.errors import InvalidInput
 
 if TYPE_CHECKING:
     import polars as pl
 
+_LAST = 2**63 - 2
 LABEL_COLUMNS = ("label", "label_time", "label_ingest_time")
 
 
-def labels(folder: str | Path, *, as_of: int, kind: str, weights: str | Path | None = None) -> "pl.DataFrame":
+def labels(
+    folder: str | Path, *, as_of: int, kind: str, weights: str | Path | None = None, since: int | None = None
+) -> "pl.DataFrame":
     """Returns the label of each request as it was known at a time.
 
     An outcome that equals an earlier one in all but the time it was learned is a repeated delivery and changes
@@ -30,6 +33,8 @@ def labels(folder: str | Path, *, as_of: int, kind: str, weights: str | Path | N
         kind: Which outcomes, such as `"fraud"`.
         weights: Folder of the log of the decisions; adds what each label counts for in an estimate over all
             decisions, as `label_weights` says.
+        since: Only labels of decisions taken from this time on, in microseconds, are wanted: outcomes learned of
+            before it, and decisions taken before it, are not read. All by default.
 
     Returns:
         One row per request, in the order in which requests were first labelled: `request_id`, `label` (float64),
@@ -51,8 +56,7 @@ def labels(folder: str | Path, *, as_of: int, kind: str, weights: str | Path | N
     """
     import polars as pl
 
-    moment = pl.lit(as_of).cast(pl.Datetime("us", "UTC"))
-    rows = read(folder).filter((pl.col("kind") == kind) & (pl.col("ingest_time") <= moment))
+    rows = scan(Path(folder), Span(ingest=(since, min(as_of, _LAST) + 1)), kind=kind)
     # A stable sort keeps the order of the log among outcomes that were learned at the same time.
     rows = rows.sort("ingest_time", maintain_order=True)
     same = ["request_id", "value", "event_time", "source", "supersedes"]
@@ -67,7 +71,8 @@ def labels(folder: str | Path, *, as_of: int, kind: str, weights: str | Path | N
     )
     if weights is None:
         return view
-    taken = read(weights, columns=["request_id", "action", "propensity"]).unique("request_id", keep="first")
+    taken = read(weights, since=since, columns=["request_id", "action", "propensity"])
+    taken = taken.unique("request_id", keep="first", maintain_order=True)
     taken = taken.select("request_id", weight=pl.Series(label_weights(taken).weight))
     return view.join(taken, on="request_id", how="left", maintain_order="left")
 

@@ -1,6 +1,7 @@
 """The two logs that a system writes: what it decided, and what the world answered."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from vitok.clock import Clock, SystemClock
+from vitok.clock import HOUR, Clock, SystemClock
 from vitok.decision import Outcome
 from vitok.decisions.files import replace
 from vitok.decisions.messages import MessageMaker
@@ -29,6 +30,7 @@ from vitok.decisions.writer import SegmentWriter
 from vitok.errors import InvalidInput, StoreError
 
 SCHEMA_FILE = "schema.json"
+_MOST_SET_BACK = HOUR
 
 
 class _Log:
@@ -183,6 +185,8 @@ class OutcomeLog(_Log):
     ) -> None:
         self._maker = MessageMaker(outcome_schema())
         self._clock = clock or SystemClock()
+        self._stamping = threading.Lock()
+        self._latest = 0
         self._writer = SegmentWriter(
             Path(folder),
             self._maker.arrow,
@@ -207,8 +211,18 @@ class OutcomeLog(_Log):
         block = outcomes if isinstance(outcomes, OutcomeBlock) else _by_columns(outcomes)
         ingest = np.asarray(block.ingest_time, dtype=np.int64)
         if (ingest == 0).any():
-            ingest = np.where(ingest == 0, self._clock.now(), ingest)
+            ingest = np.where(ingest == 0, self._now(), ingest)
         return self._writer.append(outcome_message(block, ingest, self._maker), len(block))
+
+    def _now(self) -> int:
+        # A clock that is set back by a little would make what is learned later seem learned earlier, and the answer
+        # that was taken back would count on. One that is set back by much was wrong before.
+        now = self._clock.now()
+        with self._stamping:
+            if now < self._latest <= now + _MOST_SET_BACK:
+                return self._latest
+            self._latest = now
+        return now
 
 
 def _by_columns(outcomes: Sequence[Outcome]) -> OutcomeBlock:

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,9 +24,44 @@ from vitok.errors import InvalidInput, NotFound
 if TYPE_CHECKING:
     import polars as pl
 
+# How many sealed segments are held open at the same time.
+_AT_ONCE = 128
+_MOST_KEPT = 50_000
 _MARK = b"\xff\xff\xff\xff"
 _WINDOW = 1 << 20
 _MOST_MISSES = 32
+
+_Bounds = tuple[int | None, int | None]
+
+
+class Span(NamedTuple):
+    """Bounds of the two times of a row in microseconds, each from, inclusive, and until, exclusive; None for none."""
+
+    event: _Bounds = (None, None)
+    ingest: _Bounds = (None, None)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether all rows lie in it."""
+        return self == Span()
+
+    def touches(self, times: "_Times") -> bool:
+        """Says whether rows of such times may lie in it."""
+        pairs = ((self.event, times.event), (self.ingest, times.ingest))
+        return all(
+            (low is None or last >= low) and (high is None or first < high) for (low, high), (first, last) in pairs
+        )
+
+
+class _Times(NamedTuple):
+    # Earliest and latest times of a sealed segment, and its columns.
+    event: tuple[int, int]
+    ingest: tuple[int, int]
+    schema: pa.Schema
+
+
+# By path: which file it was, and what is known of it. A sealed segment is replaced, never changed.
+_kept_times: dict[str, tuple[tuple[int, int, int], _Times | None]] = {}
 
 
 def read(
@@ -38,6 +73,9 @@ def read(
     models: Collection[str] | None = None,
 ) -> "pl.DataFrame":
     """Reads decisions, or outcomes, of a span of event time, in the order of the log.
+
+    Sealed segments without a row of the span are not read, only their footers. What retention or a deletion changes
+    meanwhile is seen as it was before or as it is afterwards, segment by segment.
 
     Args:
         folder: Folder of the log.
@@ -60,32 +98,9 @@ def read(
         ...     read(folder, columns=["request_id", "f_count_1d"]).schema
         Schema([('request_id', String), ('f_count_1d', Float64)])
     """
-    import polars as pl
-
-    parts = []
-    known: dict[str, None] = {}
-    for frame in _scan(Path(folder)):
-        names = frame.collect_schema().names()
-        known.update(dict.fromkeys(names))
-        if since is not None:
-            frame = frame.filter(pl.col("event_time") >= _moment(since))
-        if until is not None:
-            frame = frame.filter(pl.col("event_time") < _moment(until))
-        if models is not None:
-            if "model_version" not in names:
-                raise InvalidInput("models", list(models), "be None for a log of outcomes")
-            frame = frame.filter(pl.col("model_version").is_in(list(models)))
-        # The event time goes along so that a segment with none of the columns still gives its rows.
-        wanted = {"event_time", *(columns or ())}
-        parts.append(frame if columns is None else frame.select([name for name in names if name in wanted]))
-    if columns is None:
-        return pl.concat(parts, how="diagonal_relaxed").collect()
-    if not columns:
+    if columns is not None and not columns:
         raise InvalidInput("columns", columns, "name at least one column, or be None for all")
-    for name in columns:
-        if name not in known:
-            raise NotFound("column", name, known)
-    return pl.concat(parts, how="diagonal_relaxed").select(columns).collect()
+    return scan(Path(folder), Span(event=(since, until)), columns=columns, models=models)
 
 
 def find(folder: str | Path, *, decision_id: str | None = None, request_id: str | None = None) -> Decision | None:
@@ -137,23 +152,142 @@ def _check_log(folder: Path) -> None:
         raise NotFound("log", str(folder))
 
 
-def _scan(folder: Path) -> "list[pl.LazyFrame]":
+def scan(
+    folder: Path,
+    span: Span,
+    *,
+    columns: Sequence[str] | None = None,
+    models: Collection[str] | None = None,
+    kind: str | None = None,
+) -> "pl.DataFrame":
+    """Reads rows whose times lie in a span, and if wanted only decisions of models or outcomes of a kind; see `read`.
+
+    Raises:
+        NotFound: If the folder holds no log, or a column is in none of its segments.
+    """
     import polars as pl
 
     _check_log(folder)
-    parts = []
-    for segment in segments(folder):
-        table = segment.path if segment.sealed else open_table(segment)
-        if isinstance(table, Path):
-            parts.append(_completed(pl.scan_parquet(table, glob=False)))
-        elif table is not None:
-            parts.append(_lazy(table))
+    parts: list[pl.DataFrame] = []
+    known: dict[str, None] = {}
+    # Segments without a row of the span still tell which columns there are.
+    shapes: set[tuple[tuple[str, str], ...]] = set()
+    listed = segments(folder)
+    for first in range(0, len(listed), _AT_ONCE):
+        with contextlib.ExitStack() as stack:
+            frames_: list[pl.LazyFrame] = []
+            for segment in listed[first : first + _AT_ONCE]:
+                opened = _opened(segment, span, shapes, stack)
+                if opened is None:
+                    continue
+                names = opened.collect_schema().names()
+                known.update(dict.fromkeys(names))
+                frames_.append(_chosen(opened, names, span, columns, models, kind))
+            if frames_:
+                parts.append(pl.concat(frames_, how="diagonal_relaxed").collect())
     if not parts:
         declared = declared_schema(folder)
         if declared is None:
             raise NotFound("log", str(folder))
-        parts.append(_lazy(declared.empty_table()))
-    return parts
+        known.update(dict.fromkeys(declared.names))
+        parts.append(_lazy(declared.empty_table()).collect())
+    for name in columns or ():
+        if name not in known:
+            raise NotFound("column", name, known)
+    whole = parts[0] if len(parts) == 1 else pl.concat(parts, how="diagonal_relaxed")
+    return whole if columns is None else whole.select(columns)
+
+
+def _opened(
+    segment: Segment, span: Span, shapes: set[tuple[tuple[str, str], ...]], stack: contextlib.ExitStack
+) -> "pl.LazyFrame | None":
+    table = segment.path if segment.sealed else open_table(segment)
+    if not isinstance(table, Path):
+        return None if table is None else _lazy(table)
+    source = stack.enter_context(_held(table))
+    if source is None:
+        return None
+    # Only what is not wanted is looked at twice, and then remembered.
+    times = None if span.unbounded else _times(table, source)
+    if times is None or span.touches(times):
+        return _completed(_parquet(source))
+    shape = tuple((field.name, str(field.type)) for field in times.schema)
+    if shape in shapes:
+        return None
+    shapes.add(shape)
+    return _completed(_lazy(times.schema.empty_table()))
+
+
+def _chosen(
+    frame: "pl.LazyFrame",
+    names: list[str],
+    span: Span,
+    columns: Sequence[str] | None,
+    models: Collection[str] | None,
+    kind: str | None,
+) -> "pl.LazyFrame":
+    import polars as pl
+
+    for name, (low, high) in (("event_time", span.event), ("ingest_time", span.ingest)):
+        if low is not None:
+            frame = frame.filter(pl.col(name) >= _moment(low))
+        if high is not None:
+            frame = frame.filter(pl.col(name) < _moment(high))
+    if models is not None:
+        if "model_version" not in names:
+            raise InvalidInput("models", list(models), "be None for a log of outcomes")
+        frame = frame.filter(pl.col("model_version").is_in(list(models)))
+    if kind is not None:
+        frame = frame.filter(pl.col("kind") == kind)
+    # The event time goes along so that a segment with none of the columns still gives its rows.
+    wanted = {"event_time", *(columns or ())}
+    return frame if columns is None else frame.select([name for name in names if name in wanted])
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[str | None]:
+    # Gives a name for the file as it is now, which stays when another takes its place; None where it has gone.
+    # Between two looks at a path, such as for the footer and for the rows, a deletion may come.
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield f"/dev/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _parquet(source: str) -> "pl.LazyFrame":
+    import polars as pl
+
+    return pl.scan_parquet(source, glob=False)
+
+
+def _times(path: Path, source: str) -> _Times | None:
+    stat = os.stat(source)  # noqa: PTH116
+    key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns)
+    found = _kept_times.get(str(path))
+    if found is None or found[0] != key:
+        if len(_kept_times) >= _MOST_KEPT:
+            _kept_times.clear()
+        found = _kept_times[str(path)] = key, _read_times(source)
+    return found[1]
+
+
+def _read_times(source: str) -> _Times | None:
+    metadata = pq.read_metadata(source)
+    schema = metadata.schema.to_arrow_schema()
+    spans = []
+    for name in ("event_time", "ingest_time"):
+        at = schema.get_field_index(name)
+        found = [metadata.row_group(group).column(at).statistics for group in range(metadata.num_row_groups)]
+        if at < 0 or not found or not all(one is not None and one.has_min_max for one in found):
+            return None
+        # As whole numbers: a time before the year 1 or after 9999 is no `datetime`.
+        spans.append((min(one.min_raw for one in found), max(one.max_raw for one in found)))
+    return _Times(spans[0], spans[1], schema.remove_metadata())
 
 
 def _completed(frame: "pl.LazyFrame") -> "pl.LazyFrame":
@@ -255,20 +389,21 @@ def _find_sealed(path: Path, key: Key, wanted: bytes | str, raw: bytes) -> Decis
     rows = candidates(path, key, raw)
     if rows == []:
         return None
-    for row in rows or ():
-        found = _row(pl.scan_parquet(path, glob=False).slice(row, 1).collect(), path, key, wanted)
-        if found is not None:
-            return found
-    # There is no index, or the segment was written anew since it was read.
-    if not path.exists():
-        return None
-    return _row(pl.scan_parquet(path, glob=False).filter(pl.col(key) == wanted).head(1).collect(), path, key, wanted)
+    with _held(path) as source:
+        if source is None:
+            return None
+        for row in rows or ():
+            found = _row(_parquet(source).slice(row, 1).collect(), source, key, wanted)
+            if found is not None:
+                return found
+        # There is no index, or the segment was written anew since it was read.
+        return _row(_parquet(source).filter(pl.col(key) == wanted).head(1).collect(), source, key, wanted)
 
 
-def _row(frame: "pl.DataFrame", path: Path, key: Key, wanted: bytes | str) -> Decision | None:
+def _row(frame: "pl.DataFrame", source: str, key: Key, wanted: bytes | str) -> Decision | None:
     if frame.is_empty() or frame[key][0] != wanted:
         return None
-    return _decision(frame.to_arrow().replace_schema_metadata(pq.read_schema(path).metadata), 0)
+    return _decision(frame.to_arrow().replace_schema_metadata(pq.read_schema(source).metadata), 0)
 
 
 def _decision(table: pa.Table, index: int) -> Decision:

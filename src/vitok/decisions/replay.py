@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitok.clock import isoformat
+from vitok.clock import DAY, isoformat
 from vitok.decision import Decision
 from vitok.decisions.label_view import join, labels
 from vitok.decisions.reading import find, read
@@ -274,7 +274,8 @@ def replay_period(
     rows = read(top / "decisions", since=since, until=until)
     if rows.is_empty():
         raise NotFound("decisions", f"from {isoformat(since)} to {isoformat(until)}")
-    known = labels(top / "outcomes", as_of=as_of, kind=kind) if (top / "outcomes").is_dir() else None
+    # A day more: event times may come from clocks that were ahead of the one that stamped the outcomes.
+    known = labels(top / "outcomes", as_of=as_of, kind=kind, since=since - DAY) if (top / "outcomes").is_dir() else None
     label = np.full(rows.height, math.nan) if known is None else join(rows, known)["label"].to_numpy()
     rescored = system.rescore(rows, version)
     before = rows["action"].to_list()

@@ -98,26 +98,29 @@ def hold(folder: str | Path, held: Hold) -> None:
     Raises:
         InvalidInput: If the hold has no name, or ends before it begins.
         NotFound: If the folder holds no log.
-        StoreError: If the disk refuses.
+        StoreError: If the disk refuses, or rows are being deleted now, which may be some of these: try again.
     """
     if not held.name:
         raise InvalidInput("name", held.name, "name the hold")
     if held.until <= held.since:
         raise InvalidInput("until", held.until, f"be after since, {held.since}")
-    _keep_holds(Path(folder), [*(one for one in holds(folder) if one.name != held.name), held])
+    # Who deletes has read the holds before: a hold that comes meanwhile would keep nothing and say that it does.
+    with maintained(_log(folder)):
+        _keep_holds(Path(folder), [*(one for one in holds(folder) if one.name != held.name), held])
 
 
 def release(folder: str | Path, name: str) -> None:
     """Ends a hold.
 
     Raises:
-        NotFound: If there is no such hold.
-        StoreError: If the disk refuses.
+        NotFound: If there is no such hold, or no log.
+        StoreError: If the disk refuses, or rows are being deleted now: try again.
     """
-    found = holds(folder)
-    if name not in {one.name for one in found}:
-        raise NotFound("hold", name, [one.name for one in found])
-    _keep_holds(Path(folder), [one for one in found if one.name != name])
+    with maintained(_log(folder)):
+        found = holds(folder)
+        if name not in {one.name for one in found}:
+            raise NotFound("hold", name, [one.name for one in found])
+        _keep_holds(Path(folder), [one for one in found if one.name != name])
 
 
 def retain(
@@ -203,8 +206,8 @@ def redact(
 
     A hashed text becomes the first 32 hex digits of HMAC-SHA256 under the key: equal texts stay equal, also across
     logs that are hashed with the same key, and nobody without the key can try texts. A dropped value becomes null
-    where the column may be null, else an empty text, NaN or 0. What was done once is not done again. Rows under a
-    hold are redacted only when the hold ends.
+    where the column may be null, else an empty text, NaN or 0. What was done once is not done again; what was hashed
+    may be dropped later. Rows under a hold are redacted only when the hold ends.
 
     Args:
         folder: Folder of a log.
@@ -236,8 +239,8 @@ def redact(
             if not segment.sealed:
                 continue
             schema = pq.read_schema(segment.path)
-            done = set(json.loads((schema.metadata or {}).get(REDACTED_KEY, b"[]")))
-            left = {name: way for name, way in columns.items() if name in schema.names and name not in done}
+            done = _done(schema.metadata)
+            left = {name: way for name, way in columns.items() if name in schema.names and _left(way, done.get(name))}
             if not left or _newest(segment.path) >= cutoff or held_rows(segment.path, kept).any():
                 continue
 
@@ -251,10 +254,20 @@ def redact(
                     )
                 return table
 
-            notes = {REDACTED_KEY: json.dumps(sorted(done | set(left))).encode()}
+            notes = {REDACTED_KEY: json.dumps(done | left, sort_keys=True).encode()}
             rewrite(top, segment.path, change=change, notes=notes, on_seal=on_seal)
             n += 1
     return n
+
+
+def _done(metadata: Mapping[bytes, bytes] | None) -> dict[str, Way]:
+    found = json.loads((metadata or {}).get(REDACTED_KEY, b"{}"))
+    # Older segments tell the columns and not what was done with them.
+    return found if isinstance(found, dict) else dict.fromkeys(found, "hash")
+
+
+def _left(way: Way, done: Way | None) -> bool:
+    return done is None or (way == "drop" and done == "hash")
 
 
 def held_rows(path: Path, kept: tuple[Hold, ...]) -> npt.NDArray[np.bool_]:
@@ -342,7 +355,7 @@ def _log(folder: str | Path) -> Path:
 
 
 def _keep_holds(folder: Path, kept: list[Hold]) -> None:
-    path = _log(folder) / HOLDS
+    path = folder / HOLDS
     try:
         replace(path, json.dumps([asdict(one) for one in kept], indent=1).encode())
     except OSError as error:

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitok.decisions.files import replace, sync
+from vitok.decisions.files import removed_on_failure, replace, sync
 from vitok.decisions.index import index_path, write_index
-from vitok.decisions.schema import REMOVED_KEY, readable, removed_rows
+from vitok.decisions.schema import OFFSETS_KEY, REMOVED_KEY, readable, removed_rows
 from vitok.decisions.sealing import ROWS_PER_GROUP, sealed_writer
 from vitok.decisions.segments import LANE, NAME
 from vitok.decisions.sidecars import OnSeal, write_sidecars
@@ -94,12 +94,15 @@ def rewrite(
         table = change(table)
     table = table.replace_schema_metadata(metadata | dict(notes or {})).combine_chunks()
     temporary = path.with_name(path.name + ".tmp")
-    with pa.OSFile(str(temporary), "wb") as file, sealed_writer(file, table.schema, table.slice(0, _SAMPLE)) as out:
-        out.write_table(table, row_group_size=ROWS_PER_GROUP)
-    sync(temporary)
-    # What was worked out of the old rows goes first: without it a reader works, with it he would be wrong.
-    _remove_beside(path)
-    temporary.rename(path)
+    with removed_on_failure(temporary):
+        with pa.OSFile(str(temporary), "wb") as file, sealed_writer(file, table.schema, table.slice(0, _SAMPLE)) as out:
+            out.write_table(table, row_group_size=ROWS_PER_GROUP)
+        sync(temporary)
+        # What was worked out of the old rows goes first: without it a reader works, with it he would be wrong.
+        _remove_beside(folder, path)
+        temporary.rename(path)
+    # Again: who makes such files of the old rows at the same time may have put one there meanwhile.
+    _remove_beside(folder, path)
     sync(path.parent)
     if "decision_id" in table.schema.names:
         write_index(path, table)
@@ -111,6 +114,8 @@ def rewrite(
 def remove(folder: Path, path: Path) -> None:
     """Removes a sealed segment and what lies beside it; its number is never used anew.
 
+    What its messages carried, such as how far a topic was read, is kept: else it would be read again.
+
     Raises:
         OSError: If the disk refuses.
         StoreError: If the note of removed numbers is damaged.
@@ -118,11 +123,15 @@ def remove(folder: Path, path: Path) -> None:
     match = NAME.fullmatch(path.name)
     number = int(match[1]) if match else 0
     lane = number // LANE
-    if number > last_removed(folder, lane):
+    offsets = (pq.read_metadata(path).metadata or {}).get(OFFSETS_KEY)
+    if number > last_removed(folder, lane) or offsets is not None:
         note = folder / REMOVED
         content = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-        replace(note, json.dumps(content | {str(lane): number}).encode())
-    _remove_beside(path)
+        content[str(lane)] = max(number, last_removed(folder, lane))
+        if offsets is not None:
+            content["offsets"] = furthest(content.get("offsets", {}), json.loads(offsets))
+        replace(note, json.dumps(content).encode())
+    _remove_beside(folder, path)
     path.unlink()
     sync(path.parent)
     for folder_of in (path.parent, path.parent.parent):
@@ -132,7 +141,19 @@ def remove(folder: Path, path: Path) -> None:
                 folder_of.rmdir()
 
 
-def _remove_beside(path: Path) -> None:
+def furthest(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Joins notes of how far partitions of a topic were read.
+
+    Example:
+        >>> furthest({"0": 7, "1": 2}, {"1": 5})
+        {'0': 7, '1': 5}
+    """
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
+
+
+def _remove_beside(folder: Path, path: Path) -> None:
+    # A process that was killed right after it sealed the segment left the open form too: it must not come back.
+    folder.joinpath(f"{path.stem}.arrows").unlink(missing_ok=True)
     index_path(path).unlink(missing_ok=True)
     for side in path.parent.glob(f"{path.stem}.*.side"):
         side.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from vitok.ids import Made
 
 METADATA_KEY = b"vitok.log"
 REMOVED_KEY = b"vitok.removed"
+OFFSETS_KEY = b"vitok.offsets"
 FEATURE_PREFIX = "f_"
 _FEATURES = "features"
 _TIME = pa.timestamp("us", tz="UTC")

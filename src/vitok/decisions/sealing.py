@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitok.decisions.files import sync
+from vitok.decisions.files import removed_on_failure, sync
 from vitok.decisions.framing import frames, torn
 from vitok.decisions.index import write_index
 from vitok.decisions.schema import readable
@@ -23,6 +23,8 @@ from vitok.decisions.sidecars import OnSeal, write_sidecars
 ROWS_PER_GROUP = 8_192
 _SAMPLE = 512
 _BATCHES_AT_ONCE = 64
+# How many zeros end an Arrow stream.
+_END = 4
 # Reads skip row groups by these columns; statistics of sixty features would only make every footer longer.
 _WITH_STATISTICS = ("decision_id", "request_id", "event_time", "ingest_time", "model_version", "kind")
 
@@ -69,20 +71,18 @@ def seal(
         on_seal: Makes the files beside it, which are there before it is.
 
     Raises:
-        OSError: If the disk refuses; then `source` is as it was.
+        OSError: If the disk refuses; then `source` is as it was, and nothing half written takes room.
     """
     data = source.read_bytes()
-    usual = True
     try:
-        _write(data, source, target, rest, on_seal)
+        whole = _write(data, source, target, rest, on_seal)
     except _CutShortError:
         whole = 0
         for frame in frames(data):
             whole = frame.end
-        usual = torn(data, whole)
         if whole:
             _write(memoryview(data)[:whole], source, target, rest, on_seal)
-    if usual:
+    if torn(data, whole):
         source.unlink()
     else:
         source.rename(source.with_suffix(".damaged"))
@@ -93,14 +93,14 @@ class _CutShortError(Exception):
     pass
 
 
-def _pieces(data: bytes | memoryview, carried: dict[bytes, bytes]) -> Iterator[pa.Table]:
+def _pieces(source: pa.BufferReader, carried: dict[bytes, bytes]) -> Iterator[pa.Table]:
     # A few row groups at a time, each column in one part, since slices of thousands of small parts would be slow. To
     # join or to let go of so many at once holds the interpreter for longer than a request may take: a few at a time.
     few: list[pa.RecordBatch] = []
     joined: list[pa.Table] = []
     rows = 0
     try:
-        for batch, notes in pa.ipc.open_stream(pa.py_buffer(data)).iter_batches_with_custom_metadata():
+        for batch, notes in pa.ipc.open_stream(source).iter_batches_with_custom_metadata():
             carried.update({} if notes is None else dict(notes.items()))
             few.append(batch)
             rows += batch.num_rows
@@ -126,13 +126,15 @@ def _write(
     target: Path | None,
     rest: Callable[[float], object] | None,
     on_seal: OnSeal | None,
-) -> None:
+) -> int:
+    # Returns how many of the bytes are whole messages.
     started = time.thread_time()
     carried: dict[bytes, bytes] = {}
-    pieces = _pieces(data, carried)
+    stream = pa.BufferReader(pa.py_buffer(data))
+    pieces = _pieces(stream, carried)
     first = next(pieces, None)
     if first is None:
-        return
+        return _whole(stream, len(data))
     if target is None:
         began = first.column("ingest_time").cast(pa.int64())[0].as_py()
         target = source.parent / partition(began) / f"{source.stem}.parquet"
@@ -140,35 +142,44 @@ def _write(
     if target.exists():
         # A process was killed before it could remove the open form.
         _clean(target)
-        return
+        return len(data)
     schema = readable(first.slice(0, 0)).schema
     indexed = [name for name in ("decision_id", "request_id") if "decision_id" in schema.names]
     ids: list[pa.Table] = []
     kept: list[pa.Table] = []
     temporary = target.with_name(target.name + ".tmp")
-    # Arrow's own file: a Python file would ask for the interpreter at every page while requests wait for it.
-    with pa.OSFile(str(temporary), "wb") as file, sealed_writer(file, schema, readable(first.slice(0, _SAMPLE))) as out:
-        for piece in itertools.chain((first,), pieces):
-            rows = readable(piece)
-            ids.append(rows.select(indexed))
-            out.write_table(rows, row_group_size=ROWS_PER_GROUP)
-            if on_seal is not None:
-                kept.append(rows)
-            if rest is not None:
-                rest(time.thread_time() - started)
-                started = time.thread_time()
-        if carried:
-            # What the messages of batches carried, such as offsets of a topic: the last says it all.
-            out.add_key_value_metadata(carried)
-    if indexed:
-        # Before the Parquet file has its name, so that a sealed segment always has its index.
-        write_index(target, pa.concat_tables(ids))
-    if on_seal is not None:
-        write_sidecars(target, pa.concat_tables(kept), on_seal)
-    sync(temporary)
-    temporary.rename(target)
+    with removed_on_failure(temporary):
+        # Arrow's own file: a Python file would ask for the interpreter at every page while requests wait for it.
+        sample = readable(first.slice(0, _SAMPLE))
+        with pa.OSFile(str(temporary), "wb") as file, sealed_writer(file, schema, sample) as out:
+            for piece in itertools.chain((first,), pieces):
+                rows = readable(piece)
+                ids.append(rows.select(indexed))
+                out.write_table(rows, row_group_size=ROWS_PER_GROUP)
+                if on_seal is not None:
+                    kept.append(rows)
+                if rest is not None:
+                    rest(time.thread_time() - started)
+                    started = time.thread_time()
+            if carried:
+                # What the messages of batches carried, such as offsets of a topic: the last says it all.
+                out.add_key_value_metadata(carried)
+        if indexed:
+            # Before the Parquet file has its name, so that a sealed segment always has its index.
+            write_index(target, pa.concat_tables(ids))
+        if on_seal is not None:
+            write_sidecars(target, pa.concat_tables(kept), on_seal)
+        sync(temporary)
+        temporary.rename(target)
     sync(target.parent)
     _clean(target)
+    return _whole(stream, len(data))
+
+
+def _whole(stream: pa.BufferReader, size: int) -> int:
+    # Zeros end a stream as the end of the bytes does: a hole that a power cut left in the middle of a file.
+    end: int = stream.tell()
+    return end - _END if end < size else size
 
 
 def _clean(target: Path) -> None:

@@ -25,7 +25,7 @@ _LAST_TIME = 253_402_300_799_000_000
 # A folder's time is a few milliseconds coarse: only one that has rested for longer tells that nothing was added.
 _RESTED_NS = 2_000_000_000
 _MOST_KEPT = 50_000
-_kept: dict[str, tuple[int, tuple[tuple[str, bool], ...]]] = {}
+_kept: dict[str, tuple[tuple[int, int], tuple[tuple[str, bool], ...]]] = {}
 
 
 class Position(NamedTuple):
@@ -90,14 +90,17 @@ def sealed_path(folder: Path, number: int) -> Path:
 
 
 def segments(folder: Path) -> list[Segment]:
-    """Lists the segments of a log in order, each in one form; none where the folder does not exist."""
-    found: dict[int, Path] = {}
-    # The open ones first: one that is sealed meanwhile has its other form before it loses this one.
-    for name, _ in _names(str(folder)):
-        match = NAME.fullmatch(name)
-        if match:
-            found[int(match[1])] = folder / name
-    found |= _sealed(folder)
+    """Lists the segments of a log in order, each in one form; none where the folder does not exist.
+
+    Of each writer's segments all are there up to the last one listed, also while segments are begun and sealed.
+    """
+    before = _stamp(str(folder)), _names(str(folder))
+    found = _listed(folder)
+    if (_stamp(str(folder)), _names(str(folder))) != before:
+        # Of two segments that were begun and sealed while the folders were looked through, one after another, the
+        # later may have been found and the earlier not. All that had been begun by now are found by a second look.
+        last = {number // LANE: number for number in sorted(found)}
+        found = {number: path for number, path in _listed(folder).items() if number <= last.get(number // LANE, -1)}
     return [Segment(number, found[number]) for number in sorted(found)]
 
 
@@ -112,6 +115,16 @@ def changed(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     return at if time.time_ns() - at > _RESTED_NS else None
+
+
+def _listed(folder: Path) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    # The open ones first: one that is sealed meanwhile has its other form before it loses this one.
+    for name, _ in _names(str(folder)):
+        match = NAME.fullmatch(name)
+        if match:
+            found[int(match[1])] = folder / name
+    return found | _sealed(folder)
 
 
 def _sealed(folder: Path) -> dict[int, Path]:
@@ -130,17 +143,28 @@ def _sealed(folder: Path) -> dict[int, Path]:
     return found
 
 
+def _stamp(folder: str) -> tuple[int, int] | None:
+    # When names in a folder last changed, and which folder it is: one of the name may have been made anew.
+    try:
+        found = os.stat(folder)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
 def _names(folder: str) -> tuple[tuple[str, bool], ...]:
     # A log of years has thousands of folders of hours, of which all but the last are as they were.
+    at = _stamp(folder)
+    if at is None:
+        return ()
+    kept = _kept.get(folder)
+    if kept is not None and kept[0] == at:
+        return kept[1]
     found: tuple[tuple[str, bool], ...] = ()
     with contextlib.suppress(FileNotFoundError):
-        at = os.stat(folder).st_mtime_ns  # noqa: PTH116
-        kept = _kept.get(folder)
-        if kept is not None and kept[0] == at:
-            return kept[1]
         with os.scandir(folder) as entries:
             found = tuple((entry.name, entry.is_dir()) for entry in entries)
-        if time.time_ns() - at > _RESTED_NS:
+        if time.time_ns() - at[0] > _RESTED_NS:
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[folder] = at, found

@@ -1,5 +1,6 @@
 """Sealed segments brought to a store beyond one machine: each once, and again when it was written anew."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,18 @@ def ship(folder: str | Path, store: LogStore, table: str, *, mirror: bool = Fals
     there = {row[SEGMENT]: (row["f"], row["n"]) for row in listed.to_pylist()}
     n = 0
     for segment in sealed:
-        stat = segment.path.stat()
-        file = f"{stat.st_size}-{stat.st_mtime_ns}"
-        if there.pop(segment.name, None) == (file, pq.read_metadata(segment.path).num_rows):
+        try:
+            with segment.path.open("rb") as opened:
+                stat = os.fstat(opened.fileno())
+                file = f"{stat.st_size}-{stat.st_mtime_ns}"
+                if there.get(segment.name) == (file, pq.read_metadata(opened).num_rows):
+                    del there[segment.name]
+                    continue
+                rows = readable(pq.read_table(opened, partitioning=None))
+        except FileNotFoundError:
+            # It went since the folder was listed: what the store has of it goes as of all that are gone.
             continue
-        rows = readable(pq.read_table(segment.path, partitioning=None))
+        there.pop(segment.name, None)
         store.put(table, segment.name, _portable(rows).append_column(FILE, pa.repeat(file, rows.num_rows)))
         n += 1
     if mirror:

@@ -153,7 +153,8 @@ def sidecars(
 def reseal(folder: str | Path, kind: str, on_seal: OnSeal) -> int:
     """Makes the files of a kind beside the sealed segments that lack them.
 
-    Any process may do so, whoever writes the log: sealed segments do not change, and a file is whole or not there.
+    Any process may do so, whoever writes the log, and whoever deletes rows of it: a file is whole or not there, and is
+    made of the segment as it is.
 
     Args:
         folder: Folder of the log.
@@ -175,14 +176,30 @@ def reseal(folder: str | Path, kind: str, on_seal: OnSeal) -> int:
         if not segment.sealed or side_path(segment.path, kind).exists():
             continue
         try:
-            write_sidecars(segment.path, readable(pq.read_table(segment.path, partitioning=None)), on_seal, only=kind)
-        except FileNotFoundError:
-            # It went meanwhile, by age.
-            continue
+            _make(segment.path, kind, on_seal)
         except OSError as error:
             raise StoreError(f"log {str(top)!r}: {kind!r} of {segment.name} was not written ({error})") from error
         n += side_path(segment.path, kind).exists()
     return n
+
+
+def _make(path: Path, kind: str, on_seal: OnSeal) -> None:
+    while True:
+        try:
+            with path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                table = readable(pq.read_table(file, partitioning=None))
+            write_sidecars(path, table, on_seal, only=kind)
+            if path.stat().st_ino == inode:
+                return
+        except FileNotFoundError:
+            # It went meanwhile, by age; or the folder with it.
+            side_path(path, kind).unlink(missing_ok=True)
+            if not path.exists():
+                return
+            raise
+        # Rows were deleted meanwhile, and the file tells of them still.
+        side_path(path, kind).unlink(missing_ok=True)
 
 
 def _within(first: int, last: int, since: int | None, until: int | None) -> bool:

@@ -1,5 +1,6 @@
 """Any SQL over both logs, read only, with DuckDB."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from vitok.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     import polars as pl
+
+_LOGS = ("decisions", "outcomes")
+_TRIES = 5
 
 
 def query(folder: str | Path, sql: str) -> "pl.DataFrame":
@@ -39,11 +43,33 @@ def query(folder: str | Path, sql: str) -> "pl.DataFrame":
         0
     """
     import duckdb
-    import polars as pl
 
     top = Path(folder)
     if not top.is_dir():
         raise NotFound("folder of logs", str(folder))
+    for _ in range(_TRIES - 1):
+        listed = _files(top)
+        try:
+            return _answer(top, sql)
+        except (InvalidInput, duckdb.Error):
+            # A segment may have gone, or been written anew without some rows, while it was read.
+            if _files(top) == listed:
+                raise
+    return _answer(top, sql)
+
+
+def _files(top: Path) -> list[tuple[str, int]]:
+    found = []
+    for segment in (one for name in _LOGS for one in segments(top / name)):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((segment.name, segment.path.stat().st_ino))
+    return found
+
+
+def _answer(top: Path, sql: str) -> "pl.DataFrame":
+    import duckdb
+    import polars as pl
+
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, columns in (("decisions", readable_schema(LogSchema("none", (), (), ()))), ("outcomes", None)):

@@ -17,14 +17,21 @@ from vitok.decisions.files import replace
 from vitok.decisions.framing import frames
 from vitok.decisions.log import SCHEMA_FILE
 from vitok.decisions.messages import MessageMaker
-from vitok.decisions.schema import DecisionBlock, LogSchema, decision_message, open_schema, schema_of
+from vitok.decisions.rewriting import furthest
+from vitok.decisions.schema import (
+    OFFSETS_KEY,
+    DecisionBlock,
+    LogSchema,
+    decision_message,
+    open_schema,
+    schema_of,
+)
 from vitok.decisions.segments import Durability, Segment, segments
 from vitok.decisions.sidecars import OnSeal
-from vitok.decisions.writer import SegmentWriter
+from vitok.decisions.writer import REMOVED, SegmentWriter
 from vitok.engines import Message, Outgoing, open_stream, publish
-from vitok.errors import StoreError
+from vitok.errors import InvalidInput, StoreError
 
-OFFSETS_KEY = b"vitok.offsets"
 QUARANTINE = "quarantine"
 
 
@@ -211,11 +218,15 @@ def offsets(folder: Path) -> dict[int, int]:
     Raises:
         StoreError: If a segment is damaged.
     """
+    # The segment that told it last may have gone, by age or because it held nothing but rows of one subject.
+    note = folder / REMOVED
+    found: dict[str, int] = json.loads(note.read_text(encoding="utf-8")).get("offsets", {}) if note.exists() else {}
     for segment in reversed(segments(folder)):
-        found = _noted(folder, segment)
-        if found is not None:
-            return {int(number): offset for number, offset in json.loads(found).items()}
-    return {}
+        noted = _noted(folder, segment)
+        if noted is not None:
+            found = furthest(found, json.loads(noted))
+            break
+    return {int(number): offset for number, offset in found.items()}
 
 
 def _noted(folder: Path, segment: Segment) -> bytes | None:
@@ -241,9 +252,22 @@ def _batches(value: bytes) -> list[pa.RecordBatch] | None:
     # None for what holds no decisions.
     try:
         stream = pa.ipc.open_stream(pa.py_buffer(value))
-        return list(stream) if schema_of(stream.schema) is not None else None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        schema = schema_of(stream.schema)
+        if schema is None or not _fits(stream.schema, schema):
+            return None
+        found = list(stream)
+        for batch in found:
+            # What is no text, or lies outside of its buffer, would end the process that reads it later.
+            batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, InvalidInput):
         return None
+    return found
+
+
+def _fits(given: pa.Schema, schema: LogSchema) -> bool:
+    # One message of other columns would keep its whole segment from ever being sealed or read.
+    wanted = [field for field in open_schema(schema) if field.name not in schema.later or field.name in given.names]
+    return given.equals(pa.schema(wanted))
 
 
 def _message(batch: pa.RecordBatch, notes: Mapping[bytes, str]) -> bytes:

@@ -119,15 +119,19 @@ class SegmentWriter:
             self._locks, self._lane = lock(folder, shared=shared)
             if self._synced:
                 sync(folder.parent)
+        self._process = os.getpid()
         self._file: _File | None = None
         self._closed = False
         self._seals: dict[int, Future[None]] = {}
         self._hurry = threading.Event()
+        with contextlib.ExitStack() as on_failure, _store_errors(folder):
+            on_failure.callback(_release, self._locks)
+            own = [segment.number for segment in segments(folder) if segment.number // LANE == self._lane]
+            self._number = max([*own, last_removed(folder, self._lane), self._lane * LANE]) + 1
+            on_failure.pop_all()
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="vitok-seal", initializer=_step_back)
         # At its first array pyarrow imports pandas where there is one; a first request should not wait for that.
         pa.array([0.0])
-        own = [segment.number for segment in segments(folder) if segment.number // LANE == self._lane]
-        self._number = max([*own, last_removed(folder, self._lane), self._lane * LANE]) + 1
         self._submit()
 
     @property
@@ -153,6 +157,7 @@ class SegmentWriter:
         Raises:
             StoreError: If the bytes could not be written; then none of the batch's rows are in the log.
         """
+        self._check_process()
         with self._guard:
             if self._closed:
                 raise StoreError(f"log {str(self.folder)!r}: it was closed; open it again to append")
@@ -184,6 +189,7 @@ class SegmentWriter:
         Raises:
             StoreError: If one could not be sealed; its rows stay readable and the next sealing tries again.
         """
+        self._check_process()
         with self._guard:
             if self._closed:
                 return
@@ -201,16 +207,27 @@ class SegmentWriter:
         Raises:
             StoreError: If a segment could not be sealed; its rows stay readable and the next start tries again.
         """
+        if os.getpid() != self._process:
+            # The process that opened it goes on writing: its segment must not be sealed under its hands.
+            return
         with self._guard:
             if self._closed:
                 return
             self._closed = True
             self._roll()
+            # Also what could not be sealed before: a disk that was full may have room by now.
+            self._submit()
         self._hurry.set()
         self._sealer.shutdown(wait=True)
-        for fd in self._locks:
-            os.close(fd)
+        _release(self._locks)
         self._tell([job.exception() for job in self._seals.values()])
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"log {str(self.folder)!r}: process {self._process} opened it, and a fork of that cannot write it; "
+                "open the log after the fork, with shared=True where several processes write it"
+            )
 
     def _refused(self, rows: int, error: OSError) -> StoreError:
         return StoreError(
@@ -230,6 +247,8 @@ class SegmentWriter:
         if self._file is not None and self._file.hour != time_ns() // _HOUR_NS:
             self._roll()
         if self._file is None:
+            if self._number // LANE != self._lane:
+                raise OSError(f"all {LANE} numbers of segments are used up; go on in another folder")
             self._file = _File(open_path(self.folder, self._number), self._number)
             if self._synced:
                 sync(self.folder)
@@ -296,8 +315,17 @@ class SegmentWriter:
                 if held is None:
                     return
                 stack.callback(os.close, held)
-            with contextlib.suppress(FileNotFoundError):
-                seal(path, rest=self._rest, on_seal=self._on_seal)
+            for again in (True, False):
+                try:
+                    seal(path, rest=self._rest, on_seal=self._on_seal)
+                except FileNotFoundError:
+                    # Another may have sealed it before. Else the folder of its hour went as empty, once, or a file is
+                    # not there that `on_seal` reads, which is a failure.
+                    if path.exists():
+                        if again:
+                            continue
+                        raise
+                return
 
     def _rest(self, worked: float) -> None:
         # A burst of work would slow down whoever answers requests on the same processors; but the next segment and
@@ -318,9 +346,11 @@ def lock(folder: Path, *, shared: bool) -> tuple[list[int], int]:
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
+        if not isinstance(error, BlockingIOError):
+            raise
         raise StoreError(
             f"log {str(folder)!r}: process {owner} is writing it, and a log has one writer; "
             "stop that process, give this one a folder of its own, or open the log with shared=True in all of them"
@@ -346,6 +376,11 @@ def last_removed(folder: Path, lane: int) -> int:
         return 0
     except (ValueError, AttributeError, TypeError) as error:
         raise StoreError(f"log {str(folder)!r}: {REMOVED} is damaged ({error}); write it anew from a backup") from error
+
+
+def _release(locks: list[int]) -> None:
+    for fd in locks:
+        os.close(fd)
 
 
 def _lane_file(lane: int) -> str:

@@ -1,7 +1,7 @@
 """The turn back: when to retrain, whether a release holds, what is done about it, and what is written down.
 
-Here live the trigger of a retraining, durable steps that go on after a crash, the judge of a canary on the log, the
-functions that begin, settle, push and roll back a release, and the records of incidents and releases. What a model
+Here live the triggers of a retraining, durable steps that go on after a crash, the judges of a new version on the log,
+releases by plan from the shadow to full traffic and back, and the records of incidents and releases. What a model
 learns, which checks a gate makes and what raises an alert live in models, registry and monitoring; the steps of a
 whole turn are put together in systems.
 """
@@ -13,12 +13,15 @@ from vitok.loop.judge import CANARY_FAILED, JudgeRules, PairedJudge, ReleaseVerd
 from vitok.loop.playbook import Playbook
 from vitok.loop.playbook_actions import Action, Actions, Bound, Order
 from vitok.loop.records import Record, RecordEntry, Records
+from vitok.loop.release_book import Release
+from vitok.loop.release_evidence import LogEvidence, Look, Split
+from vitok.loop.release_plan import PlannedJudge, ReleasePlan, Step
+from vitok.loop.release_run import Releases
 from vitok.loop.releases import begin_canary, push, roll_back, settle_canary
 from vitok.loop.switches import Switches
 from vitok.loop.traffic_judge import CostRule, RateRule, TrafficJudge, TrafficVerdict
 from vitok.loop.triage import Change, Evidence, Fact, TriageRules, changes_in_ledger
 from vitok.loop.trigger_book import Run, TriggerRules, Triggers
-from vitok.loop.triggers import Reason, RetrainTrigger
 
 __all__ = [
     "CANARY_FAILED",
@@ -33,17 +36,23 @@ __all__ = [
     "Fact",
     "Incidents",
     "JudgeRules",
+    "LogEvidence",
+    "Look",
     "Order",
     "PairedJudge",
+    "PlannedJudge",
     "Playbook",
     "RateRule",
-    "Reason",
     "Record",
     "RecordEntry",
     "Records",
+    "Release",
+    "ReleasePlan",
     "ReleaseVerdict",
-    "RetrainTrigger",
+    "Releases",
     "Run",
+    "Split",
+    "Step",
     "Switches",
     "TrafficJudge",
     "TrafficVerdict",

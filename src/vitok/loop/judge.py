@@ -7,12 +7,14 @@ the customers, the amounts) cancels out.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from vitok.clock import isoformat
-from vitok.errors import InvalidInput
+from vitok.errors import Conflict, InvalidInput
+from vitok.loop.release_evidence import Look, Seen, kept_ids
 from vitok.policies import ALLOW, Costs, TierPolicy
 from vitok.stats import Estimate, mean_sequence
 
@@ -109,6 +111,20 @@ class ReleaseVerdict:
             "incumbent_cost": self.incumbent_cost if math.isfinite(self.incumbent_cost) else None,
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a field is missing.
+        """
+        try:
+            read = {name: Estimate.from_dict(data[name]) for name in ("alert_rate_difference", "cost_difference")}
+            base = data["incumbent_cost"]
+            return cls(**{**data, **read, "incumbent_cost": math.nan if base is None else base})
+        except (KeyError, TypeError) as error:
+            raise InvalidInput("verdict", data, f"be what ReleaseVerdict.to_dict wrote ({error})") from None
+
     def __str__(self) -> str:
         return f"{isoformat(self.time_us)} {self.candidate} against {self.incumbent}: {self.state}: {self.reason}"
 
@@ -133,6 +149,18 @@ class _Sums:
         self._mean += moved * n / total
         self.n = total
 
+    def to_state(self) -> dict[str, Any]:
+        """Returns the sums as what JSON can hold, exactly."""
+        return {"n": self.n, "mean": self._mean.tolist(), "scatter": self._scatter.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Goes on from `to_state`."""
+        sums = cls()
+        sums.n = int(state["n"])
+        sums._mean, sums._scatter = np.array(state["mean"], np.float64), np.array(state["scatter"], np.float64)
+        return sums
+
     def mean(self, *weights: float) -> float:
         """Mean of the weighted sum of the columns; NaN without rows."""
         return float(self._mean @ np.array(weights)) if self.n else math.nan
@@ -148,7 +176,8 @@ class PairedJudge:
 
     Only decisions that both versions scored count, and those that the candidate was asked for and failed; anything
     else in a frame is passed over. A request counts once, with the row and the label it came with first, so that
-    frames may overlap. The judge holds no file: after a restart, read the log from the canary's beginning again.
+    frames may overlap. The judge holds no file: keep `to_state` beside the place in the log that it has read, and
+    `restore` it after a restart; it then goes on to the last bit as if there had been none.
 
     The chance that a candidate is refused although it neither stops more than is tolerated nor costs more than the
     incumbent is at most `1 - confidence_level` over all looks together: half of it is given to each of the two
@@ -207,9 +236,16 @@ class PairedJudge:
         self._cost = _Sums()
         self._failures = 0
         self._positives = 0
-        self._seen: set[str] = set()
-        self._matured: set[str] = set()
+        self._seen, self._matured = Seen(), Seen()
         self._final: ReleaseVerdict | None = None
+
+    def take(self, look: Look, *, now: int) -> ReleaseVerdict:
+        """Takes in a look's decisions and labels, and judges."""
+        if look.decisions is not None:
+            self.see(look.decisions)
+        if look.labelled is not None:
+            self.mature(look.labelled)
+        return self.verdict(now)
 
     def see(self, decisions: "pl.DataFrame") -> int:
         """Takes decisions into account as soon as they are made: what would each version have stopped?
@@ -316,6 +352,58 @@ class PairedJudge:
             self._final = found
         return found
 
+    def to_state(self) -> dict[str, Any]:
+        """Returns all that was taken in, as a dict that `json.dumps` accepts: 11 bytes a request and look at it."""
+        return self.sums() | {name: seen.to_state() for name, seen in self.ids.items()}
+
+    @property
+    def ids(self) -> Mapping[str, Seen]:
+        """The requests that were counted when they were decided, and when their labels were known."""
+        return {"seen": self._seen, "matured": self._matured}
+
+    def sums(self) -> dict[str, Any]:
+        """Returns what `to_state` does without the `ids`, for who keeps those apart; it stays small."""
+        return {
+            "about": self._about(),
+            "alerts": self._alerts.to_state(),
+            "cost": self._cost.to_state(),
+            "failures": self._failures,
+            "positives": self._positives,
+            "final": None if self._final is None else self._final.to_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any], *, ids: Mapping[str, Seen] | None = None) -> None:
+        """Goes on from what `to_state` returned, in place of all that this judge took in.
+
+        Args:
+            state: That; or what `sums` returned, with `ids`.
+            ids: The ids that were kept apart; those in the state count before them.
+
+        Raises:
+            Conflict: If that was a judge of other versions, policies, costs or rules.
+            InvalidInput: If a part is missing.
+        """
+        try:
+            if state["about"] != self._about():
+                raise Conflict(f"the state is of a judge of {state['about']}, not of {self._about()}")
+            alerts, cost = _Sums.from_state(state["alerts"]), _Sums.from_state(state["cost"])
+            failures, positives = int(state["failures"]), int(state["positives"])
+            seen, matured = (kept_ids(state, ids, name) for name in ("seen", "matured"))
+            final = None if state["final"] is None else ReleaseVerdict.from_dict(state["final"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput("state", sorted(state), f"be what PairedJudge.to_state returned ({error})") from None
+        self._alerts, self._cost, self._failures, self._positives = alerts, cost, failures, positives
+        self._seen, self._matured, self._final = seen, matured, final
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "candidate": self.candidate,
+            "incumbent": self.incumbent,
+            "policies": {name: policy.describe() for name, policy in self._policies.items()},
+            "costs": dataclasses.asdict(self._costs),
+            "rules": dataclasses.asdict(self.rules),
+        }
+
     def _sequence(self, name: str, sums: _Sums, *weights: float) -> Estimate:
         return mean_sequence(
             n_obs=sums.n,
@@ -326,7 +414,7 @@ class PairedJudge:
             name=name,
         )
 
-    def _pairs(self, frame: "pl.DataFrame", known: set[str]) -> "_Pairs":
+    def _pairs(self, frame: "pl.DataFrame", known: Seen) -> "_Pairs":
         """Finds the new pairs of a frame and what each version did or would have done."""
         import polars as pl
 
@@ -349,8 +437,7 @@ class PairedJudge:
             .filter("paired")
             .unique("request_id", keep="first", maintain_order=True)
         )
-        fresh = [request not in known for request in frame["request_id"].to_list()]
-        frame = frame.filter(pl.Series(fresh, dtype=pl.Boolean))
+        frame = frame.filter(pl.Series(known.new(frame["request_id"].to_list()), dtype=pl.Boolean))
         requests = frame["request_id"].to_list()
         amount = frame["amount"].cast(pl.Float64).fill_null(math.nan).to_numpy()
         if not (np.isfinite(amount) & (amount >= 0)).all():
@@ -368,7 +455,7 @@ class PairedJudge:
             actions[version][rows] = self._policies[version].decide(shadow[rows], amount[rows], units).actions
         probability = frame["probability"].cast(pl.Float64).fill_null(math.nan).to_numpy()
         silent = np.where(candidate_acted, ~np.isfinite(probability), ~answered)
-        known.update(requests)
+        known.add(requests)
         return _Pairs(rows=frame["row"].to_numpy(), amount=amount, actions=actions, failed=silent)
 
 

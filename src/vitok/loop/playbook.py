@@ -12,7 +12,7 @@ from vitok.clock import DAY, isoformat
 from vitok.errors import Conflict, InvalidInput, NotFound, VitokError
 from vitok.loop.durable import Durable
 from vitok.loop.incidents import Incidents, RaisedAlert, events, facts_of, standing
-from vitok.loop.playbook_actions import VERBS, Actions, Bound, Measure, Order, measures, usual_bounds, words
+from vitok.loop.playbook_actions import LASTING, VERBS, Actions, Bound, Measure, Order, measures, usual_bounds, words
 from vitok.loop.records import Record, RecordEntry
 from vitok.loop.switches import Switches
 from vitok.loop.triage import Evidence, TriageRules, triage
@@ -176,7 +176,8 @@ class Playbook:
         def decide(_: dict[str, Any]) -> dict[str, Any]:
             record = self._incidents.follow(incident)
             by, held = self._allowed(measure.action, facts["system"], key, now)
-            if any(entry.data["action"] == measure.action for entry in standing(record)):
+            stands = any(entry.data["action"] == measure.action for entry in standing(record))
+            if stands and measure.action in LASTING:
                 held = held or f"it was done in {record.record_id} already and stands"
             order = Order(
                 key=key,

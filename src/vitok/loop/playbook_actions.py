@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from vitok.clock import DAY, HOUR
 from vitok.errors import InvalidInput, NotFound
 from vitok.loop.switches import ACTIONS
-from vitok.loop.triage import Triage, TriageRules
+from vitok.loop.triage import Triage, TriageRules, of_any_length
 from vitok.stats.results import Result
 
 
@@ -69,7 +69,7 @@ class Actions:
         rollback: Puts the version before back: `roll_back` of this room.
         raise_threshold: Blocks less and sends more to review, by `Order.by`.
         use_rules: Lets the rules answer instead of the model.
-        retrain: Begins a retraining.
+        retrain: Asks for a retraining, which begins when there is something to learn from.
     """
 
     rollback: Action | None = None
@@ -145,7 +145,7 @@ def measures(alert: Mapping[str, Any], found: Triage, rules: TriageRules) -> tup
         found: What triage says.
         rules: How alerts are read.
     """
-    rule = alert["rule"]
+    rule = of_any_length(alert["rule"])
     if found.cause == "release" and found.rollback_to:
         return (Measure(action="rollback", why=f"a young version is at fault, {found.rollback_to} was good"),)
     if rule in rules.model_out:
@@ -161,8 +161,10 @@ VERBS = {
     "rollback": "roll back",
     "raise_threshold": "raise thresholds",
     "use_rules": "let rules answer",
-    "retrain": "retrain",
+    "retrain": "ask for a retraining",
 }
+LASTING = ("rollback", "raise_threshold", "use_rules")
+"""Actions that stand until they are taken back, so that the same again in the same incident would be one too many."""
 
 
 def words(action: str, order: Order) -> str:

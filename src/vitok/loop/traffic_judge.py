@@ -7,13 +7,14 @@ of slow answers, of an action, and what their decisions cost once outcomes are i
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from vitok.clock import isoformat
-from vitok.errors import InvalidInput
+from vitok.errors import Conflict, InvalidInput
 from vitok.loop.judge import State
+from vitok.loop.release_evidence import Look, Seen, kept_ids
 from vitok.stats import Estimate, RateComparison, mean_sequence
 
 if TYPE_CHECKING:
@@ -91,6 +92,18 @@ class TrafficVerdict:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {"differences": [found.to_dict() for found in self.differences]}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            InvalidInput: If a field is missing.
+        """
+        try:
+            return cls(**{**data, "differences": tuple(map(Estimate.from_dict, data["differences"]))})
+        except (KeyError, TypeError) as error:
+            raise InvalidInput("verdict", data, f"be what TrafficVerdict.to_dict wrote ({error})") from None
+
     def __str__(self) -> str:
         return f"{isoformat(self.time_us)} {self.candidate} against {self.incumbent}: {self.state}: {self.reason}"
 
@@ -160,8 +173,14 @@ class TrafficJudge:
             for name, rule in self._rates.items()
         }
         self._sums = {name: _Scores() for name in self._costs}
-        self._units: dict[str, set[Any]] = {name: set() for name in (*self._rates, *self._costs)}
+        self._units = {name: Seen() for name in (*self._rates, *self._costs)}
         self._final: TrafficVerdict | None = None
+
+    def take(self, look: Look, *, now: int) -> TrafficVerdict:
+        """Takes in a look's split traffic, and judges."""
+        for split in look.splits:
+            self.see(split.requests, share=split.share)
+        return self.verdict(now)
 
     def see(self, requests: "pl.DataFrame", *, share: float | None = None) -> None:
         """Takes one look's requests; a request comes once for each of its columns.
@@ -199,7 +218,7 @@ class TrafficJudge:
                 self._check_cost(name, fresh[name][name].cast(pl.Float64).to_numpy(), share)
         for name, rows in fresh.items():
             if self._unit is not None:
-                self._units[name].update(rows[self._unit].to_list())
+                self._units[name].add(rows[self._unit].to_list())
             candidate = (rows["version"] == self.candidate).to_numpy()
             if name in self._rates:
                 bad = rows[name].cast(pl.Boolean).to_numpy()
@@ -257,6 +276,53 @@ class TrafficJudge:
             self._final = verdict
         return verdict
 
+    def to_state(self) -> dict[str, Any]:
+        """Returns all that was taken in, as a dict that `json.dumps` accepts; of units 11 bytes each and rule."""
+        return self.sums() | {"units": {name: units.to_state() for name, units in self._units.items()}}
+
+    @property
+    def ids(self) -> Mapping[str, Seen]:
+        """The units that were counted, by rule; empty where no unit is named."""
+        return dict(self._units)
+
+    def sums(self) -> dict[str, Any]:
+        """Returns what `to_state` does without the `ids`, for who keeps those apart; it stays small."""
+        return {
+            "about": self._about(),
+            "compared": {name: compared.to_dict() for name, compared in self._compared.items()},
+            "sums": {name: dict(vars(sums)) for name, sums in self._sums.items()},
+            "final": None if self._final is None else self._final.to_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any], *, ids: Mapping[str, Seen] | None = None) -> None:
+        """Goes on from what `to_state` returned, in place of all that this judge took in.
+
+        Args:
+            state: That; or what `sums` returned, with `ids`.
+            ids: The units that were kept apart; those in the state count before them.
+
+        Raises:
+            Conflict: If that was a judge of other versions or rules.
+            InvalidInput: If a part is missing.
+        """
+        try:
+            if state["about"] != self._about():
+                raise Conflict(f"the state is of a judge of {state['about']}, not of {self._about()}")
+            compared = {name: RateComparison.from_dict(state["compared"][name]) for name in self._rates}
+            sums = {name: _Scores(**state["sums"][name]) for name in self._costs}
+            inside = state["units"] if "units" in state or ids is None else {}
+            units = {name: kept_ids(inside, ids, name) for name in self._units}
+            final = None if state["final"] is None else TrafficVerdict.from_dict(state["final"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput("state", sorted(state), f"be what TrafficJudge.to_state returned ({error})") from None
+        self._compared, self._sums, self._units, self._final = compared, sums, units, final
+
+    def _about(self) -> dict[str, Any]:
+        rules = {name: dataclasses.asdict(rule) for name, rule in self._rates.items()}
+        rules |= {name: dataclasses.asdict(rule) for name, rule in self._costs.items()}
+        versions = {"candidate": self.candidate, "incumbent": self.incumbent}
+        return {**versions, "rules": rules, "unit": self._unit, "level": self._level}
+
     def _first(self, name: str, rows: "pl.DataFrame") -> "pl.DataFrame":
         """Leaves each unit's first row, of those that were not counted before."""
         import polars as pl
@@ -264,8 +330,7 @@ class TrafficJudge:
         if self._unit is None:
             return rows
         rows = rows.unique(self._unit, keep="first", maintain_order=True)
-        units, seen = rows[self._unit].to_list(), self._units[name]
-        return rows.filter(pl.Series([unit not in seen for unit in units], dtype=pl.Boolean))
+        return rows.filter(pl.Series(self._units[name].new(rows[self._unit].to_list()), dtype=pl.Boolean))
 
     def _check_cost(self, name: str, cost: np.ndarray, share: float | None) -> None:
         if share is None or not 0 < share < 1:
@@ -314,6 +379,7 @@ class TrafficJudge:
         return "; ".join(parts)
 
 
+@dataclasses.dataclass
 class _Scores:
     """Running mean of a score whose expectation is the difference of the two means, whatever the shares were.
 
@@ -321,20 +387,21 @@ class _Scores:
     before the look, so it takes variance away and no bias comes in.
     """
 
-    def __init__(self) -> None:
-        self.n_candidate = self.n_incumbent = 0
-        self.mean = self.scatter = 0.0
-        self._total = 0.0
+    n_candidate: int = 0
+    n_incumbent: int = 0
+    mean: float = 0.0
+    scatter: float = 0.0
+    total: float = 0.0
 
     def add(self, cost: np.ndarray, candidate: np.ndarray, share: float) -> None:
         before = self.n_candidate + self.n_incumbent
-        centre = self._total / before if before else 0.0
+        centre = self.total / before if before else 0.0
         scores = (cost - centre) * np.where(candidate, 1 / share, -1 / (1 - share))
         n, total = len(scores), before + len(scores)
         mean = float(scores.mean())
         moved = mean - self.mean
         self.scatter += float(((scores - mean) ** 2).sum()) + moved * moved * before * n / total
         self.mean += moved * n / total
-        self._total += float(cost.sum())
+        self.total += float(cost.sum())
         self.n_candidate += int(candidate.sum())
         self.n_incumbent += int((~candidate).sum())

@@ -4,6 +4,7 @@ The order keeps people from mending a model for a feed that broke. Each question
 where the answer is no: what was ruled out belongs into the report.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,6 +16,7 @@ from vitok.stats.results import Result
 
 Finding = Literal["found", "ruled out", "unknown"]
 Cause = Literal["data", "release", "model out", "quality", "drift", "unknown"]
+_LENGTH = re.compile(r"_\d+[dh]$")
 _SERVING = ("promoted", "rolled_back", "canary_started")
 
 
@@ -86,14 +88,16 @@ class TriageRules:
         quality: Rules that say that decisions got worse.
         drift: Rules that say that inputs or scores moved.
         data: Rules that say that data are missing or broken.
+        inputs: Rules about what comes in: no version changes that, so they put no release at fault.
         young: A version is young for so long after its promotion, in microseconds.
         back: Changes are looked for so long before the alert began, in microseconds.
     """
 
     model_out: frozenset[str] = frozenset({"fallback"})
     quality: frozenset[str] = frozenset({"quality", "calibration"})
-    drift: frozenset[str] = frozenset({"data_drift", "prediction_drift"})
+    drift: frozenset[str] = frozenset({"data_drift", "prediction_drift", "coverage"})
     data: frozenset[str] = frozenset({"absence", "data_quality", "skew"})
+    inputs: frozenset[str] = frozenset({"data_drift"})
     young: int = 3 * DAY
     back: int = 7 * DAY
 
@@ -144,7 +148,7 @@ def triage(alert: dict[str, Any], evidence: Evidence, *, now: int, rules: Triage
     where = _asked("slices", lambda: evidence.where(alert, now))
     broken = [fact for fact in integrity if fact.finding == "found"]
     young = _young(alert, changes, rules)
-    rule = alert["rule"]
+    rule = of_any_length(alert["rule"])
     if broken or rule in rules.data:
         text = "; ".join(fact.text for fact in broken) or f"{rule} is about data"
         cause: Cause = "data"
@@ -192,6 +196,8 @@ def changes_in_ledger(ledger: Ledger, model: str, since: int, until: int) -> tup
 
 
 def _young(alert: dict[str, Any], changes: Sequence[Change], rules: TriageRules) -> Change | None:
+    if of_any_length(alert["rule"]) in rules.inputs:
+        return None
     latest = next((one for one in changes if one.kind in ("promoted", "restored", "rolled_back")), None)
     if latest is None or latest.kind != "promoted" or not latest.undone_by:
         return None
@@ -210,6 +216,16 @@ def _asked(question: str, ask: Callable[[], Sequence[Fact]]) -> tuple[Fact, ...]
 
 def _unknown(question: str, error: VitokError) -> Fact:
     return Fact(question=question, finding="unknown", text=f"could not be looked at: {error}")
+
+
+def of_any_length(rule: str) -> str:
+    """Returns the name of a rule without the length of its windows.
+
+    Example:
+        >>> of_any_length("data_drift_7d"), of_any_length("data_drift")
+        ('data_drift', 'data_drift')
+    """
+    return _LENGTH.sub("", rule)
 
 
 def line_of(change: Change) -> str:

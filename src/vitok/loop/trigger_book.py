@@ -1,23 +1,24 @@
-"""When a job such as a retraining begins: by schedule, by drift with loss, by labels, by hand; and what holds it back.
+"""When a job such as a retraining begins: by schedule, drift with loss, labels, playbook or hand; what holds it back.
 
 What was begun, ended and paid is kept in a file, so a restart forgets no cool-down, begins nothing twice and goes on
-with what a crash left unfinished. `RetrainTrigger` is the same question for one alert, without a memory.
+with what a crash left unfinished.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from vitok.clock import DAY, isoformat
 from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput, NotFound
 from vitok.loop.cron import Cron
-from vitok.loop.triggers import OpenAlert
+from vitok.loop.triage import of_any_length
 from vitok.stats.results import Result
 
-Kind = Literal["hand", "loss", "labels", "schedule"]
+Kind = Literal["hand", "incident", "loss", "labels", "schedule"]
+AskedBy = Literal["hand", "incident"]
 _SCHEMA = """
 CREATE TABLE run (
     key TEXT PRIMARY KEY,
@@ -37,8 +38,11 @@ CREATE TABLE asked (
     who TEXT NOT NULL,
     why TEXT NOT NULL,
     at INTEGER NOT NULL,
-    run TEXT
+    run TEXT,
+    kind TEXT NOT NULL DEFAULT 'hand',
+    key TEXT
 ) STRICT;
+CREATE UNIQUE INDEX asked_key ON asked (key) WHERE key IS NOT NULL;
 CREATE TABLE since (
     system TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -46,8 +50,25 @@ CREATE TABLE since (
     PRIMARY KEY (system, kind)
 ) STRICT;
 """
+# Only people asked in files of the first layout.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE asked ADD COLUMN kind TEXT NOT NULL DEFAULT 'hand';
+ALTER TABLE asked ADD COLUMN key TEXT;
+CREATE UNIQUE INDEX asked_key ON asked (key) WHERE key IS NOT NULL;
+"""
+}
 _RUN = "key, system, kind, reason, begun_at, labels, ended_at, cost, outcome"
 _WEEK = 7 * DAY
+
+
+class OpenAlert(Protocol):
+    """What a trigger reads of an alert that is open."""
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that raised it, such as `"data_drift"`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +113,7 @@ class Run(Result):
     Attributes:
         key: Its name, for `Durable.run`: the same until it has ended.
         system: Which system.
-        kind: `"hand"`, `"loss"`, `"labels"` or `"schedule"`.
+        kind: `"hand"`, `"incident"` where the playbook asked, `"loss"`, `"labels"` or `"schedule"`.
         reason: Why, in words.
         begun_at: When, in microseconds.
         labels: Matured labels that there were then.
@@ -143,7 +164,9 @@ class Triggers:
     def __init__(self, home: str | Path, rules: TriggerRules) -> None:
         self._rules = rules
         path = Path(home) / "loop" / "triggers.sqlite"
-        self._database = Database(path, schema=_SCHEMA, kind="triggers", version=1, durable=True)
+        self._database = Database(
+            path, schema=_SCHEMA, kind="triggers", version=2, migrations=_MIGRATIONS, durable=True
+        )
 
     def close(self) -> None:
         """Closes the file."""
@@ -165,7 +188,7 @@ class Triggers:
         Returns:
             The run to do, or None.
         """
-        names = {alert.rule for alert in alerts}
+        names = {of_any_length(alert.rule) for alert in alerts}
         with self._database.writing() as transaction:
             current = self._select(transaction, "system = ? AND ended_at IS NULL", (system,))
             if current:
@@ -188,8 +211,16 @@ class Triggers:
             transaction.execute("UPDATE asked SET run = ? WHERE system = ? AND run IS NULL", (key, system))
             return self._select(transaction, "key = ?", (key,))[0]
 
-    def ask(self, system: str, *, who: str, why: str, now: int) -> None:
-        """Asks for a run by hand; the next `due` begins it, if the week's budget is not spent.
+    def ask(self, system: str, *, who: str, why: str, now: int, kind: AskedBy = "hand", key: str | None = None) -> None:
+        """Asks for a run; the next `due` that has data begins it, if the week's budget is not spent.
+
+        Args:
+            system: Which system.
+            who: Who asks.
+            why: Why, in words.
+            now: The present, in microseconds.
+            kind: `"hand"` for a person, who waits for no cool-down, or `"incident"` for the playbook, which does.
+            key: Names what is asked: the same key again asks nothing.
 
         Raises:
             InvalidInput: If a text is empty.
@@ -197,7 +228,27 @@ class Triggers:
         if not who.strip() or not why.strip():
             raise InvalidInput("who, why", (who, why), "not be empty", "Say who asks for it, and why")
         with self._database.writing() as transaction:
-            transaction.execute("INSERT INTO asked (system, who, why, at) VALUES (?, ?, ?, ?)", (system, who, why, now))
+            transaction.execute(
+                "INSERT INTO asked (system, who, why, at, kind, key) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (system, who, why, now, kind, key),
+            )
+
+    def withdraw(self, key: str) -> None:
+        """Takes back what was asked under a key; where nothing was, or it was taken back, nothing changes.
+
+        Raises:
+            Conflict: If a run has begun because of it.
+        """
+        with self._database.writing() as transaction:
+            row = transaction.execute("SELECT run FROM asked WHERE key = ?", (key,)).fetchone()
+            if row is not None and row[0] is not None:
+                raise Conflict(f"{row[0]} was begun because of {key!r}; it goes on")
+            transaction.execute("DELETE FROM asked WHERE key = ?", (key,))
+
+    def pending(self, system: str) -> tuple[str, ...]:
+        """Returns what was asked and has not begun, each as who and why, in the order in which it was asked."""
+        rows = self._database.read("SELECT who, why FROM asked WHERE system = ? AND run IS NULL ORDER BY id", (system,))
+        return tuple(f"{who}: {why}" for who, why in rows)
 
     def end(self, key: str, *, now: int, cost: float, outcome: str) -> Run:
         """Writes down that a run has ended; the same again changes nothing.
@@ -240,10 +291,11 @@ class Triggers:
         self, transaction: Any, system: str, now: int, names: set[str], held: int, labels: int, first: int
     ) -> tuple[Kind, str] | None:
         asked = transaction.execute(
-            "SELECT who, why FROM asked WHERE system = ? AND run IS NULL ORDER BY id", (system,)
+            "SELECT who, why, kind FROM asked WHERE system = ? AND run IS NULL ORDER BY id", (system,)
         ).fetchall()
         if asked:
-            return "hand", "; ".join(f"{who}: {why}" for who, why in asked)
+            kind: Kind = "hand" if any(row[2] == "hand" for row in asked) else "incident"
+            return kind, "; ".join(f"{who}: {why}" for who, why, _ in asked)
         if held >= self._rules.debounce:
             return "loss", f"{', '.join(sorted(names & (self._rules.drift | self._rules.loss)))} at the same time"
         last = self._select(transaction, "system = ?", (system,))

@@ -1,7 +1,8 @@
 """When to take a new calibrator: only where it is better on rows that came after those it was fitted to."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,10 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.models.calibrators import Calibrator, fit_best, read_labelled
 from vitok.stats import CalibrationError, Estimate, calibration_error, roc_auc
+from vitok.stats.calibration import equal_mass_bins
+from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
 from vitok.stats.weighted_means import weighted_mean_interval, weights_of
 
 _Floats = NDArray[np.float64]
+_BINS, _FEWEST = 15, 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,10 +27,10 @@ class RefitVerdict(Result):
         taken: Whether the candidate is better on the later rows, with the whole interval.
         difference: Mean log loss of the candidate less that of the incumbent, in nats; below 0 the candidate is
             better.
-        incumbent_error: Calibration error of the incumbent on the later rows.
+        incumbent_error: Calibration error of the incumbent on the later rows, by their weights.
         candidate_error: That of the candidate.
-        discrimination: Area under the ROC curve of the score on the later rows: no calibrator changes it, and a
-            calibrator that looks better while this falls hides a model that has become worse.
+        discrimination: Area under the ROC curve of the score on the later rows, all counted alike: no calibrator
+            changes it, and a calibrator that looks better while this falls hides a model that has become worse.
         n_fitted: Rows that the candidate was fitted to; 0 where it came from elsewhere.
         n_judged: Later rows.
         candidate: The candidate.
@@ -111,12 +115,42 @@ def judge_calibrator(
     return RefitVerdict(
         taken=difference.upper < 0,
         difference=difference,
-        incumbent_error=calibration_error(labels, before),
-        candidate_error=calibration_error(labels, after),
+        incumbent_error=_calibration_error(labels, before, weights),
+        candidate_error=_calibration_error(labels, after, weights),
         discrimination=roc_auc(labels, scores),
         n_fitted=n_fitted,
         n_judged=len(scores),
         candidate=candidate,
+    )
+
+
+def _calibration_error(y: _Floats, p: _Floats, weight: _Floats) -> CalibrationError:
+    """Returns `calibration_error` of rows that stand for many or few: their gaps, and the noise of unequal weights."""
+    found = calibration_error(y, p)
+    if found.n_bins == 0 or float(np.ptp(weight)) == 0.0:
+        return found
+    place = equal_mass_bins(p, _BINS)
+    mass, squares, expected, happened = (
+        np.bincount(place, each) for each in (weight, weight**2, weight * p, weight * y)
+    )
+    # Kish's effective number of rows; a bin that rests on one tells nothing of its noise.
+    count = np.divide(mass**2, squares, out=np.zeros_like(mass), where=squares > 0)
+    kept = count > _FEWEST
+    if not kept.any():
+        return replace(found, value=math.nan, lower=0.0, upper=1.0, definition="no bin holds two effective rows")
+    mass, count, rate = mass[kept], count[kept], happened[kept] / mass[kept]
+    share, gap = mass / mass.sum(), rate - expected[kept] / mass
+    noise = rate * (1 - rate) / (count - 1)
+    squared = float(share @ (gap**2 - noise))
+    spread = math.sqrt(float(share**2 @ (4 * np.maximum(gap**2 - noise, 0.0) * noise + 2 * noise**2)))
+    half = normal_quantile(found.confidence_level) * spread
+    return replace(
+        found,
+        value=math.sqrt(max(0.0, squared)),
+        lower=math.sqrt(max(0.0, squared - half)),
+        upper=min(1.0, math.sqrt(max(0.0, squared + half))),
+        n_bins=len(mass),
+        definition=f"root mean squared weighted gap over {len(mass)} equal-mass bins, sampling noise subtracted",
     )
 
 

@@ -23,7 +23,7 @@ from vitok.models.online_calibration import PowerCalibrator
 from vitok.models.online_features import HashedFeatures
 from vitok.models.online_ftrl import Ftrl, Rates
 from vitok.models.online_sampling import NegativeSampling
-from vitok.models.online_state import pack_state, read_state, unpack_state, write_state
+from vitok.models.online_state import pack_state, read_content, unpack_state, write_state
 from vitok.models.online_validation import ProgressiveValidation
 
 _Floats = NDArray[np.float64]
@@ -249,22 +249,28 @@ class OnlineModel:
             StoreError: If it cannot be read, is cut off or damaged.
             Conflict: If the snapshot is of other features.
         """
-        made = cls.from_parts(*read_state(path), where=str(path))
-        if features is not None and features.content_hash != made.features.content_hash:
-            raise Conflict(
-                f"{path}: is of the features {made.features.content_hash}, and {features.content_hash} are wanted; "
-                "weights of other features mean nothing: start a model of its own"
-            )
-        return made
+        return cls.from_bytes(read_content(path), where=str(path), features=features)
 
     @classmethod
-    def from_bytes(cls, content: bytes, *, where: str = "snapshot") -> Self:
+    def from_bytes(cls, content: bytes, *, where: str = "snapshot", features: HashedFeatures | None = None) -> Self:
         """Reads what `to_bytes` gave.
+
+        Args:
+            content: The bytes.
+            where: What errors call them.
+            features: What the caller means by a row; None takes what the snapshot says.
 
         Raises:
             StoreError: If it is cut off or damaged.
+            Conflict: If the snapshot is of other features.
         """
-        return cls.from_parts(*unpack_state(content, where), where=where)
+        made = cls.from_parts(*unpack_state(content, where), where=where)
+        if features is not None and features.content_hash != made.features.content_hash:
+            raise Conflict(
+                f"{where}: is of the features {made.features.content_hash}, and {features.content_hash} are wanted; "
+                "weights of other features mean nothing: start a model of its own"
+            )
+        return made
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Returns what JSON can hold, and the arrays, for a snapshot."""

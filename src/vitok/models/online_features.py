@@ -239,7 +239,7 @@ class HashedFeatures:
         n, texts, numbers, buckets = self._read(rows)
         slots, values = np.empty((n, self.width), np.uint32), np.empty((n, self.width))
         if n:
-            seeds, parts, ends = self._plan
+            seeds, parts, ends = self.plan
             hash_rows(texts, numbers, buckets, seeds, parts, ends, self.bits, int(self.constant), slots, values)
         return slots, values
 
@@ -260,26 +260,28 @@ class HashedFeatures:
         """
         row: dict[str, Any] = {name: 0.0 for name in self.columns if name not in self.texts}
         if value is not None and feature in self.texts:
-            place = next(i for i, item in enumerate(self._sorted) if item == Category(feature))
+            place = next(i for i, item in enumerate(self.ordered) if item == Category(feature))
             row[feature] = value
         elif value is None and feature == CONSTANT and self.constant:
             place = self.width - 1
-        elif value is None and any(item.kind == "number" and item.name == feature for item in self._sorted):
-            place = next(i for i, item in enumerate(self._sorted) if item.kind == "number" and item.name == feature)
+        elif value is None and any(item.kind == "number" and item.name == feature for item in self.ordered):
+            place = next(i for i, item in enumerate(self.ordered) if item.kind == "number" and item.name == feature)
         else:
             raise InvalidInput("feature", (feature, value), "be a number, a category with a value, or 'constant'")
         return int(self.encode([row])[0][0, place])
 
     @cached_property
-    def _sorted(self) -> tuple[Feature, ...]:
+    def ordered(self) -> tuple[Feature, ...]:
+        """The features in the order of their slots: categories, buckets, numbers, crosses."""
         order = ("category", "buckets", "number", "cross")
         return tuple(sorted(self.features, key=lambda feature: order.index(feature.kind)))
 
     @cached_property
-    def _plan(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-        names = [f"{feature.kind}:{feature.name}" for feature in self._sorted] + [CONSTANT] * self.constant
-        crossable = [feature.name for feature in self._sorted if isinstance(feature, (Category, Buckets))]
-        crosses = [feature for feature in self._sorted if isinstance(feature, Cross)]
+    def plan(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """Seeds of the features and the constant, and the parts of the crosses, as the kernels take them."""
+        names = [f"{feature.kind}:{feature.name}" for feature in self.ordered] + [CONSTANT] * self.constant
+        crossable = [feature.name for feature in self.ordered if isinstance(feature, (Category, Buckets))]
+        crosses = [feature for feature in self.ordered if isinstance(feature, Cross)]
         parts = [crossable.index(name) for cross in crosses for name in cross.names]
         ends = np.cumsum([len(cross.names) for cross in crosses], dtype=np.int64)
         return np.ascontiguousarray(fingerprint_texts(names)[:, 0]), np.array(parts, np.int64), ends
@@ -287,7 +289,7 @@ class HashedFeatures:
     def _read(self, rows: Any) -> tuple[int, NDArray[np.uint64], _Floats, NDArray[np.int64]]:
         if isinstance(rows, (list, tuple)):
             n = len(rows)
-            texts = self._few([[row.get(name) for row in rows] for name in self.texts], n)
+            texts = self._together([row.get(name) for name in self.texts for row in rows], n)
             found = {name: _numbers(name, [row.get(name) for row in rows]) for name in self._numeric}
         else:
             columns = _columns(rows, self.columns)
@@ -296,19 +298,19 @@ class HashedFeatures:
                 if len(column) != n:
                     raise InvalidInput(name, len(column), f"have {n} values, as {self.columns[0]!r} has")
             if n < _FEW:
-                texts = self._few([_plain(columns[name]) for name in self.texts], n)
+                texts = self._together([value for name in self.texts for value in _plain(columns[name])], n)
             else:
                 texts = np.empty((len(self.texts), n), np.uint64)
                 for i, name in enumerate(self.texts):
                     texts[i] = _hashed(name, columns[name])
             found = {name: _numbers(name, columns[name]) for name in self._numeric}
-        numeric = [feature for feature in self._sorted if isinstance(feature, Number)]
+        numeric = [feature for feature in self.ordered if isinstance(feature, Number)]
         numbers = np.empty((len(numeric), n))
         for i, number in enumerate(numeric):
             limit = number.limit
             # An infinity minus an infinity cannot come up: the centre is finite.
             numbers[i] = np.minimum(np.maximum((found[number.name] - number.centre) / number.scale, -limit), limit)
-        bucketed = [feature for feature in self._sorted if isinstance(feature, Buckets)]
+        bucketed = [feature for feature in self.ordered if isinstance(feature, Buckets)]
         buckets = np.empty((len(bucketed), n), np.int64)
         for i, feature in enumerate(bucketed):
             x = found[feature.name]
@@ -320,15 +322,28 @@ class HashedFeatures:
         names = dict.fromkeys(feature.name for feature in self.features if isinstance(feature, (Number, Buckets)))
         return tuple(names)
 
-    def _few(self, columns: Sequence[Sequence[Any]], n: int) -> NDArray[np.uint64]:
-        # All categories in one call: for a few rows that is what counts.
-        given: list[Any] = [value for column in columns for value in column]
-        if set(map(type, given)) != {str}:
-            given = [_text(self.texts[i // n], value) for i, value in enumerate(given)]
-            given = ["" if value is None else value for value in given]
-        out = np.ascontiguousarray(fingerprint_texts(given)[:, 0]) if given else np.empty(0, np.uint64)
+    def _together(self, given: list[Any], n: int) -> NDArray[np.uint64]:
+        # All categories in one call, one after another: for a few rows that is what counts.
+        if not given:
+            return np.empty((len(self.texts), n), np.uint64)
+        texts: Any
+        if len(given) < _FEW:
+            plain = set(map(type, given)) == {str}
+            texts = given if plain else self._texts(given, n)
+        else:
+            import polars as pl
+
+            try:
+                # It takes texts and nothing else, so that nobody has to look at each before.
+                texts = pl.Series(given, dtype=pl.String).fill_null("")
+            except (TypeError, UnicodeEncodeError):
+                texts = self._texts(given, n)
+        out = np.ascontiguousarray(fingerprint_texts(texts)[:, 0])
         out[out == _EMPTY] = 0
         return out.reshape(len(self.texts), n)
+
+    def _texts(self, given: list[Any], n: int) -> list[str]:
+        return [_text(self.texts[i // n], value) or "" for i, value in enumerate(given)]
 
 
 def _plain(column: Any) -> Sequence[Any]:

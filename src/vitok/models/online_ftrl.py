@@ -79,6 +79,7 @@ class Ftrl:
 
     Attributes:
         state: z and n of each slot, shape (2**bits, 2).
+        coefficients: The rates as the kernels take them: alpha, beta, l1, l2.
         n_learned: How many rows were learned.
 
     Raises:
@@ -98,7 +99,7 @@ class Ftrl:
         self.rates = rates or Rates()
         self.state = np.zeros((1 << bits, 2))
         self.n_learned = 0
-        self._rates = np.array([self.rates.alpha, self.rates.beta, self.rates.l1, self.rates.l2])
+        self.coefficients = np.array([self.rates.alpha, self.rates.beta, self.rates.l1, self.rates.l2])
         self._scratch = np.empty(64)
 
     def learn_many(
@@ -128,7 +129,7 @@ class Ftrl:
         n = len(slots)
         y, w = _labels(labels, n), _weights(weights, n)
         out = np.empty(n)
-        kernels.learn_many(self.state, self._rates, slots, values, y, w, self._room(slots.shape[1]), out)
+        kernels.learn_many(self.state, self.coefficients, slots, values, y, w, self._room(slots.shape[1]), out)
         self.n_learned += n
         return out
 
@@ -153,7 +154,7 @@ class Ftrl:
             slots, values = (row[0] for row in self._rows(np.asarray(slots)[None], np.asarray(values)[None]))
         if len(slots) > len(self._scratch):
             self._room(len(slots))
-        p = kernels.learn_one(self.state, self._rates, slots, values, self._scratch, float(label), float(weight))
+        p = kernels.learn_one(self.state, self.coefficients, slots, values, self._scratch, float(label), float(weight))
         if p < 0:
             self._rows(np.asarray(slots)[None], np.asarray(values)[None])
         self.n_learned += 1
@@ -167,7 +168,7 @@ class Ftrl:
         """
         slots, values = self._rows(slots, values)
         out = np.empty(len(slots))
-        kernels.predict(self.state, self._rates, slots, values, out)
+        kernels.predict(self.state, self.coefficients, slots, values, out)
         return out
 
     def uncertainty(self, slots: NDArray[np.uint32], values: _Floats) -> _Floats:
@@ -182,7 +183,7 @@ class Ftrl:
         """
         slots, values = self._rows(slots, values)
         out = np.empty(len(slots))
-        kernels.uncertainty(self.state, self._rates, slots, values, out)
+        kernels.uncertainty(self.state, self.coefficients, slots, values, out)
         return out
 
     def correct(self, slots: NDArray[np.uint32], values: _Floats, by: ArrayLike) -> None:
@@ -209,7 +210,7 @@ class Ftrl:
     def weights(self) -> _Floats:
         """Returns the weight of every slot, shape (2**bits,)."""
         out = np.empty(len(self.state))
-        kernels.weights_of(self.state, self._rates, out)
+        kernels.weights_of(self.state, self.coefficients, out)
         return out
 
     def put_weights(self, slots: ArrayLike, weights: ArrayLike) -> None:
@@ -227,7 +228,7 @@ class Ftrl:
             raise InvalidInput("weights", weights, "be finite, one for each slot")
         if len(places) and not 0 <= places.min() <= places.max() < len(self.state):
             raise InvalidInput("slots", slots, f"be 0 to {len(self.state) - 1}")
-        kernels.put_weights(self.state, self._rates, places, given)
+        kernels.put_weights(self.state, self.coefficients, places, given)
 
     def forget(self, memory: float) -> None:
         """Makes every rate as if only a share of the gradients had been seen; the weights stay as they are.
@@ -246,7 +247,7 @@ class Ftrl:
         used = np.flatnonzero(self.state.any(axis=1))
         weights = self.weights()[used]
         self.state[used, 1] *= memory
-        kernels.put_weights(self.state, self._rates, used, weights)
+        kernels.put_weights(self.state, self.coefficients, used, weights)
 
     @property
     def n_weights(self) -> int:

@@ -240,6 +240,122 @@ def hash_rows(
 
 
 @njit(cache=True)
+def bucket_tokens(seeds: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
+    """Writes the token of every bucket: of each feature first that of no value, then those of its buckets.
+
+    Args:
+        seeds: One a bucketed feature, uint64.
+        starts: Where each one's tokens begin, and last where they all end, int64.
+        out: Shape (starts[-1],), uint64.
+    """
+    for j in range(seeds.shape[0]):
+        for k in range(starts[j], starts[j + 1]):
+            b = k - starts[j]
+            out[k] = _mixed(seeds[j] ^ (_MISSING if b == 0 else _mixed(uint64(b))))
+
+
+@njit(cache=True)
+def number_tokens(seeds: np.ndarray, out: np.ndarray) -> None:
+    """Writes the tokens of each number without a value and with one, to `out` of shape (numbers, 2), uint64."""
+    for j in range(seeds.shape[0]):
+        out[j, 0] = _mixed(seeds[j] ^ _MISSING)
+        out[j, 1] = _mixed(seeds[j])
+
+
+@njit(cache=True)
+def score_matrix(
+    state: np.ndarray,
+    rates: np.ndarray,
+    X: np.ndarray,
+    places: np.ndarray,
+    edges: np.ndarray,
+    edge_starts: np.ndarray,
+    bucketed: np.ndarray,
+    standards: np.ndarray,
+    numbered: np.ndarray,
+    seeds: np.ndarray,
+    parts: np.ndarray,
+    ends: np.ndarray,
+    bits: int,
+    constant: int,
+    out: np.ndarray,
+) -> None:
+    """Writes the probability of each row of a matrix to `out`, as `hash_rows` and `predict` would give it.
+
+    Args:
+        state: z and n of each slot.
+        rates: As `predict` takes them.
+        X: Shape (n, columns), float64; NaN where there is no value.
+        places: Columns of the bucketed features, then of the numbers, int64.
+        edges: Of the bucketed features, one after another.
+        edge_starts: Where each one's edges begin, and last where they all end.
+        bucketed: What `bucket_tokens` gave.
+        standards: Centre, scale and limit of each number, shape (numbers, 3).
+        numbered: What `number_tokens` gave.
+        seeds: Of the crosses, and last of the constant.
+        parts: Of the crosses, one after another: places among the bucketed.
+        ends: Where each cross ends in `parts`.
+        bits: Slots are 2**bits.
+        constant: 1 where there is a constant, else 0.
+        out: Shape (n,).
+    """
+    n_buckets, n_numbers, n_crosses = edge_starts.shape[0] - 1, standards.shape[0], ends.shape[0]
+    shift = uint64(64 - bits)
+    alpha, beta, l1, l2 = rates[0], rates[1], rates[2], rates[3]
+    width = n_buckets + n_numbers + n_crosses + constant
+    slots, values = np.empty(width, np.uint32), np.empty(width)
+    tokens = np.empty(n_buckets, np.uint64)
+    seen = np.full(1024, -1, np.int64)
+    for i in range(X.shape[0]):
+        for j in range(n_buckets):
+            x = X[i, places[j]]
+            first, last = edge_starts[j], edge_starts[j + 1]
+            at = 0
+            if not math.isnan(x):
+                low, high = first, last
+                while low < high:
+                    middle = (low + high) >> 1
+                    if edges[middle] <= x:
+                        low = middle + 1
+                    else:
+                        high = middle
+                at = low - first + 1
+            # Each feature has two more tokens than edges.
+            tokens[j] = bucketed[first + 2 * j + at]
+            slots[j] = tokens[j] >> shift
+            values[j] = 1.0
+        at = n_buckets
+        for j in range(n_numbers):
+            x = X[i, places[n_buckets + j]]
+            if math.isnan(x):
+                slots[at] = numbered[j, 0] >> shift
+                values[at] = 1.0
+            else:
+                limit = standards[j, 2]
+                slots[at] = numbered[j, 1] >> shift
+                values[at] = min(max((x - standards[j, 0]) / standards[j, 1], -limit), limit)
+            at += 1
+        start = 0
+        for j in range(n_crosses):
+            token = seeds[j]
+            for k in range(start, ends[j]):
+                token = _mixed(token ^ tokens[parts[k]])
+            start = ends[j]
+            slots[at] = token >> shift
+            values[at] = 1.0
+            at += 1
+        if constant == 1:
+            slots[at] = _mixed(seeds[n_crosses]) >> shift
+            values[at] = 1.0
+        _add_up(slots, values, seen)
+        margin = 0.0
+        for j in range(width):
+            slot = slots[j]
+            margin += _weight(state[slot, 0], state[slot, 1], alpha, beta, l1, l2) * values[j]
+        out[i] = _probability(margin)
+
+
+@njit(cache=True)
 def _add_up(slots: np.ndarray, values: np.ndarray, seen: np.ndarray) -> None:
     # Features that share a slot are one coordinate: the first gets the sum, the others 0. `seen` is a small table by
     # the low bits, which says for most that nobody was there before.

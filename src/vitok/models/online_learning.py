@@ -145,20 +145,32 @@ class LogLearner:
         rules: From what it learns.
         decisions: Folder of the decision log.
         outcomes: Folder of the outcome log.
+        learned: Gets what was predicted of rows before they were learned, and their labels, each of shape (n,), in the
+            order in which they were learned: for a detector. How rows are cut into calls says nothing.
 
     Attributes:
         model: The model.
         rules: As given.
+        notes: What the caller keeps in the snapshots beside the learner, as JSON can hold it: so that the state of
+            whatever goes with it is as old as the weights.
         counts: What has been done.
         reached: Time at which the last decision was learned, in microseconds; very negative before the first.
         lacking: Columns of the features that some part of the log did not have, and that were missing values there.
     """
 
     def __init__(
-        self, model: OnlineModel, rules: LearningRules, *, decisions: str | Path, outcomes: str | Path
+        self,
+        model: OnlineModel,
+        rules: LearningRules,
+        *,
+        decisions: str | Path,
+        outcomes: str | Path,
+        learned: Callable[[_Floats, _Floats], object] | None = None,
     ) -> None:
         self.model = model
         self.rules = rules
+        self.notes: dict[str, Any] = {}
+        self._learned = learned
         self.counts = LearningCounts()
         self.reached = NEVER
         self.lacking: set[str] = set()
@@ -202,9 +214,8 @@ class LogLearner:
             chunk = self._read()
             if chunk is None:
                 break
-            times = self._times(chunk, until)
+            times = self._times(chunk, until, left)
             n = int(np.searchsorted(times, until, side="right"))
-            n = n if left is None else min(n, left)
             if n == 0:
                 break
             self._learn(chunk, self._done, self._done + n, times[:n])
@@ -270,10 +281,11 @@ class LogLearner:
             slices=slices,
         )
 
-    def _times(self, chunk: "_Chunk", until: int) -> _Times:
-        """Returns when each decision that is left is learned; only times up to `until` are certain."""
-        resolved = chunk.mature[self._done :].copy()
-        for i, request in enumerate(chunk.ids[self._done :]):
+    def _times(self, chunk: "_Chunk", until: int, most: int | None) -> _Times:
+        """Returns when each of the next decisions is learned, `most` at most; only times up to `until` are certain."""
+        end = len(chunk.ids) if most is None else self._done + most
+        resolved = chunk.mature[self._done : end].copy()
+        for i, request in enumerate(chunk.ids[self._done : end]):
             told = self._waiting.get(request)
             if told is not None:
                 first = next((item[0] for item in told if self._counts_for(item[0], chunk, self._done + i)), None)
@@ -422,7 +434,9 @@ class LogLearner:
         if len(rows):
             names = None if chunk.slices is None else [chunk.slices[start + i] for i in rows.tolist()]
             slots, values = chunk.slots[start + rows], chunk.values[start + rows]
-            self.model.learn_encoded(slots, values, labels[rows], weights=weights[rows], slices=names)
+            p = self.model.learn_encoded(slots, values, labels[rows], weights=weights[rows], slices=names)
+            if self._learned is not None:
+                self._learned(p, labels[rows])
 
     def _sweep(self, seen: int) -> None:
         # What is dropped could not count any more; when it is dropped changes nothing.
@@ -455,6 +469,7 @@ class LogLearner:
             "lacking": sorted(self.lacking),
             "waiting": list(self._waiting.items()),
             "queue": list(self._queue),
+            "notes": self.notes,
         }
         write_state(path, pack_state({**about, "learner": learner}, {**arrays, **self._memory.to_arrays()}))
 
@@ -467,6 +482,7 @@ class LogLearner:
         outcomes: str | Path,
         rules: LearningRules | None = None,
         model: OnlineModel | None = None,
+        learned: Callable[[_Floats, _Floats], object] | None = None,
     ) -> Self:
         """Goes on from a snapshot.
 
@@ -476,6 +492,7 @@ class LogLearner:
             outcomes: Folder of the outcome log.
             rules: What the caller means; None takes the snapshot's.
             model: What the caller means by features and rates; None takes the snapshot's.
+            learned: As for a new one.
 
         Raises:
             StoreError: If the snapshot cannot be read, is damaged, or is of a model alone.
@@ -491,7 +508,7 @@ class LogLearner:
             raise Conflict(f"{path}: was learned by {known}, and {rules} are wanted; start a learner anew")
         if model is not None:
             model.check_same(found)
-        made = cls(found, known, decisions=decisions, outcomes=outcomes)
+        made = cls(found, known, decisions=decisions, outcomes=outcomes, learned=learned)
         made.counts = LearningCounts(**state["counts"])
         made.reached, made._told, made._promised = state["times"]
         made._seen = state["seen_before"]
@@ -500,6 +517,8 @@ class LogLearner:
         made.lacking = set(state["lacking"])
         made._waiting = {request: [tuple(item) for item in told] for request, told in state["waiting"]}
         made._queue = deque(tuple(item) for item in state["queue"])
+        # Snapshots of before had no notes.
+        made.notes = state.get("notes", {})
         made._memory = Learned.from_arrays(arrays)
         return made
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.models.online import OnlineModel
+from vitok.models.online_matrix import MatrixScorer
+from vitok.models.online_state import content_name, read_content
 
 MODEL_ONLINE = "model.online"
 _INPUT, _OUTPUT = "input", "output"
@@ -90,10 +92,13 @@ def open_packaged(folder: Path) -> Callable[[Mapping[str, Any]], dict[str, _Floa
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder}: signature.json cannot be read: {error!r}") from error
 
+    of_matrix = MatrixScorer(model, order)
+
     def score(tensors: Mapping[str, Any]) -> dict[str, _Floats]:
         matrix = tensors.get(_INPUT) if set(tensors) == {_INPUT} else None
-        rows = tensors if matrix is None or matrix.ndim != 2 else columns_of(matrix, order)
-        return {_OUTPUT: model.predict(rows)}
+        if matrix is None or matrix.ndim != 2:
+            return {_OUTPUT: model.predict(tensors)}
+        return {_OUTPUT: of_matrix(matrix)}
 
     return score
 
@@ -121,6 +126,7 @@ class SnapshotFollower:
 
     Attributes:
         model: The newest that could be read.
+        name: What its snapshot is called by its contents, as `content_name` says.
         failures: How many snapshots could not be read, or were of other features.
 
     Raises:
@@ -143,7 +149,9 @@ class SnapshotFollower:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._seen = self._stamp()
-        self.model = OnlineModel.load(self._path)
+        content = read_content(self._path)
+        self.model = OnlineModel.from_bytes(content, where=str(path))
+        self.name = content_name(content)
         self.failures = 0
 
     def refresh(self) -> bool:
@@ -153,10 +161,12 @@ class SnapshotFollower:
             return False
         self._seen = stamp
         try:
-            self.model = OnlineModel.load(self._path, features=self.model.features)
+            content = read_content(self._path)
+            self.model = OnlineModel.from_bytes(content, where=str(self._path), features=self.model.features)
         except (Conflict, StoreError):
             self.failures += 1
             return False
+        self.name = content_name(content)
         return True
 
     def predict(self, rows: Any) -> _Floats:

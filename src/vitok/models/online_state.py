@@ -85,14 +85,32 @@ def write_state(path: str | Path, content: bytes) -> None:
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def read_content(path: str | Path) -> bytes:
+    """Returns the bytes of a snapshot, unchecked.
+
+    Raises:
+        StoreError: If they cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def read_state(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Reads a snapshot.
 
     Raises:
         StoreError: If it cannot be read, or is damaged.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    return unpack_state(content, str(path))
+    return unpack_state(read_content(path), str(path))
+
+
+def content_name(content: bytes) -> str:
+    """Returns what to call a snapshot by its contents: the first 12 hex digits of their SHA-256.
+
+    Example:
+        >>> content_name(b"")
+        'e3b0c44298fc'
+    """
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -19,6 +19,7 @@ from vitok.monitoring.delivery import Delivery, DeliveryRules, Escalation, Route
 from vitok.monitoring.diagnosis import Diagnosis, DiagnosisRule, diagnose, onset
 from vitok.monitoring.drift import ColumnDrift, DriftReport, DriftRule, DriftVerdict, drift, frame_drift
 from vitok.monitoring.estimate_ledger import EstimateGrade, EstimateLedger
+from vitok.monitoring.estimate_watch import EstimateWatch
 from vitok.monitoring.estimation import (
     MulticlassEstimator,
     PerformanceEstimator,
@@ -26,8 +27,11 @@ from vitok.monitoring.estimation import (
     estimate_under_shift,
     realised_performance,
 )
+from vitok.monitoring.hourly_watch import HourlyWatch, WatchedHour
 from vitok.monitoring.hours import HourlyCounts
 from vitok.monitoring.joint import DomainClassifier, JointDrift, RandomFeatures, domain_classifier
+from vitok.monitoring.label_guard import LABEL_SOURCE, GuardRules, Hold, LabelGuard, LookedDay
+from vitok.monitoring.label_sources import SourceCounts, SourceFinding, SourceRules, judge_sources
 from vitok.monitoring.labels import ConceptDrift, LabelDrift, MaturedLabels, by_quantile, concept_drift, label_drift
 from vitok.monitoring.loss_estimation import LossEstimator
 from vitok.monitoring.performance import Performance, performance
@@ -45,6 +49,7 @@ from vitok.monitoring.watch import Watch, Watched, WatchedDay
 from vitok.monitoring.windows import DriftSeries, drift_series, windows
 
 __all__ = [
+    "LABEL_SOURCE",
     "Alert",
     "AlertRule",
     "Alerts",
@@ -64,12 +69,18 @@ __all__ = [
     "Escalation",
     "EstimateGrade",
     "EstimateLedger",
+    "EstimateWatch",
     "ExpectedVolume",
     "Finding",
+    "GuardRules",
+    "Hold",
     "HourSealer",
     "HourlyCounts",
+    "HourlyWatch",
     "JointDrift",
     "LabelDrift",
+    "LabelGuard",
+    "LookedDay",
     "LossEstimator",
     "MaturedLabels",
     "MulticlassEstimator",
@@ -87,11 +98,15 @@ __all__ = [
     "SkewReport",
     "SliceCounts",
     "SliceReport",
+    "SourceCounts",
+    "SourceFinding",
+    "SourceRules",
     "VolumeCheck",
     "Watch",
     "WatchRules",
     "Watched",
     "WatchedDay",
+    "WatchedHour",
     "WindowCounts",
     "by_quantile",
     "check_quality",
@@ -108,6 +123,7 @@ __all__ = [
     "evaluate",
     "explain",
     "frame_drift",
+    "judge_sources",
     "label_drift",
     "moved_slices",
     "onset",

@@ -220,6 +220,7 @@ class Alerts:
         bound: float,
         reason: str,
         now: int,
+        slice: str = "",  # noqa: A002 - as the alert has it
     ) -> Alert | None:
         """Records what a rule saw in a window, and raises or clears the alert where that is due.
 
@@ -233,6 +234,8 @@ class Alerts:
             bound: What it was held against.
             reason: Why, in words.
             now: The present, in microseconds, not before the window's end.
+            slice: Which part of the decisions shows it, for the alert that this window raises; it does not tell
+                alerts apart.
 
         Returns:
             The alert that was raised or cleared by this very observation, else None. Who acts on alerts reads
@@ -286,7 +289,7 @@ class Alerts:
             return _raise(
                 transaction,
                 rule,
-                (system, version, ""),
+                (system, version, slice),
                 since=rows[-1][0],
                 at=window_end,
                 value=value,
@@ -354,7 +357,7 @@ class Alerts:
         key = (rule.name, system, version)
         needed = max(rule.windows, rule.clear_after)
         latest = self._database.read(
-            "SELECT raised_at, cleared_at FROM alert WHERE rule = ? AND system = ? AND version = ? AND slice = ''"
+            "SELECT raised_at, cleared_at FROM alert WHERE rule = ? AND system = ? AND version = ?"
             " ORDER BY id DESC LIMIT 1",
             key,
         )
@@ -454,12 +457,21 @@ class Alerts:
         rows = self._database.read("SELECT until FROM progress WHERE system = ?", (system,))
         return int(rows[0][0]) if rows else None
 
-    def finish(self, system: str, until: int) -> None:
-        """Records that all windows of a system that end until then were observed; never goes back."""
+    def finish(self, system: str, until: int, *, now: int | None = None) -> None:
+        """Records that all windows of a system that end until then were observed; never goes back.
+
+        Args:
+            system: Which system.
+            until: End of the last window, in microseconds.
+            now: The present, in microseconds: what was recorded as later than this was so while the clock was ahead,
+                and gives way. None takes the record as right.
+        """
+        latest = 2**62 if now is None else now + _AHEAD
         with self._database.writing() as transaction:
             transaction.execute(
-                "INSERT INTO progress VALUES (?1, ?2) ON CONFLICT (system) DO UPDATE SET until = max(until, ?2)",
-                (system, until),
+                "INSERT INTO progress VALUES (?1, ?2) ON CONFLICT (system) DO UPDATE"
+                " SET until = CASE WHEN until > ?3 THEN ?2 ELSE max(until, ?2) END",
+                (system, until, latest),
             )
 
     def _select(self, where: str, parameters: Sequence[Any]) -> tuple[Alert, ...]:

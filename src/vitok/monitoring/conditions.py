@@ -1,11 +1,13 @@
 """What is looked for in a day: pure functions from measurements to findings, with the reason in words."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from vitok.clock import DAY, HOUR
+from vitok.clock import DAY, HOUR, isoformat
 from vitok.errors import InvalidInput
+from vitok.monitoring.calibration_watch import CalibrationWatch
+from vitok.monitoring.diagnosis import Diagnosis
 from vitok.monitoring.drift import ColumnDrift, DriftReport, DriftRule
 from vitok.monitoring.performance import Performance
 from vitok.monitoring.profile import ReferenceProfile
@@ -14,10 +16,12 @@ from vitok.monitoring.rules import AlertRule
 from vitok.monitoring.sketches import ALL_VERSIONS, WindowCounts
 from vitok.monitoring.volume import VolumeCheck
 from vitok.stats import Estimate, wilson
+from vitok.stats.conformal import CoverageWatch
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
 
 _NAMED = 6
+BASELINES = ("healthy", "last week", "last year")
 _LENGTHS = "be whole hours in microseconds, at least one"
 DATA_DRIFT = AlertRule(
     name="data_drift",
@@ -68,6 +72,31 @@ ABSENCE = AlertRule(
     windows=1,
     clear_after=1,
 )
+COVERAGE = AlertRule(
+    name="coverage",
+    severity="warning",
+    playbook="fit the conformal sets anew on matured labels",
+    windows=2,
+    clear_after=2,
+)
+HOURLY_QUALITY = AlertRule(
+    name="data_quality_1h",
+    severity="critical",
+    playbook="mend the feed that the reason names; do not retrain on it",
+    windows=2,
+    clear_after=2,
+    every=HOUR,
+)
+HOURLY_ABSENCE = AlertRule(
+    name="absence_1h",
+    severity="critical",
+    playbook="check the service and those who call it",
+    windows=2,
+    clear_after=2,
+    every=HOUR,
+)
+# An hour has few rows and hours differ: only what is plain to see is called a fault.
+HOURLY_FAULTS = QualityRule(min_n=200, min_jump=0.15, min_index=0.35)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +130,13 @@ class WatchRules:
         calibration: Rule for calibration.
         fallback: Rule for the share of fallbacks.
         absence: Rule for a day without decisions, or with fewer than its hours of the week let expect.
+        coverage: Rule for conformal sets that hold the truth less often than they promise.
+        hourly_quality: Rule for faults of the data in an hour; None leaves hours to their day.
+        hourly_absence: Rule for an hour with fewer decisions than its hour of the week lets expect; None for none.
+        hourly_faults: From when a change is called a fault of an hour, held against the same hour of the days before.
+        hourly_level: Chance an hour of a false alarm about too few decisions, in (0, 1).
+        baselines: What a window that drifted is held against besides training: `"last week"`, `"last year"` (the same
+            days then) and `"healthy"` (the last seven days in a row in which nothing drifted and no fault was found).
     """
 
     drift: DriftRule = field(default_factory=DriftRule)
@@ -127,6 +163,12 @@ class WatchRules:
     calibration: AlertRule = CALIBRATION
     fallback: AlertRule = FALLBACK
     absence: AlertRule = ABSENCE
+    coverage: AlertRule = COVERAGE
+    hourly_quality: AlertRule | None = HOURLY_QUALITY
+    hourly_absence: AlertRule | None = HOURLY_ABSENCE
+    hourly_faults: QualityRule = HOURLY_FAULTS
+    hourly_level: float = 1e-5
+    baselines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ranges = (
@@ -137,6 +179,8 @@ class WatchRules:
             ("lengths", bool(self.lengths) and all(one > 0 and one % HOUR == 0 for one in self.lengths), _LENGTHS),
             ("volume_level", 0 < self.volume_level < 1, "be strictly between 0 and 1"),
             ("volume_weeks", self.volume_weeks >= 1, "be at least 1"),
+            ("hourly_level", 0 < self.hourly_level < 1, "be strictly between 0 and 1"),
+            ("baselines", set(self.baselines) <= set(BASELINES), f"be of {', '.join(BASELINES)}"),
             ("min_labelled", 0 <= self.min_labelled <= 1, "be in [0, 1]"),
             ("confidence_level", 0 < self.confidence_level < 1, "be strictly between 0 and 1"),
             ("max_drop", 0 <= self.max_drop < 1, "be in [0, 1)"),
@@ -161,6 +205,7 @@ class Finding(Result):
         value: What was measured.
         bound: What it was held against.
         reason: Why, in words.
+        slice: Which part of the decisions shows it, such as `"country = CH"`; empty for all of them.
     """
 
     rule: AlertRule
@@ -169,6 +214,7 @@ class Finding(Result):
     value: float
     bound: float
     reason: str
+    slice: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """Returns the fields as JSON, the rule by its name."""
@@ -179,6 +225,7 @@ class Finding(Result):
             "value": self.value if math.isfinite(self.value) else None,
             "bound": self.bound if math.isfinite(self.bound) else None,
             "reason": self.reason,
+            "slice": self.slice,
         }
 
     def __str__(self) -> str:
@@ -398,3 +445,70 @@ def quality_finding(version: str, faults: tuple[QualityFinding, ...], rules: Wat
         bound=0.0,
         reason=reason,
     )
+
+
+def hourly_absence_finding(check: VolumeCheck, rule: AlertRule) -> Finding:
+    """Judges whether an hour has as many decisions as its hour of the week lets expect."""
+    return Finding(
+        rule=rule,
+        version=ALL_VERSIONS,
+        firing=check.is_low,
+        value=float(check.n),
+        bound=float(check.lower),
+        reason=str(check),
+    )
+
+
+def coverage_finding(version: str, found: CoverageWatch, rules: WatchRules) -> Finding:
+    """Judges whether conformal sets hold the truth as often as they promise, over all windows that were given."""
+    return Finding(
+        rule=rules.coverage,
+        version=version,
+        firing=found.running.upper < found.promised,
+        value=found.running.value,
+        bound=found.promised,
+        reason=str(found),
+    )
+
+
+def explained(
+    finding: Finding,
+    diagnosis: Diagnosis,
+    *,
+    against: Sequence[DriftReport] = (),
+    expected: Sequence[tuple[Estimate, Estimate | None]] = (),
+    calibration: CalibrationWatch | None = None,
+    rules: WatchRules,
+) -> Finding:
+    """Adds to a firing finding what has happened by its name, where, since when, in how many decisions.
+
+    Args:
+        finding: What a rule saw.
+        diagnosis: What has happened in its window.
+        against: The drift of the same window held against other baselines.
+        expected: What is estimated of the window's performance without labels, each beside what it was when the
+            version was made.
+        calibration: Its calibration day by day, for a finding about it.
+        rules: What is looked for.
+    """
+    if not finding.firing:
+        return finding
+    size = f"{diagnosis.data.n_current:,} decisions"
+    parts = [finding.reason, f"{', '.join(diagnosis.names) or 'not explained by data or labels'} in {size}"]
+    if diagnosis.where:
+        parts[-1] += f", where {diagnosis.where}"
+    if diagnosis.since is not None:
+        parts[-1] += f", since {isoformat(diagnosis.since)}"
+    if finding.rule.name in (rules.quality.name, rules.calibration.name) and diagnosis.concept is not None:
+        parts.append(str(diagnosis.concept.groups[0] if diagnosis.concept.groups else diagnosis.concept.overall))
+    if finding.rule.name == rules.calibration.name and calibration is not None:
+        parts.append(str(calibration).splitlines()[0])
+    for report in against:
+        moved = rules.drift.judge(report).features
+        shown = ", ".join(moved[:3]) + (f" and {len(moved) - 3} more" if len(moved) > 3 else "")
+        parts.append(f"against {report.baseline}: {shown or 'as it was'}")
+    for estimate, made in expected:
+        before = "" if made is None or math.isnan(made.value) else f", {made.value:.3g} when it was made"
+        interval = f"({estimate.lower:.3g} to {estimate.upper:.3g}{before})"
+        parts.append(f"estimated without labels: {estimate.name.replace('_', ' ')} {estimate.value:.3g} {interval}")
+    return replace(finding, reason="; ".join(parts), slice=diagnosis.where)

@@ -97,17 +97,17 @@ def _count(version: str, rows: "pl.DataFrame", profile: ReferenceProfile | None)
     if missing:
         raise InvalidInput("frame: columns", missing, "be there", "Its features are not those of the version's profile")
     # Rows of an hour lie together, so that each count reads one stretch of memory.
-    columns = [rows[name].cast(pl.Float64).fill_null(math.nan).to_numpy()[order] for name in (*names, PROBABILITY)]
+    numbers_of = rows.select(pl.col(*names, PROBABILITY).cast(pl.Float64).fill_null(math.nan))
+    columns = [column.to_numpy()[order] for column in numbers_of]
     latency = rows["latency_us"].to_numpy()[order]
     groups = _group_counts(rows.with_columns(pl.Series("_hour", of_row)))
     n_bins = profile.layout.n_bins if profile else 0
     counts = np.zeros((len(hours), n_bins), dtype=np.int64)
     joint = np.zeros((len(hours), profile.joint.n_features if profile and profile.joint else 0))
-    codes = {
-        column: _codes(rows[column], values)[order]
-        for column, values in (profile.sliced if profile else {}).items()
-        if column in rows.columns
+    sliced = {
+        column: values for column, values in (profile.sliced if profile else {}).items() if column in rows.columns
     }
+    codes = {column.name: column.to_numpy()[order] for column in rows.select(**_codes(sliced))} if sliced else {}
     slices = [(column, value) for column in codes for value in (profile.sliced if profile else {})[column]]
     places = {each: at for at, each in enumerate(slices)}
     slice_at: list[tuple[int, int]] = []
@@ -121,13 +121,17 @@ def _count(version: str, rows: "pl.DataFrame", profile: ReferenceProfile | None)
             counts[at] = profile.layout.count_columns(part)
             if profile.joint:
                 joint[at] = profile.joint.sums(profile.edges[:-1], profile.counts[:-1], np.column_stack(part[:-1]))
+        # Rows side by side: a slice is then a stretch of them, counted in one call.
+        matrix = np.column_stack(part) if codes and profile else np.zeros((0, 0))
         for column, code in codes.items():
-            for one in np.unique(code[first:last]).tolist():
-                chosen = code[first:last] == one
+            within = np.argsort(code[first:last], kind="stable")
+            ordered = matrix[within]
+            ones, begins = np.unique(code[first:last][within], return_index=True)
+            for one, begin, end in zip(ones.tolist(), begins, [*begins[1:], last - first], strict=True):
                 slice_at.append((at, places[column, (profile.sliced if profile else {})[column][one]]))
-                slice_n.append(int(chosen.sum()))
+                slice_n.append(int(end - begin))
                 if profile:
-                    slice_counts.append(profile.layout.count_columns([values[chosen] for values in part]))
+                    slice_counts.append(profile.layout.count(ordered[begin:end]))
         answered = part[-1][np.isfinite(part[-1])]
         latencies = LatencyHistogram()
         latencies.record_many(latency[first:last])
@@ -157,18 +161,25 @@ def _count(version: str, rows: "pl.DataFrame", profile: ReferenceProfile | None)
     )
 
 
-def _codes(values: "pl.Series", known: tuple[str, ...]) -> NDArray[np.int64]:
-    """Returns the place of each value in `known`; what is not there, null included, is the last, which is "other"."""
+def _codes(sliced: Mapping[str, tuple[str, ...]]) -> dict[str, "pl.Expr"]:
+    """Returns the place of each value among those known; what is not there, null included, is the last, "other"."""
     import polars as pl
 
-    mapping = {value: at for at, value in enumerate(known) if value != OTHER}
-    found = values.cast(pl.String).replace_strict(mapping, default=len(known) - 1, return_dtype=pl.Int64)
-    return found.fill_null(len(known) - 1).to_numpy()
+    found = {}
+    for column, known in sliced.items():
+        mapping = {value: at for at, value in enumerate(known) if value != OTHER}
+        place = pl.col(column).cast(pl.String).replace_strict(mapping, default=len(known) - 1, return_dtype=pl.Int64)
+        found[column] = place.fill_null(len(known) - 1)
+    return found
 
 
 def _group_counts(rows: "pl.DataFrame") -> dict[int, dict[str, dict[str, int]]]:
     found: dict[int, dict[str, dict[str, int]]] = {}
-    for group in _GROUPS:
-        for hour, name, count in rows.group_by("_hour", group).len().sort("_hour", group).iter_rows():
-            found.setdefault(hour, {each: {} for each in _GROUPS})[group][name] = count
-    return found
+    for hour, *names, count in rows.group_by("_hour", *_GROUPS).len().sort("_hour", *_GROUPS).iter_rows():
+        groups = found.setdefault(hour, {each: {} for each in _GROUPS})
+        for group, name in zip(_GROUPS, names, strict=True):
+            groups[group][name] = groups[group].get(name, 0) + count
+    return {
+        hour: {group: dict(sorted(counts.items())) for group, counts in groups.items()}
+        for hour, groups in found.items()
+    }

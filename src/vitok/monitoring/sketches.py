@@ -46,6 +46,9 @@ CREATE TABLE slice (
 CREATE TABLE absorbed (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE progress (id INTEGER PRIMARY KEY CHECK (id = 1), position TEXT NOT NULL) STRICT;
 """
+_TABLES = ("hour", "slice", "absorbed", "progress")
+# All of it is counted from the log: what an older vitok counted is counted anew, from the log's first row on.
+_ANEW = "".join(f"DROP TABLE IF EXISTS {table};\n" for table in _TABLES) + _SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +119,8 @@ class Sketches:
     reading the log and writing here neither loses a decision nor counts one twice.
 
     Args:
-        path: The file; made where it does not exist.
+        path: The file; made where it does not exist. One that an older vitok made is emptied, with its place in the
+            log, so that whoever follows the log counts anew what the log still has.
 
     Raises:
         StoreError: If the file cannot be opened, or is something else.
@@ -140,7 +144,7 @@ class Sketches:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._database = Database(path, schema=_SCHEMA, kind="sketches", version=2)
+        self._database = Database(path, schema=_SCHEMA, kind="sketches", version=2, migrations={1: _ANEW})
 
     def close(self) -> None:
         """Closes the file."""
@@ -204,20 +208,29 @@ class Sketches:
                 self._merge(transaction, counted)
         return frame.height
 
-    def absorb(self, sealed: Iterable[tuple[str, bytes]]) -> int:
+    def absorb(
+        self,
+        sealed: Iterable[tuple[str, bytes]],
+        *,
+        position: Sequence[int] | None = None,
+        since: Sequence[int] | None = None,
+    ) -> int:
         """Takes up counts that were made when segments were sealed, each segment once; no row is read.
 
-        A system either follows the log or absorbs its sealed segments; both would count twice.
+        A reader that also follows the log says with `position` that it has these segments now: those of which it has
+        read rows before would count twice.
 
         Args:
             sealed: Name and bytes of each segment, as `HourSealer` made them and `decisions.sidecars` gives them.
+            position: Where the log stands after these segments. Where the file is there or further, nothing changes.
+            since: The position that this reader had before; another one in the file means a second reader.
 
         Returns:
             How many decisions were counted.
 
         Raises:
             InvalidInput: If the bytes are something else.
-            Conflict: If a version was counted over other bins.
+            Conflict: If a version was counted over other bins, or another reader moved the position.
             StoreError: If the file cannot be written; nothing was counted then.
 
         Example:
@@ -231,6 +244,8 @@ class Sketches:
         """
         n = 0
         with self._database.writing() as transaction:
+            if position is not None and not _move(transaction, tuple(position), since):
+                return 0
             for name, data in sealed:
                 added = transaction.execute("INSERT OR IGNORE INTO absorbed VALUES (?)", (name,)).rowcount
                 if added:

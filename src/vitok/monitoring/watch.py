@@ -1,32 +1,48 @@
-"""Looks at every closed day once and raises or clears what is due: the joint of sketches, labels, rules and alerts."""
+"""Looks at every closed hour and day once, and raises or clears what is due: sketches, labels, rules and alerts."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vitok.clock import DAY, isoformat
+import numpy as np
+from numpy.typing import NDArray
+
+from vitok.clock import DAY, HOUR, isoformat
 from vitok.monitoring.alerts import Alert, Alerts
-from vitok.monitoring.baselines import WEEK
+from vitok.monitoring.baselines import WEEK, YEAR, Baseline
+from vitok.monitoring.calibration_watch import CalibrationWatch, watch_calibration
 from vitok.monitoring.conditions import (
     Finding,
     WatchRules,
     absence_finding,
+    coverage_finding,
     drift_findings,
+    explained,
     fallback_finding,
     quality_finding,
     quality_findings,
 )
+from vitok.monitoring.diagnosis import Diagnosis, DiagnosisRule, diagnose, onset
 from vitok.monitoring.drift import DriftReport, drift
+from vitok.monitoring.estimate_ledger import EstimatePair
+from vitok.monitoring.estimate_watch import EstimateWatch, baseline_name
+from vitok.monitoring.hourly_watch import HourlyWatch, WatchedHour, window_of
+from vitok.monitoring.labels import ConceptDrift, LabelDrift, MaturedLabels, concept_drift, label_drift
 from vitok.monitoring.performance import Performance, performance
 from vitok.monitoring.profile import ReferenceProfile
-from vitok.monitoring.quality import check_quality
+from vitok.monitoring.quality import QualityFinding, check_quality
 from vitok.monitoring.sketches import ALL_VERSIONS, Sketches, WindowCounts
 from vitok.monitoring.volume import ExpectedVolume, VolumeCheck
 from vitok.policies import Costs
+from vitok.stats import ConformalSets, Estimate, watch_coverage
 from vitok.stats.results import Result
 
 if TYPE_CHECKING:
     import polars as pl
+
+_HEALTHY_DAYS = 7
+_TOLD = ("average_precision", "cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +52,16 @@ class WatchedDay(Result):
     Attributes:
         start: Beginning of the day, in microseconds.
         end: Its end, not included.
-        findings: What each rule saw; a rule that could not judge has none.
-        drift: One report for each version that was judged.
+        findings: What each rule saw; a rule that could not judge has none. Those that fire say what has happened,
+            where and since when.
+        drift: One report for each version and window that was judged.
         performance: Version and what its matured decisions achieved, for each that had any.
         raised: Alerts that this day raised.
         cleared: Alerts that this day cleared.
+        diagnoses: What has happened, by its name, for each version of which a rule fired.
+        estimated: Version and what is estimated of its day without labels.
+        realised: Estimates of an earlier day beside what its labels say, which were taken to be in by now.
+        calibration: Version and its calibration day by day, for each of which the rule about it fired.
     """
 
     start: int
@@ -50,6 +71,10 @@ class WatchedDay(Result):
     performance: tuple[tuple[str, Performance], ...]
     raised: tuple[Alert, ...]
     cleared: tuple[Alert, ...]
+    diagnoses: tuple[Diagnosis, ...] = ()
+    estimated: tuple[tuple[str, tuple[Estimate, ...]], ...] = ()
+    realised: tuple[tuple[str, tuple[EstimatePair, ...]], ...] = ()
+    calibration: tuple[tuple[str, CalibrationWatch], ...] = ()
 
     def __str__(self) -> str:
         firing = [finding for finding in self.findings if finding.firing]
@@ -66,30 +91,45 @@ class Watched(Result):
 
     Attributes:
         days: The days that had closed since the tick before; empty where none had.
+        hours: The hours among those closed since then in which something fired or changed.
     """
 
     days: tuple[WatchedDay, ...]
+    hours: tuple[WatchedHour, ...] = ()
 
     @property
     def raised(self) -> tuple[Alert, ...]:
-        """Alerts raised, in order."""
-        return tuple(alert for day in self.days for alert in day.raised)
+        """Alerts raised, those of hours first, each in order."""
+        seen: tuple[WatchedHour | WatchedDay, ...] = (*self.hours, *self.days)
+        return tuple(alert for one in seen for alert in one.raised)
 
     @property
     def cleared(self) -> tuple[Alert, ...]:
-        """Alerts cleared, in order."""
-        return tuple(alert for day in self.days for alert in day.cleared)
+        """Alerts cleared, those of hours first, each in order."""
+        seen: tuple[WatchedHour | WatchedDay, ...] = (*self.hours, *self.days)
+        return tuple(alert for one in seen for alert in one.cleared)
 
     def __str__(self) -> str:
-        return "\n".join(str(day) for day in self.days) or "no day has closed since"
+        return "\n".join(str(one) for one in (*self.hours, *self.days)) or "no day has closed since"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was measured of one version on one day, before it is judged as a whole."""
+
+    profile: ReferenceProfile
+    window: WindowCounts
+    report: DriftReport
+    faults: tuple[QualityFinding, ...]
 
 
 class Watch:
-    """Watches the versions of one system, day by day.
+    """Watches the versions of one system, hour by hour and day by day.
 
-    A tick judges every day (UTC) that has closed since the tick before, in order, each once; after a crash it goes
-    on where it stopped, and what was observed already changes nothing. It reads sketches and labels and writes
-    observations and alerts; taking a playbook's step is for the loop.
+    A tick judges every hour and every day (UTC) that has closed since the tick before, in order, each once; after a
+    crash it goes on where it stopped, and what was observed already changes nothing. Hours are asked for faults of
+    the data and missing decisions, days for all. It reads sketches and labels and writes observations, alerts and
+    estimates; taking a playbook's step is for the loop.
 
     Args:
         system: Which system.
@@ -97,13 +137,17 @@ class Watch:
         sketches: Hourly counts of the system's log; let them catch up with the log before a tick.
         alerts: Where observations and alerts are kept.
         rules: What is looked for.
-        labelled: Gives the decisions with `start <= event_time < end`, joined with the labels known as of a time:
-            called as `labelled(start, end, as_of)`. None leaves quality and calibration out.
+        labelled: Gives the decisions with `start <= event_time < end`, joined with the labels known as of a time,
+            null where none was: called as `labelled(start, end, as_of)`. None leaves out all that needs rows.
         costs: What actions cost; None leaves money out.
         amount: Column with the amount, where costs are given.
+        hiding: Actions after which no outcome can be seen; see `performance`.
         views: View to the features that come from it, to tell a join that failed; see `check_quality`.
         weights: Gives for a version how much the model leans on each feature, such as its share of the gain; None
             takes all alike.
+        estimates: Estimates each closed day and writes it down; None leaves that out.
+        sets_of: Gives the conformal sets of a version, None for one without.
+        groups: Gives the groups of labelled rows by which residuals are looked at, such as slices; each of shape (n,).
 
     Example:
         >>> import tempfile
@@ -128,8 +172,12 @@ class Watch:
         labelled: "Callable[[int, int, int], pl.DataFrame] | None" = None,
         costs: Costs | None = None,
         amount: str = "amount",
+        hiding: Collection[str] = (),
         views: Mapping[str, Sequence[str]] | None = None,
         weights: Callable[[str], Mapping[str, float] | None] | None = None,
+        estimates: EstimateWatch | None = None,
+        sets_of: Callable[[str], ConformalSets | None] | None = None,
+        groups: "Callable[[pl.DataFrame], Mapping[str, NDArray[Any]]] | None" = None,
     ) -> None:
         self.system = system
         self.rules = rules or WatchRules()
@@ -139,14 +187,27 @@ class Watch:
         self._labelled = labelled
         self._costs = costs
         self._amount = amount
+        self._hiding = hiding
         self._views = views
         self._weights = weights
+        self._estimates = estimates
+        self._sets_of = sets_of
+        self._groups = groups
+        self._drift_names = (self.rules.data_drift.name, self.rules.prediction_drift.name)
+        self._diagnosing = DiagnosisRule(drift=self.rules.drift, quality=self.rules.faults)
+        # Version to the end of the last day that had something, and the beginning of the first one in its row.
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._judged: int | None = None
+        self._hours = HourlyWatch(
+            system, profile_of=profile_of, sketches=sketches, alerts=alerts, rules=self.rules, views=views
+        )
 
     def tick(self, now: int) -> Watched:
-        """Judges the days that have closed.
+        """Judges the hours and the days that have closed.
 
         Args:
-            now: The present, in microseconds.
+            now: The present, in microseconds. Where it has gone back behind what was judged, because the clock was
+                ahead, watching goes on from there.
 
         Returns:
             What was seen, raised and cleared on each of them.
@@ -154,18 +215,22 @@ class Watch:
         Raises:
             StoreError: If sketches or alerts cannot be read or written; the next tick goes on there.
         """
+        hours = self._hours.tick(now)
         until = self._alerts.watched_until(self.system)
-        if until is None:
-            hours = self._sketches.hours()
-            if not hours:
-                return Watched(days=())
-            until = hours[0] // DAY * DAY
+        if until is not None and until > now + HOUR:
+            until = now // DAY * DAY
+            self._alerts.finish(self.system, until, now=now)
+        logged = self._sketches.hours()
+        if until is None and not logged:
+            return Watched(days=(), hours=hours)
+        first = logged[0] // DAY * DAY if logged else 0
+        until = first if until is None else max(until, first)
         days = []
         while until + DAY + self.rules.settle <= now:
             days.append(self._judge(until, until + DAY, now))
             until += DAY
-            self._alerts.finish(self.system, until)
-        return Watched(days=tuple(days))
+            self._alerts.finish(self.system, until, now=now)
+        return Watched(days=tuple(days), hours=hours)
 
     def _judge(self, start: int, end: int, now: int) -> WatchedDay:
         versions = self._sketches.versions(start, end)
@@ -176,12 +241,15 @@ class Watch:
         fallback = None if totals is None else fallback_finding(totals, self.rules)
         if fallback is not None:
             findings.append(fallback)
-        reports = []
+        reports: list[DriftReport] = []
+        seen: dict[str, _Seen] = {}
         open_alerts = self._alerts.open(system=self.system)
         for version, profile in watched.items():
             alerting = {alert.rule for alert in open_alerts if alert.version == version}
             for length in self.rules.lengths:
-                window = self._sketches.window(version, end - length, end)
+                # Only the bins are asked for: adding up what else the hours hold takes far longer.
+                series = self._sketches.series(version, end - length, end)
+                window = None if series is None else window_of(series, end - length, end)
                 if window is None or window.n < self.rules.min_n:
                     continue
                 faults = check_quality(profile, window, views=self._views, rule=self.rules.faults)
@@ -191,11 +259,36 @@ class Watch:
                 findings.extend(drift_findings(report, self.rules, alerting=alerting, faulty=faulty))
                 if length == self.rules.lengths[0]:
                     findings.append(quality_finding(version, faults, self.rules))
-        performances = self._performances(tuple(watched), end)
-        for version, found in performances:
-            findings.extend(quality_findings(version, found, watched[version], self.rules))
+                    seen[version] = _Seen(profile, window, report, faults)
+        rows = self._matured(tuple(watched), end)
+        performances = self._performances(rows)
+        for version, measured in performances:
+            findings.extend(quality_findings(version, measured, watched[version], self.rules))
+            findings.extend(self._coverage(version, rows[version]))
+        estimated = self._estimated(watched, start, end, now)
+        fired = [version for version in seen if any(one.firing and one.version == version for one in findings)]
+        diagnoses = {
+            version: self._diagnose(
+                version, seen[version], rows.get(version), dict(performances).get(version), start, end
+            )
+            for version in fired
+        }
+        opened = {(alert.rule, alert.version) for alert in open_alerts}
+        # Only what may raise an alert is held against other baselines: while one is open nobody reads it again.
+        drifting = {
+            one.version
+            for one in findings
+            if one.firing and one.rule.name.startswith(self._drift_names) and (one.rule.name, one.version) not in opened
+        }
+        against = {version: self._against(version, seen[version]) for version in fired if version in drifting}
+        calibration = self._calibration(findings, rows)
+        findings = [
+            self._explained(one, diagnoses, seen, against, dict(estimated), calibration.get(one.version))
+            for one in findings
+        ]
         changed = [self._observe(finding, end, now) for finding in findings]
         changed += self._retire(versions, end)
+        self._judged = end
         return WatchedDay(
             start=start,
             end=end,
@@ -204,6 +297,10 @@ class Watch:
             performance=performances,
             raised=tuple(alert for alert in changed if alert is not None and alert.state == "open"),
             cleared=tuple(alert for alert in changed if alert is not None and alert.state == "cleared"),
+            diagnoses=tuple(diagnoses.values()),
+            estimated=estimated,
+            realised=self._realised(rows, end),
+            calibration=tuple(calibration.items()),
         )
 
     def _volume(self, totals: WindowCounts | None, start: int, end: int) -> VolumeCheck | None:
@@ -215,19 +312,189 @@ class Watch:
         expected = ExpectedVolume.fit(self._sketches.volumes(since, start))
         return expected.check(0 if totals is None else totals.n, start, end, level=self.rules.volume_level)
 
-    def _performances(self, versions: tuple[str, ...], end: int) -> tuple[tuple[str, Performance], ...]:
+    # Labels
+
+    def _matured(self, versions: tuple[str, ...], end: int) -> "dict[str, pl.DataFrame]":
         if self._labelled is None or not versions:
-            return ()
+            return {}
         until = end - self.rules.maturity
         rows = self._labelled(until - self.rules.trailing, until, end)
+        return {version: rows.filter(rows["model_version"] == version) for version in versions}
+
+    def _performances(self, rows: "Mapping[str, pl.DataFrame]") -> tuple[tuple[str, Performance], ...]:
+        return tuple(
+            (version, self._performance(own)) for version, own in rows.items() if own.height >= self.rules.min_n
+        )
+
+    def _performance(self, rows: "pl.DataFrame") -> Performance:
+        level = self.rules.confidence_level
+        return performance(rows, costs=self._costs, amount=self._amount, hiding=self._hiding, confidence_level=level)
+
+    def _coverage(self, version: str, rows: "pl.DataFrame") -> tuple[Finding, ...]:
+        sets = self._sets_of(version) if self._sets_of is not None else None
+        if sets is None:
+            return ()
+        known = _known(rows, self._hiding)
+        if known is None or known.day is None:
+            return ()
+        held = sets.predict(np.column_stack([1 - known.probability, known.probability]))
+        covered = held[np.arange(len(known.y)), known.y.astype(np.intp)]
+        days, at = np.unique(known.day, return_inverse=True)
+        n, hits = np.bincount(at, minlength=len(days)), np.bincount(at, weights=covered, minlength=len(days))
+        level = self.rules.confidence_level
+        found = watch_coverage(
+            hits.astype(np.int64).tolist(), n.tolist(), promised=sets.coverage, confidence_level=level
+        )
+        return (coverage_finding(version, found, self.rules),)
+
+    def _calibration(
+        self, findings: Sequence[Finding], rows: "Mapping[str, pl.DataFrame]"
+    ) -> dict[str, CalibrationWatch]:
+        found = {}
+        for one in findings:
+            if one.firing and one.rule.name == self.rules.calibration.name and one.version in rows:
+                known = _known(rows[one.version], self._hiding)
+                if known is not None and known.day is not None:
+                    found[one.version] = watch_calibration(known.day * DAY, known.probability, known.y)
+        return found
+
+    # Estimates
+
+    def _estimated(
+        self, watched: Mapping[str, ReferenceProfile], start: int, end: int, now: int
+    ) -> tuple[tuple[str, tuple[Estimate, ...]], ...]:
+        if self._estimates is None or self._labelled is None or not watched:
+            return ()
+        rows = self._labelled(start, end, end)
+        made = (
+            (version, self._estimates.estimate(version, own, start, end, made_at=now))
+            for version in watched
+            if (own := rows.filter(rows["model_version"] == version)).height >= self.rules.min_n
+        )
+        return tuple((version, found) for version, found in made if found)
+
+    def _realised(
+        self, rows: "Mapping[str, pl.DataFrame]", end: int
+    ) -> tuple[tuple[str, tuple[EstimatePair, ...]], ...]:
+        if self._estimates is None:
+            return ()
+        import polars as pl
+
+        last = (end - self.rules.maturity) // DAY * DAY
         found = []
-        for version in versions:
-            own = rows.filter(rows["model_version"] == version)
-            if own.height >= self.rules.min_n:
-                level = self.rules.confidence_level
-                measured = performance(own, costs=self._costs, amount=self._amount, confidence_level=level)
-                found.append((version, measured))
-        return tuple(found)
+        for version, own in rows.items():
+            times = own["event_time"].to_physical().cast(pl.Int64)
+            day = own.filter((times >= last - DAY) & (times < last))
+            if day.height >= self.rules.min_n:
+                pairs = self._estimates.realise(version, self._performance(day), last - DAY, last, as_of=end)
+                found.append((version, pairs))
+        return tuple((version, pairs) for version, pairs in found if pairs)
+
+    # What has happened
+
+    def _diagnose(
+        self,
+        version: str,
+        seen: _Seen,
+        rows: "pl.DataFrame | None",
+        measured: Performance | None,
+        start: int,
+        end: int,
+    ) -> Diagnosis:
+        label, concept = self._of_labels(seen.profile, rows, measured)
+        found = diagnose(
+            seen.profile,
+            seen.window,
+            report=seen.report,
+            slices=self._sketches.slices(version, start, end),
+            label=label,
+            concept=concept,
+            views=self._views,
+            rule=self._diagnosing,
+        )
+        if not found.names:
+            return found
+        since = start
+        before = self._rows.get(version)
+        if before is not None and before[0] == start:
+            since = before[1]
+        elif self._judged != start:
+            # The day before was judged by another process, or never.
+            first = onset(self._sketches, seen.profile, version, end, rule=self.rules.drift, quality=self.rules.faults)
+            since = start if first is None else first
+        self._rows[version] = (end, since)
+        return dataclasses.replace(found, since=since)
+
+    def _of_labels(
+        self, profile: ReferenceProfile, rows: "pl.DataFrame | None", measured: Performance | None
+    ) -> tuple[LabelDrift | None, ConceptDrift | None]:
+        if rows is None or measured is None or measured.n_fraud < self.rules.min_frauds:
+            return None, None
+        known = _known(rows, self._hiding, self._groups)
+        base = profile.baseline_of("fraud_rate")
+        label = None
+        if base is not None and measured.fraud_rate.n_obs and base.n_obs:
+            n = measured.fraud_rate.n_obs
+            happened = min(n, round(measured.fraud_rate.value * n))
+            spread = 1.0 if known is None else _burstiness(known)
+            label = label_drift(happened, np.ones(n), base_rate=base.value, base_n=base.n_obs, dispersion=spread)
+        return label, None if known is None else concept_drift(known)
+
+    def _explained(
+        self,
+        finding: Finding,
+        diagnoses: Mapping[str, Diagnosis],
+        seen: Mapping[str, _Seen],
+        against: Mapping[str, list[DriftReport]],
+        estimated: Mapping[str, tuple[Estimate, ...]],
+        calibration: CalibrationWatch | None,
+    ) -> Finding:
+        diagnosis = diagnoses.get(finding.version)
+        if diagnosis is None or not finding.firing:
+            return finding
+        profile = seen[finding.version].profile
+        drifted = finding.rule.name.startswith(self._drift_names)
+        expected = [
+            (one, profile.baseline_of(baseline_name(one.name)))
+            for one in estimated.get(finding.version, ())
+            if drifted and one.name in _TOLD
+        ]
+        held = against.get(finding.version, []) if drifted else []
+        return explained(finding, diagnosis, against=held, expected=expected, calibration=calibration, rules=self.rules)
+
+    def _against(self, version: str, seen: _Seen) -> list[DriftReport]:
+        start, end = seen.window.start, seen.window.end
+        found: list[Baseline | None] = []
+        for name in self.rules.baselines:
+            if name == "healthy":
+                found.append(self._healthy(version, start))
+            else:
+                back = WEEK if name == "last week" else YEAR
+                found.append(Baseline.season(self._sketches, version, start, end, back=back))
+        return [
+            drift(seen.profile, seen.window, baseline=one)
+            for one in found
+            if one is not None and one.n >= self.rules.min_n and one.digest == seen.profile.digest
+        ]
+
+    def _healthy(self, version: str, end: int) -> Baseline | None:
+        since = end - 5 * WEEK
+        judged: dict[int, bool] = {}
+        for rule in (self.rules.data_drift, self.rules.prediction_drift, self.rules.data_quality):
+            for one in self._alerts.observations(system=self.system, rule=rule.name, version=version, since=since):
+                judged[one.window_end] = judged.get(one.window_end, True) and not one.firing
+        last = next(
+            (day for day in range(end, since, -DAY) if all(judged.get(day - k * DAY) for k in range(_HEALTHY_DAYS))),
+            None,
+        )
+        if last is None:
+            return None
+        window = self._sketches.window(version, last - _HEALTHY_DAYS * DAY, last)
+        if window is None or not window.digest:
+            return None
+        return Baseline.production(window, name=f"the healthy week to {isoformat(last)[:10]}")
+
+    # Alerts
 
     def _observe(self, finding: Finding, end: int, now: int) -> Alert | None:
         return self._alerts.observe(
@@ -240,6 +507,7 @@ class Watch:
             bound=finding.bound,
             reason=finding.reason,
             now=now,
+            slice=finding.slice,
         )
 
     def _retire(self, versions: dict[str, int], end: int) -> list[Alert]:
@@ -251,3 +519,35 @@ class Watch:
             for alert in self._alerts.open(system=self.system)
             if alert.version != ALL_VERSIONS and alert.version not in versions
         ]
+
+
+def _known(
+    rows: "pl.DataFrame",
+    hiding: Collection[str],
+    groups: "Callable[[pl.DataFrame], Mapping[str, NDArray[Any]]] | None" = None,
+) -> MaturedLabels | None:
+    """Returns the rows whose outcome was seen and that a model answered; None where there is none."""
+    import polars as pl
+
+    seen = rows.filter(pl.col("label").is_not_null() & pl.col("probability").is_finite())
+    if hiding:
+        seen = seen.filter(~pl.col("action").is_in(list(hiding)))
+    if not seen.height:
+        return None
+    return MaturedLabels(
+        y=seen["label"].cast(pl.Float64).to_numpy(),
+        probability=seen["probability"].cast(pl.Float64).to_numpy(),
+        groups={} if groups is None else groups(seen),
+        day=seen["event_time"].to_physical().cast(pl.Int64).to_numpy() // DAY,
+    )
+
+
+def _burstiness(known: MaturedLabels) -> float:
+    """Returns how many times the variance of positives a day is that of independent ones, at least 1."""
+    if known.day is None:
+        return 1.0
+    days, at = np.unique(known.day, return_inverse=True)
+    counts = np.bincount(at, weights=known.y, minlength=len(days))
+    if len(days) < 4 or counts.mean() <= 0:
+        return 1.0
+    return max(1.0, float(counts.var(ddof=1) / counts.mean()))

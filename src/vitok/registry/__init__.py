@@ -11,14 +11,30 @@ read back.
 from vitok.registry.backup_files import Backup
 from vitok.registry.cards import MetricRow, ModelCard, model_card
 from vitok.registry.cleaning import Cleaned, Removal, clean
+from vitok.registry.client import RegistryClient
 from vitok.registry.copying import Restored, backup, restore
+from vitok.registry.gate_checks import (
+    all_of,
+    calibrated,
+    close_to_traffic,
+    contract_kept,
+    data_in_order,
+    fast_enough,
+    no_dearer,
+    no_skew,
+    no_worse_by_slice,
+)
 from vitok.registry.gates import Check, Verdict, at_least, at_most, evaluate, not_worse
 from vitok.registry.ledger import Ledger
+from vitok.registry.object_packages import ObjectPackages
 from vitok.registry.package import Package, read_package, write_package
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.registry import Registry
+from vitok.registry.remote_backup import fetch_backup, send_backup
 from vitok.registry.run_reading import Compared, MetricHistory, RunComparison, RunList, RunRecord, compare
 from vitok.registry.runs import TrackedRun
+from vitok.registry.shared_backup import RestoredStores, backup_stores, restore_stores
+from vitok.registry.shared_cleaning import clean_stores
 from vitok.registry.stages import Entry, ModelState, Stage, Version
 from vitok.registry.storage import Verification
 from vitok.registry.tracking import Tracker
@@ -35,11 +51,14 @@ __all__ = [
     "MetricRow",
     "ModelCard",
     "ModelState",
+    "ObjectPackages",
     "Package",
     "Provenance",
     "Registry",
+    "RegistryClient",
     "Removal",
     "Restored",
+    "RestoredStores",
     "RunComparison",
     "RunList",
     "RunRecord",
@@ -49,16 +68,30 @@ __all__ = [
     "Verdict",
     "Verification",
     "Version",
+    "all_of",
     "at_least",
     "at_most",
     "backup",
+    "backup_stores",
+    "calibrated",
     "clean",
+    "clean_stores",
+    "close_to_traffic",
     "compare",
+    "contract_kept",
+    "data_in_order",
     "evaluate",
+    "fast_enough",
+    "fetch_backup",
     "find_provenance",
     "model_card",
+    "no_dearer",
+    "no_skew",
+    "no_worse_by_slice",
     "not_worse",
     "read_package",
     "restore",
+    "restore_stores",
+    "send_backup",
     "write_package",
 ]

@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,12 @@ from vitok.registry.stages import Version
 
 Kind = Literal["package", "artifacts", "left over"]
 
+RUNS_QUERY = "SELECT run_uuid, lifecycle_stage, artifact_uri, deleted_time FROM runs"
 _VERSIONS = """
 SELECT DISTINCT model_version FROM decisions WHERE model_version IS NOT NULL
 UNION SELECT DISTINCT shadow_version FROM decisions WHERE shadow_version IS NOT NULL
 """
+UNUSED_FILES = "their run was deleted, and no version that stays was made by it"
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -33,14 +35,14 @@ class Removal:
     Attributes:
         kind: What it is.
         name: The version, the run, or the folder's name.
-        path: Where it lies.
+        path: Where it lies: a folder, or an address.
         size: Its size, in bytes.
         why: Why nothing refers to it.
     """
 
     kind: Kind
     name: str
-    path: Path
+    path: Path | str
     size: int
     why: str
 
@@ -77,11 +79,16 @@ class Cleaned:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The runs of a store: those that are there, and the folders of those that were deleted, with when."""
+class Runs:
+    """The runs of a store.
+
+    Attributes:
+        present: Those that are there.
+        deleted: Those that were deleted: id, address of its files, and when, in microseconds.
+    """
 
     present: frozenset[str]
-    deleted: tuple[tuple[str, Path, int], ...]
+    deleted: tuple[tuple[str, str, int], ...]
 
 
 def clean(
@@ -131,8 +138,8 @@ def clean(
     registry = Registry(home)
     try:
         runs = _runs(home / "mlflow.db")
-        named = _decided(home, logs)
-        packages, kept, makers = _packages(registry, named, runs, before)
+        named = decided(logs if logs is not None else [folder for folder in (home / "log",) if folder.is_dir()])
+        packages, kept, makers = unused_packages(registry, named, runs, before, look=_looking_at(registry.packages))
         removals = [*packages, *_artifacts(home, runs, makers, before), *_left_over(registry, before)]
         if not dry_run:
             removals = [removal for removal in removals if _remove(registry, removal, now=now, actor=actor)]
@@ -141,10 +148,26 @@ def clean(
         registry.close()
 
 
-def _packages(
-    registry: Registry, named: frozenset[str], runs: _Runs, before: int
+def unused_packages(
+    registry: Registry,
+    named: frozenset[str],
+    runs: Runs,
+    before: int,
+    *,
+    look: Callable[[Version], tuple[Path | str, int] | None],
 ) -> tuple[list[Removal], list[tuple[str, str]], set[str]]:
-    """Gives the packages to remove, what is kept and why, and the runs that made a version that stays."""
+    """Finds the packages that nothing refers to.
+
+    Args:
+        registry: The registry.
+        named: The versions that decisions name.
+        runs: The runs of its store.
+        before: Only versions that were registered by then, in microseconds.
+        look: Says where a version's package lies and how large it is; None where it is not there.
+
+    Returns:
+        The packages to remove, what is kept and why, and the runs that made a version that stays.
+    """
     removals, kept, makers = [], [], set()
     for model in registry.ledger.models():
         state = registry.state(model)
@@ -152,12 +175,12 @@ def _packages(
             entry.version for entry in registry.ledger.history(model) if entry.kind in ("promoted", "canary_started")
         }
         for version in state.versions:
-            folder = registry.packages / version.path
             why = "" if version.removed else _why_kept(version, stood, state.latest, named, runs)
             if not why and version.registered <= before:
-                if folder.exists():
+                found = look(version)
+                if found is not None:
                     told = "never in a stage, and no decision or run names it"
-                    removals.append(_removal("package", version.name, folder, told))
+                    removals.append(Removal(kind="package", name=version.name, path=found[0], size=found[1], why=told))
                 continue
             if version.run_id is not None and not version.removed:
                 makers.add(version.run_id)
@@ -166,7 +189,15 @@ def _packages(
     return removals, kept, makers
 
 
-def _why_kept(version: Version, stood: set[int | None], latest: int, named: frozenset[str], runs: _Runs) -> str:
+def _looking_at(packages: Path) -> Callable[[Version], tuple[Path | str, int] | None]:
+    def look(version: Version) -> tuple[Path | str, int] | None:
+        folder = packages / version.path
+        return (folder, _folder_size(folder)) if folder.exists() else None
+
+    return look
+
+
+def _why_kept(version: Version, stood: set[int | None], latest: int, named: frozenset[str], runs: Runs) -> str:
     if version.version in stood:
         return "it was in a stage"
     if version.stage not in ("None", "Archived") or version.proposed_by is not None:
@@ -180,13 +211,14 @@ def _why_kept(version: Version, stood: set[int | None], latest: int, named: froz
     return ""
 
 
-def _artifacts(home: Path, runs: _Runs, makers: set[str], before: int) -> list[Removal]:
+def _artifacts(home: Path, runs: Runs, makers: set[str], before: int) -> list[Removal]:
     top = home / "mlartifacts"
-    return [
-        _removal("artifacts", run_id, folder, "their run was deleted, and no version that stays was made by it")
-        for run_id, folder, deleted in runs.deleted
-        if deleted <= before and run_id not in makers and top in folder.parents and folder.is_dir()
-    ]
+    found = []
+    for run_id, address, deleted in runs.deleted:
+        folder = Path(os.path.normpath(unquote(urlparse(address).path))).parent
+        if deleted <= before and run_id not in makers and top in folder.parents and folder.is_dir():
+            found.append(_removal("artifacts", run_id, folder, UNUSED_FILES))
+    return found
 
 
 def _left_over(registry: Registry, before: int) -> list[Removal]:
@@ -210,6 +242,7 @@ def _remove(registry: Registry, removal: Removal, *, now: int, actor: str) -> bo
                     registry.ledger.remove(model, int(number), reason=removal.why, actor=actor, now=now)
                 except Conflict:
                     return False
+    assert isinstance(removal.path, Path)  # noqa: S101
     try:
         # Gone at once for who reads; a crash then leaves a folder that the registry clears away when it is opened.
         gone = removal.path.with_name(f".{removal.path.name}.new-{uuid.uuid4().hex}")
@@ -220,40 +253,54 @@ def _remove(registry: Registry, removal: Removal, *, now: int, actor: str) -> bo
     return True
 
 
-def _decided(home: Path, logs: Sequence[Path] | None) -> frozenset[str]:
-    """Gives the versions that decisions name."""
+def decided(logs: Sequence[Path]) -> frozenset[str]:
+    """Returns the versions that decisions name, such as `"fraud/3"`.
+
+    Args:
+        logs: Folders above logs of decisions.
+
+    Raises:
+        NotFound: If one is not there.
+    """
     from vitok import decisions
 
-    folders = logs if logs is not None else [folder for folder in (home / "log",) if folder.is_dir()]
-    return frozenset(name for folder in folders for (name,) in decisions.query(folder, _VERSIONS).iter_rows())
+    return frozenset(name for folder in logs for (name,) in decisions.query(folder, _VERSIONS).iter_rows())
 
 
-def _runs(database: Path) -> _Runs:
+def _runs(database: Path) -> Runs:
     if not database.exists():
-        return _Runs(frozenset(), ())
-    query = "SELECT run_uuid, lifecycle_stage, artifact_uri, deleted_time FROM runs"
+        return Runs(frozenset(), ())
     try:
         with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=30.0)) as connection:
-            rows = connection.execute(query).fetchall()
+            return runs_of(connection.execute(RUNS_QUERY).fetchall())
     except sqlite3.Error as error:
         raise StoreError(f"MLflow store {database} cannot be read: {error}") from error
-    present = frozenset(run_id for run_id, stage, _, _ in rows if stage != "deleted")
-    deleted = tuple(
-        (run_id, Path(os.path.normpath(unquote(urlparse(address or "").path))).parent, time * 1000)
-        for run_id, stage, address, time in rows
-        if stage == "deleted" and time is not None
+
+
+def runs_of(rows: Sequence[tuple[str, str, str | None, int | None]]) -> Runs:
+    """Makes of the rows of `RUNS_QUERY` which runs there are."""
+    return Runs(
+        present=frozenset(run_id for run_id, stage, _, _ in rows if stage != "deleted"),
+        deleted=tuple(
+            (run_id, address or "", time * 1000)
+            for run_id, stage, address, time in rows
+            if stage == "deleted" and time is not None
+        ),
     )
-    return _Runs(present, deleted)
 
 
 def _removal(kind: Kind, name: str, path: Path, why: str) -> Removal:
+    return Removal(kind=kind, name=name, path=path, size=_folder_size(path), why=why)
+
+
+def _folder_size(path: Path) -> int:
     size = 0
     for place, _, files in os.walk(path):
         for file in files:
             # Somebody else may be removing it.
             with contextlib.suppress(FileNotFoundError):
                 size += (Path(place) / file).lstat().st_size
-    return Removal(kind=kind, name=name, path=path, size=size, why=why)
+    return size
 
 
 def _size(size: float) -> str:

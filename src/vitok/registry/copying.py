@@ -29,19 +29,12 @@ from vitok.registry.backup_files import (
 )
 from vitok.registry.files import RESTORING, exclusive
 from vitok.registry.package import FileEntry, read_package
+from vitok.registry.run_tables import ADDRESSES
 from vitok.registry.storage import EntryStore, Verification
 
 LEDGER = "registry/ledger.sqlite"
 _RUNS = "mlflow.db"
 _LOCK = ".lock"
-# Where MLflow keeps whole addresses: a home that lies elsewhere has other ones.
-_ADDRESSES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-    ("logged_models", "artifact_location"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +272,7 @@ def _checked(copied: Path, home: Path, named: Mapping[str, str]) -> tuple[str, .
 def _readdress(database: Path, old: str, home: Path) -> None:
     """Gives the files of runs the addresses that they have below another home."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        for table, column in _ADDRESSES:
+        for table, column in ADDRESSES:
             columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             if column not in columns:
                 continue

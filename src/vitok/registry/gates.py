@@ -25,6 +25,8 @@ class Check:
         value: What was found, or None where it could not be computed (NaN and infinities are stored as None).
         bound: What was asked for, or None for a yes or no.
         reason: Why it passed or not, in words.
+        enough: Whether there was enough evidence to decide it; False where it did not pass and more rows may show
+            that it does: the interval holds the bound, or a slice has too few rows.
 
     Example:
         >>> print(Check(name="signature", passed=False, value=None, bound=None, reason="an input is missing"))
@@ -36,6 +38,7 @@ class Check:
     value: float | None
     bound: float | None
     reason: str
+    enough: bool = True
 
     def __post_init__(self) -> None:
         for field in ("value", "bound"):
@@ -43,6 +46,7 @@ class Check:
             if number is not None:
                 object.__setattr__(self, field, float(number) if math.isfinite(number) else None)
         object.__setattr__(self, "passed", bool(self.passed))
+        object.__setattr__(self, "enough", bool(self.enough) or self.passed)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a dict that `json.dumps` accepts."""
@@ -52,10 +56,16 @@ class Check:
             "value": self.value,
             "bound": self.bound,
             "reason": self.reason,
+            "enough": self.enough,
         }
 
+    @property
+    def state(self) -> str:
+        """`"passed"`, `"FAILED"`, or `"open"` where there was not enough evidence."""
+        return "passed" if self.passed else "FAILED" if self.enough else "open"
+
     def __str__(self) -> str:
-        return f"{'passed' if self.passed else 'FAILED'} {self.name}: {self.reason}"
+        return f"{self.state} {self.name}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,31 @@ class Verdict:
     def failed(self) -> tuple[Check, ...]:
         """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it was refused only for want of evidence: no check has shown anything wrong."""
+        return bool(self.failed) and not any(check.enough for check in self.failed)
+
+    def table(self) -> str:
+        """Writes the checks as a table: what was checked, its value, its bound, and why it passed or not.
+
+        Example:
+            >>> print(evaluate([at_least("roc_auc", 0.9, 0.8), at_most("latency_p99_ms", 12.0, 10.0)]).table())
+            check           value  bound  state   reason
+            roc_auc         0.9    0.8    passed  0.9 is at least 0.8
+            latency_p99_ms  12     10     FAILED  12 is above 10
+            refused: 1 of 2 checks failed: latency_p99_ms 12 is above 10
+        """
+
+        def number(value: float | None) -> str:
+            return "" if value is None else f"{value:.4g}"
+
+        rows = [("check", "value", "bound", "state", "reason")]
+        rows += [(one.name, number(one.value), number(one.bound), one.state, one.reason) for one in self.checks]
+        widths = [max(len(row[at]) for row in rows) for at in range(4)]
+        lines = ["  ".join([*(row[at].ljust(widths[at]) for at in range(4)), row[4]]) for row in rows]
+        return "\n".join([*lines, f"{'accepted' if self.accepted else 'refused'}: {self.reason}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the verdict as a dict that `json.dumps` accepts; `from_dict` reads it."""
@@ -138,9 +173,9 @@ def at_least(name: str, value: "float | Estimate", bound: float) -> Check:
         >>> from vitok.stats.results import Estimate
         >>> few = Estimate(name="precision", value=0.5, lower=0.2, upper=0.8, n_obs=10)
         >>> print(at_least("precision", few, 0.3))
-        FAILED precision: 0.5 (95 % interval 0.2 to 0.8): its lower end is below 0.3
+        open precision: 0.5 (95 % interval 0.2 to 0.8): its lower end is below 0.3
     """
-    point, lower, _, shown = _parts(name, value)
+    point, lower, upper, shown = _parts(name, value)
     _finite("bound", bound)
     passed = lower >= bound
     if math.isnan(lower):
@@ -149,7 +184,7 @@ def at_least(name: str, value: "float | Estimate", bound: float) -> Check:
         told = f"{shown} is {'at least' if passed else 'below'} {bound:.4g}"
     else:
         told = f"{shown}: its lower end is {'at least' if passed else 'below'} {bound:.4g}"
-    return Check(name=name, passed=passed, value=point, bound=bound, reason=told)
+    return Check(name=name, passed=passed, value=point, bound=bound, reason=told, enough=not upper >= bound)
 
 
 def at_most(name: str, value: "float | Estimate", bound: float) -> Check:
@@ -159,7 +194,7 @@ def at_most(name: str, value: "float | Estimate", bound: float) -> Check:
         >>> print(at_most("calibration_error", 0.01, 0.02))
         passed calibration_error: 0.01 is at most 0.02
     """
-    point, _, upper, shown = _parts(name, value)
+    point, lower, upper, shown = _parts(name, value)
     _finite("bound", bound)
     passed = upper <= bound
     if math.isnan(upper):
@@ -168,7 +203,7 @@ def at_most(name: str, value: "float | Estimate", bound: float) -> Check:
         told = f"{shown} is {'at most' if passed else 'above'} {bound:.4g}"
     else:
         told = f"{shown}: its upper end is {'at most' if passed else 'above'} {bound:.4g}"
-    return Check(name=name, passed=passed, value=point, bound=bound, reason=told)
+    return Check(name=name, passed=passed, value=point, bound=bound, reason=told, enough=not lower <= bound)
 
 
 def not_worse(
@@ -212,7 +247,9 @@ def not_worse(
     else:
         verb = "excludes" if passed else "does not exclude"
         told = f"{candidate:.4g} against {incumbent:.4g}: difference {shown} {verb} a loss above {margin:.4g}"
-    return Check(name=name, passed=passed, value=point, bound=-margin if better == "higher" else margin, reason=told)
+    holds = upper >= -margin if better == "higher" else lower <= margin
+    bound = -margin if better == "higher" else margin
+    return Check(name=name, passed=passed, value=point, bound=bound, reason=told, enough=not holds)
 
 
 def is_estimate(value: "float | Estimate") -> "TypeGuard[Estimate]":

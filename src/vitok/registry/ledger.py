@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +23,20 @@ class Ledger:
     carries the hash of the one before it. Methods take `key`, an idempotency key: the same key of the same model
     again returns the first entry and appends nothing, so that a step that is repeated after a crash does no harm.
 
-    Any number of threads and processes may use one file. Times are microseconds; where a clock stepped back, an
-    entry takes the time of the one before it and keeps the clock's own under `details["clock"]`.
+    Any number of threads and processes may use one file, and of machines one database. Times are microseconds; where
+    a clock stepped back, an entry takes the time of the one before it and keeps the clock's own under
+    `details["clock"]`.
+
+    A PostgreSQL database is followed, so that `state` and `revision` take no time: they show one's own changes at
+    once, and another process's as soon as the database tells of them, mostly within milliseconds and at the latest
+    after three seconds. `catch_up` waits for all there is; every change is decided by what is in the database.
 
     Args:
-        path: The SQLite file; made where it does not exist.
+        place: The SQLite file, made where it does not exist; or `postgresql://user@host/database`.
 
     Raises:
-        StoreError: If the file cannot be opened, or is something else.
+        StoreError: If it cannot be opened, or is something else.
+        MissingExtra: If psycopg, which PostgreSQL needs, is not installed.
 
     Example:
         >>> import tempfile
@@ -51,24 +57,37 @@ class Ledger:
         >>> ledger.close(); folder.cleanup()
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._store = EntryStore(Path(path))
-        self._states: dict[str, ModelState] = {}
+    def __init__(self, place: str | Path) -> None:
+        self._store = EntryStore(place)
+        # With each state the revision of the whole ledger up to which it is known to be the latest.
+        self._states: dict[str, tuple[int, ModelState]] = {}
         self._states_lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["Ledger"], tuple[Path]]:
-        return Ledger, (self.path,)
+    def __reduce__(self) -> tuple[type["Ledger"], tuple[str | Path]]:
+        return Ledger, (self._store.place,)
 
     def __repr__(self) -> str:
-        return f"Ledger({str(self.path)!r})"
+        return f"Ledger({self._store.shown!r})"
+
+    @property
+    def place(self) -> str | Path:
+        """The SQLite file; or the address of the database, with its password where it has one."""
+        return self._store.place
 
     @property
     def path(self) -> Path:
-        """The SQLite file."""
-        return self._store.path
+        """The SQLite file.
+
+        Raises:
+            InvalidInput: If it lies in a database of a server.
+        """
+        place = self._store.place
+        if isinstance(place, str):
+            raise InvalidInput("ledger", self._store.shown, "lie in a file to have a path")
+        return place
 
     def close(self) -> None:
-        """Closes the file; a closed ledger cannot be used any more."""
+        """Closes file or connections; a closed ledger cannot be used any more."""
         self._store.close()
 
     def register(
@@ -417,9 +436,20 @@ class Ledger:
         if at is not None:
             entries = self._store.read("model = ? AND time_us <= ?", (model, at))
             return self._after(entries, ModelState(model=model))
-        known = self._known(model)
+        revision = self._store.revision()
+        seen, known = self._known(model)
+        if seen >= revision and known.revision:
+            return known
         entries = self._store.read("model = ? AND seq > ?", (model, known.revision))
-        return self._remember(self._after(entries, known)) if entries else known
+        return self._remember(self._after(entries, known), revision)
+
+    def catch_up(self) -> int:
+        """Looks for what others have written, however recently; returns the revision, as `revision` does.
+
+        It is for who was told of a change that another process made and has to see it: on PostgreSQL, what follows is
+        never older than this call. On SQLite all reads are so.
+        """
+        return self._store.catch_up()
 
     def at(self, model: str, time_us: int) -> int | None:
         """Returns the version that was in Production at a time, or None."""
@@ -446,6 +476,14 @@ class Ledger:
         """Returns a number that grows with every entry of any model; cheap enough to ask at every batch."""
         return self._store.revision()
 
+    def take_over(self, entries: Iterable[Entry]) -> None:
+        """Fills an empty ledger with all entries of another, such as those of a backup, as they are.
+
+        Raises:
+            Conflict: If it has entries.
+        """
+        self._store.take_over(entries)
+
     def verify(self, *, head: str | None = None) -> Verification:
         """Checks the chain of hashes from the first entry on, and says which entry was altered.
 
@@ -465,27 +503,29 @@ class Ledger:
         if isinstance(now, bool) or not isinstance(now, int) or not 0 <= now < 2**62:
             raise InvalidInput("now", now, "be microseconds since 1970, a whole number")
         with self._store.writing() as transaction:
-            known = self._known(model)
+            _, known = self._known(model)
             entries = transaction.read("model = ? AND seq > ?", (model, known.revision))
             change = Change(transaction, self._after(entries, known), actor=actor, reason=reason, now=now, key=key)
             yield change
         # Only now is it kept.
-        if change.state.revision:
-            self._remember(change.state)
+        self._remember(change.state, change.state.revision)
 
-    def _known(self, model: str) -> ModelState:
+    def _known(self, model: str) -> tuple[int, ModelState]:
         with self._states_lock:
-            return self._states.get(model) or ModelState(model=model)
+            return self._states.get(model) or (0, ModelState(model=model))
 
-    def _remember(self, state: ModelState) -> ModelState:
-        with self._states_lock:
-            known = self._states.get(state.model)
-            if known is None or state.revision > known.revision:
-                self._states[state.model] = state
+    def _remember(self, state: ModelState, revision: int) -> ModelState:
+        if state.revision:
+            with self._states_lock:
+                seen, known = self._states.get(state.model, (0, state))
+                newer = state if state.revision > known.revision else known
+                self._states[state.model] = (max(seen, revision, state.revision), newer)
         return state
 
     def _after(self, entries: list[Entry], start: ModelState) -> ModelState:
         try:
             return replay(entries, start=start)
         except (LookupError, TypeError) as error:
-            raise StoreError(f"ledger {self.path} does not make sense for {start.model}; call verify()") from error
+            raise StoreError(
+                f"ledger {self._store.shown} does not make sense for {start.model}; call verify()"
+            ) from error

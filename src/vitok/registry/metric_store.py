@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Point = tuple[str, float, int, int]
 """A point of a metric: name, value, milliseconds since 1970, step."""
 
+Row = tuple[str, float, int, int, str, bool]
+
 _COLUMNS = {
     "metrics": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
     "latest_metrics": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
@@ -30,10 +32,10 @@ class MetricStore:
     MLflow makes an object of each point, and asks for it in Python, with the interpreter held: about 100 us a point
     of the time of the program that trains. Here a transaction is two statements for any number of points, by the
     rules of MLflow: a point that is there already is written once, and the latest of a metric is the largest by
-    (step, time, value).
+    (step, time, value). PostgreSQL gets them as columns.
 
     Args:
-        uri: Address of the store, `sqlite:///...` or `postgresql://...`.
+        uri: Address of the store, `sqlite:///...` or `postgresql://...`; the latter through psycopg 3.
 
     Raises:
         InvalidInput: If the store is of another kind, or its tables are not those known here; then write through
@@ -49,7 +51,8 @@ class MetricStore:
         if kind == "sqlite":
             self._engine = sqlalchemy.create_engine(url, connect_args={"timeout": _WAIT_SECONDS})
         elif kind == "postgresql":
-            self._engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
+            # A plain address means another driver to SQLAlchemy before 2.1.
+            self._engine = sqlalchemy.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
         else:
             raise InvalidInput("uri", uri, "be of SQLite or PostgreSQL")
         with contextlib.ExitStack() as undo:
@@ -77,7 +80,7 @@ class MetricStore:
         if not points:
             return
         latest: dict[str, tuple[int, int, float]] = {}
-        rows = []
+        rows: list[Row] = []
         for key, value, timestamp, step in points:
             rows.append((key, value, timestamp, step, run_id, False))
             at = (step, timestamp, value)

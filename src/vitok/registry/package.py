@@ -27,7 +27,7 @@ PROFILE = "profile.json"
 METRICS = "metrics.json"
 EXAMPLES = "examples.json"
 
-_FORMAT = 1
+FORMAT = 1
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -169,9 +169,7 @@ def write_package(
     check_model_name(name)
     if version < 1:
         raise InvalidInput("version", version, "be at least 1")
-    if not files:
-        raise InvalidInput("files", dict(files), "hold at least one file")
-    contents = {file: _encoded(file, content) for file, content in files.items()}
+    contents = contents_of(files)
     folder = Path(folder)
     temporary = folder.parent / f".{folder.name}.new-{uuid.uuid4().hex}"
     try:
@@ -183,15 +181,15 @@ def write_package(
             write_durable(temporary / file, contents[file])
             entries[file] = {"sha256": hashlib.sha256(contents[file]).hexdigest(), "size": len(contents[file])}
         manifest = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "kind": kind,
             "name": name,
             "version": version,
             "created": created,
-            "digest": _digest(entries),
+            "digest": digest_of(entries),
             "files": entries,
         }
-        write_durable(temporary / MANIFEST, _sealed(manifest))
+        write_durable(temporary / MANIFEST, sealed(manifest))
         sync_folder(temporary)
         try:
             temporary.rename(folder)
@@ -227,7 +225,7 @@ def read_package(folder: Path) -> Package:
         raise NotFound("package", str(folder), _beside(folder)) from None
     except OSError as error:
         raise StoreError(f"package {folder}: {MANIFEST} cannot be read: {error}") from error
-    manifest = _unsealed(folder, raw)
+    manifest = unsealed(folder, raw)
     entries = {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
     present = {entry.name for entry in os.scandir(folder)} - {MANIFEST}
     for name in sorted(present - entries.keys()):
@@ -253,6 +251,17 @@ def read_package(folder: Path) -> Package:
     )
 
 
+def contents_of(files: Mapping[str, Content]) -> dict[str, bytes]:
+    """Returns the bytes of a package's files, by name.
+
+    Raises:
+        InvalidInput: If there is no file, or a name or a content cannot be stored.
+    """
+    if not files:
+        raise InvalidInput("files", dict(files), "hold at least one file")
+    return {name: _encoded(name, content) for name, content in files.items()}
+
+
 def _encoded(name: str, content: Content) -> bytes:
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name) or name == MANIFEST:
         raise InvalidInput("files", name, f"be a plain file name of letters, digits, _ . -, and not {MANIFEST}")
@@ -273,17 +282,28 @@ def _encoded(name: str, content: Content) -> bytes:
         ) from None
 
 
-def _digest(entries: Mapping[str, Mapping[str, Any]]) -> str:
+def digest_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the digest of a package from the checksum of each file, `{"sha256": ...}`, by name."""
     lines = "".join(f"{entries[name]['sha256']}  {name}\n" for name in sorted(entries))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _sealed(manifest: Mapping[str, Any]) -> bytes:
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Writes a manifest with its own checksum."""
     body = json.dumps(manifest, indent=1)
     return json.dumps({**manifest, "seal": hashlib.sha256(body.encode()).hexdigest()}, indent=1).encode() + b"\n"
 
 
-def _unsealed(folder: Path, raw: bytes) -> dict[str, Any]:
+def unsealed(folder: Path | str, raw: bytes) -> dict[str, Any]:
+    """Reads what `sealed` wrote.
+
+    Args:
+        folder: Where it lies, for errors.
+        raw: The manifest's bytes.
+
+    Raises:
+        StoreError: If it was changed, or is of another format.
+    """
     damaged = StoreError(f"package {folder}: file {MANIFEST} was changed after the package was written")
     try:
         manifest = json.loads(raw)
@@ -293,10 +313,10 @@ def _unsealed(folder: Path, raw: bytes) -> dict[str, Any]:
         raise damaged
     # The seal is checked by writing the manifest again: then a changed space counts as well as a changed letter.
     body = {name: value for name, value in manifest.items() if name != "seal"}
-    if _sealed(body) != raw:
+    if sealed(body) != raw:
         raise damaged
-    if body["format"] != _FORMAT:
-        raise StoreError(f"package {folder}: format {body['format']} is not known here; vitok reads format {_FORMAT}")
+    if body["format"] != FORMAT:
+        raise StoreError(f"package {folder}: format {body['format']} is not known here; vitok reads format {FORMAT}")
     return body
 
 

@@ -1,29 +1,46 @@
-"""The registry: packages on disk and the ledger that says where each version stands, kept in step."""
+"""The registry: packages, and the ledger that says where each version stands, kept in step."""
 
+import contextlib
+import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitok.errors import NotFound, StoreError
+from vitok import settings
+from vitok.engines.address import hidden
+from vitok.engines.postgres import is_postgres
+from vitok.engines.s3 import is_s3
+from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
 from vitok.registry.files import check_whole, exclusive
 from vitok.registry.ledger import Ledger
+from vitok.registry.object_packages import CACHE_BYTES, ObjectPackages
 from vitok.registry.package import Content, Package, check_model_name, read_package, write_package
 from vitok.registry.stages import ModelState, Version
 
 
 class Registry:
-    """All versions of all models under one folder.
+    """All versions of all models: under one folder, or in PostgreSQL and an S3-compatible store.
 
-    The files are `home/registry/packages/<model>/<version>/` and `home/registry/ledger.sqlite`. A version exists
+    A folder has `home/registry/packages/<model>/<version>/` and `home/registry/ledger.sqlite`. A version exists
     when its ledger entry does: a package is put in its place first, and one without an entry (a crash came between)
     is set aside when the registry is opened next.
 
+    For many writers on many machines, name a database and a bucket. The same holds: objects are written before the
+    ledger names them, and what it does not name does not exist. Packages that are loaded are kept in a folder of this
+    machine, and each time checked against the ledger.
+
     Args:
-        home: Folder of everything vitok writes; made where it does not exist.
+        home: Folder of everything vitok writes, made where it does not exist; or `postgresql://user@host/database`.
+        packages: Address of the packages where `home` is a database:
+            `s3://bucket/prefix?endpoint=https://host:port&region=name`; keys come from the environment.
+        cache: Folder for the packages in use; by default one in the settings' home. Only with a database.
+        cache_bytes: How much that folder holds.
 
     Raises:
-        StoreError: If the folder cannot be used.
+        InvalidInput: If an address is missing, or none of these.
+        StoreError: If the folder or the database cannot be used.
+        MissingExtra: If psycopg or boto3 is needed and not installed.
 
     Example:
         >>> import tempfile
@@ -36,7 +53,21 @@ class Registry:
         >>> registry.close(); home.cleanup()
     """
 
-    def __init__(self, home: str | Path) -> None:
+    def __init__(
+        self,
+        home: str | Path,
+        *,
+        packages: str | None = None,
+        cache: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._named = (home, packages, cache, cache_bytes)
+        self.objects: ObjectPackages | None = None
+        if isinstance(home, str) and "://" in home:
+            self._open_stores(home, packages, cache, cache_bytes)
+            return
+        if packages is not None or cache is not None:
+            raise InvalidInput("packages, cache", (packages, cache), "be left out where the registry is a folder")
         self.home = Path(home)
         check_whole(self.home)
         self._root = self.home / "registry"
@@ -49,11 +80,29 @@ class Registry:
         self.ledger = Ledger(self._root / "ledger.sqlite")
         self.repair()
 
-    def __reduce__(self) -> tuple[type["Registry"], tuple[Path]]:
-        return Registry, (self.home,)
+    def _open_stores(self, database: str, packages: str | None, cache: Path | None, cache_bytes: int) -> None:
+        if not is_postgres(database):
+            raise InvalidInput("home", hidden(database), "be a folder, or look like postgresql://user@host/database")
+        if packages is None or not is_s3(packages):
+            raise InvalidInput("packages", packages, "look like s3://bucket/prefix where the ledger is in a database")
+        name = hashlib.sha256(packages.encode()).hexdigest()[:12]
+        self.home = cache or settings.current().home / "registry-cache" / name
+        self.packages = self.home / "packages"
+        self.objects = ObjectPackages(packages, cache=self.packages, cache_bytes=cache_bytes)
+        self.ledger = Ledger(database)
+
+    def __reduce__(self) -> tuple[object, tuple[str | Path, str | None, Path | None, int]]:
+        return _opened, self._named
 
     def __repr__(self) -> str:
+        if self.objects is not None:
+            return f"Registry({hidden(str(self._named[0]))!r}, packages={self.objects.bucket.url!r})"
         return f"Registry({str(self.home)!r})"
+
+    @property
+    def location(self) -> str:
+        """Where the packages lie, each below it by its version's path: a folder, or `s3://bucket/prefix`."""
+        return str(self.packages) if self.objects is None else self.objects.bucket.location
 
     def close(self) -> None:
         """Closes the ledger."""
@@ -90,11 +139,15 @@ class Registry:
             StoreError: If the disk is full or cannot be written; nothing is left behind.
         """
         check_model_name(name)
+        if self.objects is not None:
+            made = self._made_before(name, key)
+            return made or self._upload(
+                self.objects, name, files, now=now, actor=actor, run_id=run_id, reason=reason, key=key
+            )
         with exclusive(self._lock):
-            if key is not None:
-                entry = self.ledger.entry(name, key)
-                if entry is not None and entry.kind == "registered" and entry.version is not None:
-                    return self.state(name).version(entry.version)
+            made = self._made_before(name, key)
+            if made is not None:
+                return made
             number = self.state(name).latest + 1
             folder = self.packages / name / str(number)
             if folder.exists():
@@ -118,6 +171,53 @@ class Registry:
                 raise
         return self.state(name).version(number)
 
+    def _made_before(self, name: str, key: str | None) -> Version | None:
+        entry = None if key is None else self.ledger.entry(name, key)
+        if entry is None or entry.kind != "registered" or entry.version is None:
+            return None
+        return self._version(name, entry.version)
+
+    def _version(self, name: str, number: int) -> Version:
+        if number > self.state(name).latest:
+            self.ledger.catch_up()
+        return self.state(name).version(number)
+
+    def _upload(
+        self,
+        objects: ObjectPackages,
+        name: str,
+        files: Mapping[str, Content],
+        *,
+        now: int,
+        actor: str,
+        run_id: str | None,
+        reason: str,
+        key: str | None,
+    ) -> Version:
+        upload = objects.upload(name, files, created=now)
+        try:
+            number = self.ledger.register(
+                name,
+                digest=upload.digest,
+                path=upload.path,
+                run_id=run_id,
+                reason=reason,
+                now=now,
+                actor=actor,
+                key=key,
+            )
+        except (Conflict, InvalidInput):
+            objects.discard(upload.path)
+            raise
+        # After any other error the ledger may name it; what it does not name, a clean-up finds.
+        version = self._version(name, number)
+        if version.path == upload.path:
+            objects.keep(version, files, created=now)
+        else:
+            with contextlib.suppress(StoreError):
+                objects.discard(upload.path)
+        return version
+
     def load(self, name: str, version: int | str = "Production") -> Package:
         """Reads a version's package, and checks every byte of it against manifest and ledger.
 
@@ -133,6 +233,8 @@ class Registry:
         if entry.removed:
             kept = [version.name for version in self.state(name).versions if not version.removed]
             raise NotFound("package", f"{entry.name}, which was removed,", kept)
+        if self.objects is not None:
+            return self.objects.load(entry)
         package = read_package(self.packages / entry.path)
         if package.digest != entry.digest or (package.name, package.version) != (entry.model, entry.version):
             raise StoreError(f"package {package.folder} is not the one that was registered as {entry.name}")
@@ -154,7 +256,7 @@ class Registry:
         return self.ledger.state(name)
 
     def repair(self) -> tuple[Path, ...]:
-        """Clears away what a crash left; done on opening. A package with a ledger entry is never touched.
+        """Clears away what a crash left in a folder; done on opening. A package with a ledger entry is never touched.
 
         Files half written are removed. A whole package that never came into the ledger is set aside under a name
         that starts with `.orphan-`, not deleted.
@@ -165,7 +267,7 @@ class Registry:
         Raises:
             StoreError: If there are more packages than a crash can leave: then the ledger is older than they are.
         """
-        if not self._left_over():
+        if self.objects is not None or not self._left_over():
             return ()
         with exclusive(self._lock):
             found = self._left_over()
@@ -191,6 +293,10 @@ class Registry:
             found += [folder for folder in folders if folder.name.isdecimal() and int(folder.name) > latest]
             found += [folder for folder in folders if folder.name.startswith(".") and ".new-" in folder.name]
         return sorted(found)
+
+
+def _opened(home: str | Path, packages: str | None, cache: Path | None, cache_bytes: int) -> Registry:
+    return Registry(home, packages=packages, cache=cache, cache_bytes=cache_bytes)
 
 
 def _set_aside(folder: Path) -> None:

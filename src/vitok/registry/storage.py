@@ -1,21 +1,24 @@
-"""The ledger's file: SQLite that takes entries, keeps them in a chain of hashes, and lets none be changed."""
+"""Where the ledger lies: SQLite or PostgreSQL that keeps entries in a chain of hashes, and lets none be changed."""
 
 import contextlib
 import json
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vitok.clock import isoformat
+from vitok.engines.address import hidden
+from vitok.engines.postgres import Postgres, is_postgres
+from vitok.engines.postgres_follower import Follower
 from vitok.engines.sqlite import Database
-from vitok.errors import StoreError
+from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.registry.stages import NO_HASH, Entry, canonical, entry_hash
 
 _WAIT_SECONDS = 30.0
 _SCHEMA_VERSION = 1
 _COLUMNS = "seq, time_us, kind, model, version, stage_from, stage_to, actor, reason, details, key, previous_hash, hash"
+_NAMES = tuple(name.strip() for name in _COLUMNS.split(","))
 # REPLACE deletes rows without asking the delete trigger: the insert triggers close that way.
 _SCHEMA = """
 CREATE TABLE entry (
@@ -48,6 +51,49 @@ BEGIN SELECT RAISE(ABORT, 'the ledger only grows: this key is taken'); END;
 """
 
 
+_TABLE = "vitok.entry"
+_CHANNEL = "vitok_ledger"
+_READ_AT_ONCE = 5_000
+_POSTGRES_SCHEMA = f"""
+CREATE SCHEMA IF NOT EXISTS vitok;
+CREATE TABLE {_TABLE} (
+    seq BIGINT PRIMARY KEY,
+    time_us BIGINT NOT NULL,
+    kind TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version BIGINT,
+    stage_from TEXT,
+    stage_to TEXT,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    details TEXT NOT NULL,
+    key TEXT,
+    previous_hash TEXT NOT NULL,
+    hash TEXT NOT NULL
+);
+CREATE INDEX entry_model ON {_TABLE} (model, seq);
+CREATE UNIQUE INDEX entry_key ON {_TABLE} (model, key) WHERE key IS NOT NULL;
+CREATE FUNCTION vitok.entry_only_grows() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        RAISE EXCEPTION 'the ledger only grows: no entry is changed or deleted';
+    END IF;
+    IF NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM {_TABLE}) THEN
+        RAISE EXCEPTION 'the ledger only grows: the next entry has the next number';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER entry_only_grows BEFORE INSERT OR UPDATE OR DELETE ON {_TABLE}
+    FOR EACH ROW EXECUTE FUNCTION vitok.entry_only_grows();
+CREATE TRIGGER entry_no_truncate BEFORE TRUNCATE ON {_TABLE}
+    FOR EACH STATEMENT EXECUTE FUNCTION vitok.entry_only_grows();
+"""  # noqa: S608
+
+
+class _Session(Protocol):
+    def execute(self, sql: str, parameters: Any = (), /) -> Any: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """Whether a ledger is what was written.
@@ -73,46 +119,86 @@ class Verification:
 
 
 class EntryStore:
-    """Entries in a SQLite file, for any number of threads and processes.
+    """Entries in a SQLite file or a PostgreSQL database, for any number of threads and processes.
 
     Args:
-        path: The file; it and its folder are made where they do not exist.
+        place: The file, made with its folder where it does not exist; or `postgresql://user@host/database`.
 
     Raises:
-        StoreError: If the file cannot be opened, or is something else.
+        StoreError: If it cannot be opened, or is something else.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        # Durable: a promotion that was confirmed is on the disk also after a power loss.
-        self._database = Database(
-            self.path, schema=_SCHEMA, kind="ledger", version=_SCHEMA_VERSION, durable=True, wait_seconds=_WAIT_SECONDS
-        )
+    def __init__(self, place: str | Path) -> None:
+        self._place = place
+        self._database: Database | Postgres
+        self._follower: Follower | None = None
+        self._table = "entry"
+        if isinstance(place, str) and is_postgres(place):
+            self._table = _TABLE
+            self._database = Postgres(
+                place,
+                schema=_POSTGRES_SCHEMA,
+                table=_TABLE,
+                kind="ledger",
+                version=_SCHEMA_VERSION,
+                wait_seconds=_WAIT_SECONDS,
+            )
+            self._follower = Follower(place, channel=_CHANNEL, query=self._latest)
+        elif isinstance(place, str) and "://" in place:
+            raise InvalidInput("ledger", hidden(place), "be a file, or look like postgresql://user@host/database")
+        else:
+            # Durable: a promotion that was confirmed is on the disk also after a power loss.
+            self._database = Database(
+                place, schema=_SCHEMA, kind="ledger", version=_SCHEMA_VERSION, durable=True, wait_seconds=_WAIT_SECONDS
+            )
+
+    @property
+    def place(self) -> str | Path:
+        """The file, or the address with its password."""
+        return self._database.url if isinstance(self._database, Postgres) else self._database.path
+
+    @property
+    def shown(self) -> str:
+        """The file, or the address as it may be shown."""
+        return hidden(self.place) if isinstance(self.place, str) else str(self.place)
 
     def close(self) -> None:
         """Closes the connections of this process."""
+        if self._follower is not None:
+            self._follower.close()
         self._database.close()
 
     def revision(self) -> int:
-        """Returns the number of the latest entry, 0 where there is none."""
-        return self._database.read("SELECT coalesce(max(seq), 0) FROM entry")[0][0]
+        """Returns the number of the latest entry, 0 where there is none.
 
-    def read(self, where: str = "1", parameters: tuple[Any, ...] = ()) -> list[Entry]:
+        Of a PostgreSQL database, as it is followed: what another process has just written may be missing, for a
+        millisecond or so where all is well and for three seconds at most.
+        """
+        followed = None if self._follower is None else self._follower.latest()
+        return self.catch_up() if followed is None else followed
+
+    def catch_up(self) -> int:
+        """Returns the number of the latest entry of all that was written before the call, by whomever."""
+        latest = int(self._database.read(self._latest)[0][0])
+        self._note(latest)
+        return latest
+
+    def read(self, where: str = "1 = 1", parameters: tuple[Any, ...] = ()) -> list[Entry]:
         """Returns entries in order; `where` is SQL of this package, never of a caller."""
-        with self._database.reading() as connection, _damage(self.path):
-            return _select(connection, where, parameters)
+        with self._database.reading() as session, _damage(self.shown):
+            return _select(session, self._table, where, parameters)
 
     def last(self, where: str, parameters: tuple[Any, ...]) -> Entry | None:
         """Returns the latest of the entries that `read` would return, or None."""
         # Backwards along the index, so that nothing but this entry is read where it is recent.
-        query = f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608
-        with self._database.reading() as connection, _damage(self.path):
-            rows = connection.execute(query, parameters).fetchall()
-            return _entry(rows[0]) if rows else None
+        query = f"SELECT {_COLUMNS} FROM {self._table} WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        with self._database.reading() as session, _damage(self.shown):
+            rows = session.execute(query, parameters).fetchall()
+            return entry_of_row(rows[0]) if rows else None
 
     def names(self) -> list[str]:
         """Returns the names of all models, sorted."""
-        return [row[0] for row in self._database.read("SELECT DISTINCT model FROM entry ORDER BY model")]
+        return sorted(row[0] for row in self._database.read(f"SELECT DISTINCT model FROM {self._table}"))  # noqa: S608
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["Writing"]:
@@ -120,16 +206,33 @@ class EntryStore:
 
         Raises:
             Conflict: If another process has been writing all the time.
-            StoreError: If the disk is full or the file damaged.
+            StoreError: If the disk is full, the file damaged, or the server gone.
         """
-        with self._database.writing() as connection, _damage(self.path):
-            yield Writing(connection)
+        with self._database.writing() as session, _damage(self.shown):
+            writing = Writing(session, self._table)
+            yield writing
+            if writing.last and self._follower is not None:
+                # Told to all who follow, when it is kept.
+                session.execute("SELECT pg_notify(?, ?)", (_CHANNEL, str(writing.last)))
+        self._note(writing.last)
+
+    def take_over(self, entries: Iterable[Entry]) -> None:
+        """Fills an empty ledger with the entries of another, as they are.
+
+        Raises:
+            Conflict: If it has entries.
+        """
+        with self.writing() as writing:
+            if writing.read("seq = ?", (1,)):
+                raise Conflict(f"ledger {self.shown} has entries; only an empty one takes over another's")
+            for entry in entries:
+                writing.insert(entry)
 
     def verify(self, head: str | None = None) -> Verification:
         """Reads the whole ledger and checks the chain; see `Ledger.verify`."""
         previous, count, heads = NO_HASH, 0, set()
-        with self._database.reading() as connection:
-            for row in connection.execute(f"SELECT {_COLUMNS} FROM entry ORDER BY seq"):  # noqa: S608
+        with self._database.reading() as session:
+            for row in rows_of(session, self._table):
                 count += 1
                 wrong = _wrong(row, count, previous)
                 if wrong:
@@ -141,38 +244,75 @@ class EntryStore:
             return Verification(intact=False, n_entries=count, seq=count + 1, reason=reason, head=previous)
         return Verification(intact=True, n_entries=count, seq=None, reason="", head=previous)
 
+    @property
+    def _latest(self) -> str:
+        return f"SELECT coalesce(max(seq), 0) FROM {self._table}"  # noqa: S608
+
+    def _note(self, seq: int) -> None:
+        if self._follower is not None:
+            self._follower.note(seq)
+
+
+def rows_of(session: _Session, table: str = _TABLE) -> Iterator[tuple[Any, ...]]:
+    """Gives all rows of a ledger within a transaction, in order, some thousands at a time."""
+    after: tuple[Any, ...] | None = None
+    while True:
+        where, parameters = ("1 = 1", ()) if after is None else ("seq > ?", after)
+        query = f"SELECT {_COLUMNS} FROM {table} WHERE {where} ORDER BY seq LIMIT {_READ_AT_ONCE}"  # noqa: S608
+        rows = session.execute(query, parameters).fetchall()
+        yield from rows
+        if len(rows) < _READ_AT_ONCE:
+            return
+        after = (rows[-1][0],)
+
 
 class Writing:
-    """A transaction in progress: it sees its own entries, others do not until it ends."""
+    """A transaction in progress: it sees its own entries, others do not until it ends.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    Attributes:
+        last: Number of the latest entry that was appended, 0 where none was.
+    """
+
+    def __init__(self, session: _Session, table: str) -> None:
+        self._session = session
+        self._table = table
+        self.last = 0
 
     def read(self, where: str, parameters: tuple[Any, ...]) -> list[Entry]:
         """Returns entries in order."""
-        return _select(self._connection, where, parameters)
+        return _select(self._session, self._table, where, parameters)
 
     def append(self, entry: Entry) -> Entry:
         """Appends an entry and returns it with its number and hashes."""
-        last = self._connection.execute("SELECT seq, hash FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
+        query = f"SELECT seq, hash FROM {self._table} ORDER BY seq DESC LIMIT 1"  # noqa: S608
+        last = self._session.execute(query).fetchall()
         seq, previous = last[0] if last else (0, NO_HASH)
         details = canonical(entry.details)
         entry = replace(entry, seq=seq + 1, previous_hash=previous, details=json.loads(details))
         entry = replace(entry, hash=entry_hash(entry))
-        row = {**entry.to_dict(), "details": details}
-        marks = ", ".join(f":{name.strip()}" for name in _COLUMNS.split(","))
-        self._connection.execute(f"INSERT INTO entry ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608
+        self.insert(entry)
         return entry
 
+    def insert(self, entry: Entry) -> None:
+        """Adds an entry that has its number and hashes already, as one of a backup has."""
+        row = {**entry.to_dict(), "details": canonical(entry.details)}
+        marks = ", ".join("?" for _ in _NAMES)
+        for name in ("actor", "reason", "key"):
+            if self._table == _TABLE and "\0" in str(row[name]):
+                raise InvalidInput(name, row[name], "have no zero byte: PostgreSQL keeps none")
+        query = f"INSERT INTO {self._table} ({_COLUMNS}) VALUES ({marks})"  # noqa: S608
+        self._session.execute(query, tuple(row[name] for name in _NAMES))
+        self.last = entry.seq
 
-def _select(connection: sqlite3.Connection, where: str, parameters: tuple[Any, ...]) -> list[Entry]:
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE {where} ORDER BY seq", parameters)  # noqa: S608
-    return [_entry(row) for row in rows.fetchall()]
+
+def _select(session: _Session, table: str, where: str, parameters: tuple[Any, ...]) -> list[Entry]:
+    rows = session.execute(f"SELECT {_COLUMNS} FROM {table} WHERE {where} ORDER BY seq", parameters)  # noqa: S608
+    return [entry_of_row(row) for row in rows.fetchall()]
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
-    names = (name.strip() for name in _COLUMNS.split(","))
-    fields = dict(zip(names, row, strict=True))
+def entry_of_row(row: tuple[Any, ...]) -> Entry:
+    """Makes an entry of a row; ValueError where its details are no JSON."""
+    fields = dict(zip(_NAMES, row, strict=True))
     fields["details"] = json.loads(fields["details"])
     return Entry(**fields)
 
@@ -181,7 +321,7 @@ def _wrong(row: tuple[Any, ...], place: int, previous: str) -> str:
     if row[0] != place:
         return f"entry {place} is missing; the next one there is {row[0]}"
     try:
-        entry = _entry(row)
+        entry = entry_of_row(row)
     except ValueError:
         return "its details are not JSON any more"
     if entry_hash(entry) != entry.hash or canonical(entry.details) != row[9]:
@@ -199,8 +339,8 @@ def _when(entry: Entry) -> str:
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(shown: str) -> Iterator[None]:
     try:
         yield
     except json.JSONDecodeError as error:
-        raise StoreError(f"ledger {path} is damaged: details of an entry are not JSON; call verify()") from error
+        raise StoreError(f"ledger {shown} is damaged: details of an entry are not JSON; call verify()") from error

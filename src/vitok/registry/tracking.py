@@ -1,10 +1,11 @@
-"""Runs and model versions in an MLflow store on SQLite, which the plain `mlflow ui` opens.
+"""Runs and model versions in an MLflow store on SQLite or PostgreSQL, which the plain `mlflow ui` opens.
 
 The ledger is mirrored there and never read back: MLflow keeps no history of its aliases.
 """
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Mapping
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vitok.clock import Clock, SystemClock
+from vitok.engines.address import hidden
+from vitok.engines.postgres import alone, connect, is_postgres
+from vitok.engines.postgres import store_errors as store_errors_of_postgres
+from vitok.engines.s3 import bucket_address, is_s3
 from vitok.errors import InvalidInput, NotFound
 from vitok.registry.files import check_whole, exclusive
 from vitok.registry.metric_store import opened
@@ -29,37 +34,71 @@ _RUN_ID = re.compile(r"[0-9a-zA-Z]{4,32}")
 
 
 class Tracker:
-    """An MLflow store under one folder: `home/mlflow.db` (SQLite, WAL) and `home/mlartifacts/`.
+    """An MLflow store under one folder: `home/mlflow.db` (SQLite, WAL) and `home/mlartifacts/`; or on servers.
 
     Open it with `mlflow ui --backend-store-uri sqlite:///home/mlflow.db` (the full `mlflow` package). Only the
     client class with explicit addresses is used: MLflow's global state, and another store that the same program
     tracks to, stay as they are. Usage reports of MLflow are switched off.
 
+    For many machines, name a PostgreSQL database and a bucket; both are passed on to MLflow. An endpoint in the
+    bucket's address becomes `MLFLOW_S3_ENDPOINT_URL` of this process, since MLflow looks for it there.
+
     Args:
-        home: Folder of everything vitok writes; made where it does not exist.
+        home: Folder of everything vitok writes, made where it does not exist; or `postgresql://user@host/database`.
+        artifacts: Where the files of runs lie where `home` is a database: `s3://bucket/prefix?endpoint=...`, or any
+            other address that MLflow knows.
         clock: Gives the times of runs and metrics.
+
+    Raises:
+        InvalidInput: If an address is missing or none of these, or another endpoint is in force.
 
     Example:
         >>> Tracker("/data/vitok").uri
         'sqlite:////data/vitok/mlflow.db'
     """
 
-    def __init__(self, home: str | Path, *, clock: Clock | None = None) -> None:
-        self.home = Path(home).resolve()
+    def __init__(self, home: str | Path, *, artifacts: str | None = None, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._opened: Any = None
+        self.database: str | None = None
+        if isinstance(home, str) and "://" in home:
+            if not is_postgres(home):
+                raise InvalidInput("home", hidden(home), "be a folder, or look like postgresql://user@host/database")
+            if artifacts is None or "://" not in artifacts:
+                raise InvalidInput("artifacts", artifacts, "look like s3://bucket/prefix where runs are in a database")
+            self.database = home
+            self._artifacts = _artifact_root(artifacts)
+            return
+        if artifacts is not None:
+            raise InvalidInput("artifacts", artifacts, "be left out where runs lie in a folder")
+        self.home = Path(home).resolve()
+        self._artifacts = (self.home / "mlartifacts").as_uri()
 
     def __repr__(self) -> str:
-        return f"Tracker({str(self.home)!r})"
+        place = str(self.home) if self.database is None else hidden(self.database)
+        return f"Tracker({place!r})"
 
     @property
     def uri(self) -> str:
-        """The store's address, as `mlflow ui --backend-store-uri` takes it."""
-        return f"sqlite:///{self.home / 'mlflow.db'}"
+        """The store's address, as `mlflow ui --backend-store-uri` takes it; with its password where it has one."""
+        if self.database is None:
+            return f"sqlite:///{self.home / 'mlflow.db'}"
+        return f"postgresql+psycopg://{self.database.partition('://')[2]}"
+
+    @property
+    def artifact_root(self) -> str:
+        """Address of all runs' files, as `mlflow server --default-artifact-root` takes it."""
+        return self._artifacts
 
     @property
     def artifacts(self) -> Path:
-        """The folder of all runs' files."""
+        """The folder of all runs' files.
+
+        Raises:
+            InvalidInput: If they lie in no folder.
+        """
+        if self.database is not None:
+            raise InvalidInput("artifacts", self._artifacts, "be a folder to have a path")
         return self.home / "mlartifacts"
 
     @staticmethod
@@ -95,6 +134,15 @@ class Tracker:
                 with contextlib.closing(sqlite3.connect(unfinished)) as connection:
                     connection.execute("PRAGMA journal_mode = WAL")
                 unfinished.rename(database)
+
+    def make(self) -> None:
+        """Makes the store unless it is there, wherever it lies.
+
+        Raises:
+            MissingExtra: If MLflow or its SQL part is not installed.
+            StoreError: If the store cannot be made.
+        """
+        self._client()
 
     def run(
         self,
@@ -218,11 +266,11 @@ class Tracker:
 
     def _experiment_names(self) -> dict[str, str]:
         """Gives the experiments that are not deleted; none, and no store made, where nothing was ever tracked."""
-        if not (self.home / "mlflow.db").exists():
+        if not self._is_made():
             return {}
         names: dict[str, str] = {}
         client, token = self._client(), None
-        with store_errors(f"MLflow store {self.uri} cannot be read"):
+        with store_errors(f"MLflow store {self._shown} cannot be read"):
             while True:
                 page = client.search_experiments(max_results=_RUNS_A_PAGE, page_token=token)
                 names |= {found.experiment_id: found.name for found in page}
@@ -237,7 +285,7 @@ class Tracker:
 
         found: list[RunRecord] = []
         token = None
-        with store_errors(f"MLflow store {self.uri} cannot be read"):
+        with store_errors(f"MLflow store {self._shown} cannot be read"):
             while len(found) < most:
                 try:
                     page = self._client().search_runs(
@@ -257,7 +305,7 @@ class Tracker:
                     break
         return found
 
-    def mirror(self, state: ModelState, *, packages: Path) -> None:
+    def mirror(self, state: ModelState, *, packages: str | Path) -> None:
         """Shows a model's versions and stages in MLflow's registry; repeating it changes nothing.
 
         The version in Production gets the alias `champion`; the canary, or else the newest in Staging, gets
@@ -265,7 +313,7 @@ class Tracker:
 
         Args:
             state: The model's state, from the ledger.
-            packages: Folder of the packages (`Registry.packages`).
+            packages: Where the packages are (`Registry.location`): a folder, or an address.
 
         Raises:
             StoreError: If the store cannot be written.
@@ -274,7 +322,7 @@ class Tracker:
         challenger = state.canary if state.canary is not None else max(state.staging, default=None)
         client = self._client()
         # Two mirrors at once would each add the versions that are missing.
-        with exclusive(self.home / "mlflow.lock"), store_errors(f"model {state.model} cannot be mirrored"):
+        with self._alone(), store_errors(f"model {state.model} cannot be mirrored"):
             present = _mirrored(client, state.model)
             for version in state.versions:
                 tags = {"vitok.stage": version.stage, "vitok.digest": version.digest}
@@ -291,10 +339,14 @@ class Tracker:
                 elif wanted is None and alias in aliases:
                     client.delete_registered_model_alias(state.model, alias)
 
-    def _add_version(self, client: Any, version: Version, packages: Path) -> Any:
+    def _add_version(self, client: Any, version: Version, packages: str | Path) -> Any:
+        if isinstance(packages, str) and "://" in packages:
+            source = f"{packages}/{version.path}"
+        else:
+            source = (Path(packages).resolve() / version.path).as_uri()
         return client.create_model_version(
             version.model,
-            (Path(packages).resolve() / version.path).as_uri(),
+            source,
             run_id=version.run_id if version.run_id and self._has_run(client, version.run_id) else None,
             tags={"vitok.version": str(version.version)},
         )
@@ -310,14 +362,44 @@ class Tracker:
 
     def _client(self) -> Any:
         if self._opened is None:
-            self.prepare(self.home)
+            if self.database is None:
+                self.prepare(self.home)
+            else:
+                self._prepare_database()
             mlflow = import_mlflow()
-            fix = f"If another MLflow made the store, run: mlflow db upgrade {self.uri}"
-            with quiet(), store_errors(f"MLflow store {self.uri} cannot be opened. {fix}"):
+            fix = f"If another MLflow made the store, run: mlflow db upgrade {self._shown}"
+            with quiet(), store_errors(f"MLflow store {self._shown} cannot be opened. {fix}"):
                 client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 client.search_experiments(max_results=1)
             self._opened = client
         return self._opened
+
+    @property
+    def _shown(self) -> str:
+        return self.uri if self.database is None else hidden(self.uri)
+
+    def _is_made(self) -> bool:
+        if self.database is None:
+            return (self.home / "mlflow.db").exists()
+        with (
+            store_errors_of_postgres(f"MLflow store {self._shown}"),
+            contextlib.closing(connect(self.database)) as found,
+        ):
+            return found.execute("SELECT to_regclass('alembic_version')").fetchone()[0] is not None
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self.home / "mlflow.lock") if self.database is None else alone(self.database, "mlflow")
+
+    def _prepare_database(self) -> None:
+        assert self.database is not None  # noqa: S101
+        import_mlflow()
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        if self._is_made():
+            return
+        # MLflow's own lock is a file of one machine.
+        with self._alone(), quiet(), store_errors(f"MLflow store {self._shown} cannot be made"):
+            SqlAlchemyStore(self.uri, self._artifacts).engine.dispose()
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -326,7 +408,7 @@ class Tracker:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return client.create_experiment(name, artifact_location=self.artifacts.as_uri())
+                return client.create_experiment(name, artifact_location=self._artifacts)
             except MlflowException:
                 # Another process made it between the two lines above; else the second look raises as well.
                 found = client.get_experiment_by_name(name)
@@ -339,6 +421,20 @@ class Tracker:
 
     def _now_ms(self) -> int:
         return self._clock.now() // 1000
+
+
+def _artifact_root(address: str) -> str:
+    """Gives the address that MLflow takes, and its endpoint to where MLflow looks for it."""
+    if not is_s3(address):
+        return address
+    parts = bucket_address(address)
+    endpoint = parts.options.get("endpoint")
+    if endpoint is not None:
+        if os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint) != endpoint:
+            other = os.environ["MLFLOW_S3_ENDPOINT_URL"]
+            raise InvalidInput("artifacts", address, f"have the endpoint of MLFLOW_S3_ENDPOINT_URL, which is {other}")
+        os.environ.setdefault("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "path")
+    return f"s3://{parts.hosts[0][0]}/{parts.path}".rstrip("/")
 
 
 def _origin_tags(origin: Provenance) -> dict[str, str]:

@@ -5,17 +5,13 @@ client of the protocol that brings generated classes of the same names may run i
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
-from vitok.errors import MissingExtra
+from vitok.serving.proto_building import Fields, build_pool, message_classes
 
 PACKAGE = "inference"
 SERVICE = "inference.GRPCInferenceService"
 
-_TYPES = {"double": 1, "float": 2, "int64": 3, "uint64": 4, "int32": 5, "bool": 8, "string": 9, "bytes": 12}
-_TYPES |= {"uint32": 13}
-_MESSAGE, _ONE, _MANY = 11, 1, 3
 _MODEL = {"name": (1, "string"), "version": (2, "string")}
 _TENSOR = {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64*")}
 _FULL_TENSOR = _TENSOR | {"parameters": (4, "{InferParameter}"), "contents": (5, "InferTensorContents")}
@@ -25,8 +21,7 @@ _REPOSITORY = {
     "parameters": (3, "{ModelRepositoryParameter}"),
 }
 
-# Message to fields: number and type. `x*` is repeated, `{X}` a map from texts, `x?` one of a choice.
-_FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
+_FIELDS: Fields = {
     "ServerLiveRequest": {},
     "ServerLiveResponse": {"live": (1, "bool")},
     "ServerReadyRequest": {},
@@ -45,11 +40,11 @@ _FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     },
     "ModelMetadataResponse.TensorMetadata": _TENSOR,
     "InferParameter": {
-        "bool_param": (1, "bool?"),
-        "int64_param": (2, "int64?"),
-        "string_param": (3, "string?"),
-        "double_param": (4, "double?"),
-        "uint64_param": (5, "uint64?"),
+        "bool_param": (1, "bool|"),
+        "int64_param": (2, "int64|"),
+        "string_param": (3, "string|"),
+        "double_param": (4, "double|"),
+        "uint64_param": (5, "uint64|"),
     },
     "InferTensorContents": {
         "bool_contents": (1, "bool*"),
@@ -98,10 +93,10 @@ _FIELDS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     },
     "ModelStatisticsResponse": {"model_stats": (1, "ModelStatistics*")},
     "ModelRepositoryParameter": {
-        "bool_param": (1, "bool?"),
-        "int64_param": (2, "int64?"),
-        "string_param": (3, "string?"),
-        "bytes_param": (4, "bytes?"),
+        "bool_param": (1, "bool|"),
+        "int64_param": (2, "int64|"),
+        "string_param": (3, "string|"),
+        "bytes_param": (4, "bytes|"),
     },
     "RepositoryIndexRequest": {"repository_name": (1, "string"), "ready": (2, "bool")},
     "RepositoryIndexResponse": {"models": (1, "RepositoryIndexResponse.ModelIndex*")},
@@ -135,33 +130,9 @@ def pool() -> Any:
     Raises:
         MissingExtra: If the extra `grpc` is not installed.
     """
-    try:
-        from google.protobuf import descriptor_pb2, descriptor_pool
-    except ImportError:
-        raise MissingExtra("grpc", "inference over gRPC") from None
-    file = descriptor_pb2.FileDescriptorProto(name="vitok/inference_service.proto", package=PACKAGE, syntax="proto3")
-    made: dict[str, Any] = {}
-    for name, fields in _FIELDS.items():
-        outer, _, inner = name.partition(".")
-        message = made[outer].nested_type.add(name=inner) if inner else file.message_type.add(name=name)
-        made[name] = message
-        for field, (number, kind) in fields.items():
-            _add_field(message, f".{PACKAGE}.{name}", field, number, kind)
-    service = file.service.add(name=SERVICE.rpartition(".")[2])
-    for method in METHODS:
-        service.method.add(
-            name=method, input_type=f".{PACKAGE}.{method}Request", output_type=f".{PACKAGE}.{method}Response"
-        )
-    service.method.add(
-        name=STREAM,
-        input_type=f".{PACKAGE}.ModelInferRequest",
-        output_type=f".{PACKAGE}.{STREAM}Response",
-        client_streaming=True,
-        server_streaming=True,
-    )
-    found = descriptor_pool.DescriptorPool()
-    found.Add(file)
-    return found
+    methods = {method: (f"{method}Request", f"{method}Response", False) for method in METHODS}
+    methods[STREAM] = ("ModelInferRequest", f"{STREAM}Response", True)
+    return build_pool("vitok/inference_service.proto", SERVICE, _FIELDS, methods, wanted="inference over gRPC")
 
 
 @functools.cache
@@ -171,13 +142,7 @@ def messages() -> dict[str, Any]:
     Raises:
         MissingExtra: If the extra `grpc` is not installed.
     """
-    descriptors = pool()
-    from google.protobuf import message_factory
-
-    return {
-        name: message_factory.GetMessageClass(descriptors.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-        for name in _FIELDS
-    }
+    return message_classes(pool(), PACKAGE, _FIELDS)
 
 
 def retry_details(code: int, message: str, seconds: int) -> bytes:
@@ -209,24 +174,3 @@ def _varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
-
-
-def _add_field(message: Any, path: str, name: str, number: int, kind: str) -> None:
-    plain = kind.strip("*?{}")
-    field = message.field.add(name=name, number=number, label=_MANY if kind.endswith(("*", "}")) else _ONE)
-    if kind.startswith("{"):
-        # A map is a repeated message of key and value, by the specification of proto3.
-        entry = "".join(part.capitalize() for part in name.split("_")) + "Entry"
-        pair = message.nested_type.add(name=entry)
-        pair.options.map_entry = True
-        _add_field(pair, f"{path}.{entry}", "key", 1, "string")
-        _add_field(pair, f"{path}.{entry}", "value", 2, plain)
-        field.type, field.type_name = _MESSAGE, f"{path}.{entry}"
-    elif plain in _TYPES:
-        field.type = _TYPES[plain]
-    else:
-        field.type, field.type_name = _MESSAGE, f".{PACKAGE}.{plain}"
-    if kind.endswith("?"):
-        if not message.oneof_decl:
-            message.oneof_decl.add(name="parameter_choice")
-        field.oneof_index = 0

@@ -228,6 +228,8 @@ class ScoreBins(Result):
                     float((t * (1 - p)) @ gradient**2),
                     float((n * gradient) ** 2 @ np.array(self.variance)),
                 )
+                if name == "average_precision":
+                    spread = spread[0] + _pairs(n, t), spread[1]
             estimates.append(
                 expected_metric(
                     name,
@@ -296,7 +298,8 @@ class ScoreBins(Result):
         precision = random + lam * span
         value = float(t @ precision) / positives
         gain = np.cumsum(np.divide(t, above + n, out=np.zeros_like(t), where=n > 0))
-        slope = (precision + gain - value) / positives
+        rate, (inverse, _) = t / np.maximum(n, 1e-300), _inverse_places(above, n)
+        slope = (precision + gain + (1 - 2 * rate) * inverse / np.maximum(n, 1e-300) - value) / positives
         off = float(t @ np.maximum(perfect - precision, precision - worst)) / positives
         return min(value, 1.0), slope, off
 
@@ -332,6 +335,28 @@ def _within_precision(p: Floats, flags: Flags, cell: NDArray[np.intp], k: int) -
     span = np.where(seen >= random, perfect - random, random - worst)
     lam = np.divide(seen - random, span, out=np.zeros(k), where=(span > 1e-12) & (t > 0))
     return np.clip(lam, -1.0, 1.0).tolist()
+
+
+def _inverse_places(above: Floats, n: Floats) -> tuple[Floats, Floats]:
+    """Returns the sums of 1 / i and of 1 / i^2 over the places of a cell's rows, as integrals."""
+    first, last = above + 0.5, above + n + 0.5
+    return np.log(last / first), 1 / first - 1 / last
+
+
+def _pairs(n: Floats, t: Floats) -> float:
+    """Returns what the labels of single rows and of pairs of rows add to the variance of average precision.
+
+    As `ExpectedRanking.average_precision_of_pairs`, rows of a cell one after another, and besides how much the weights
+    of a cell's rows differ.
+    """
+    rate = np.divide(t, n, out=np.zeros_like(t), where=n > 0)
+    v = rate * (1 - rate)
+    above = float(n.sum()) - np.cumsum(n)
+    noise_above = float((n * v).sum()) - np.cumsum(n * v)
+    inverse, squared = _inverse_places(above, n)
+    behind = np.maximum(inverse - (above + 1) * squared, 0.0)
+    unequal = (1 - 2 * rate) ** 2 * np.maximum(squared - inverse**2 / np.maximum(n, 1.0), 0.0)
+    return float(v @ (noise_above * squared + v * behind + unequal)) / float(t.sum()) ** 2
 
 
 def _precision_orders(above: Floats, true_above: Floats, n: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:

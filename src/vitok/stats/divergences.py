@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from vitok.errors import InvalidInput
 from vitok.stats.arrays import Floats, count_vectors, open_unit, vector
-from vitok.stats.null_laws import GapLaw, drawn, gap_law, is_sparse
+from vitok.stats.null_laws import GapLaw, drawn, expected_counts, gap_law, is_sparse
 from vitok.stats.results import Result
 
 
@@ -130,7 +130,7 @@ def _law(pair: _Pair, kind: str, value: float, unit: float, per_rate: float) -> 
 
     if pair.freedom == 0:
         return _Law(0.0, 0.0, 1.0, "one bin never differs")
-    if is_sparse(pair.reference, pair.current):
+    if is_sparse(kind, pair.reference, pair.current):
         law = drawn(kind, pair.reference, pair.current)
         origin = "drawn, as many bins hold few"
         return _Law(per_rate * law.mean, per_rate * law.quantile(pair.level), law.p_value(value / per_rate), origin)
@@ -150,7 +150,7 @@ def psi(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0
     Returns:
         The index. A bin that is empty on one side only counts there as half an observation, without renormalising;
         this is the only use of an epsilon. The null law is (1/n + 1/m) times chi-square with one degree less
-        than there are bins where the bins hold about five or more, else it is drawn.
+        than there are bins where the bins hold about twenty or more, else it is drawn.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
@@ -179,7 +179,7 @@ def _root_law(pair: _Pair, name: str, squared: float, unit: float, per_rate: flo
     """Result for a distance whose square is `unit` times chi-square where nothing has changed."""
     law = _law(pair, name, squared, unit, per_rate)
     mean = math.sqrt(law.mean)
-    if pair.freedom and not is_sparse(pair.reference, pair.current):
+    if pair.freedom and not is_sparse(name, pair.reference, pair.current):
         half = pair.freedom / 2
         mean = math.sqrt(2 * unit) * math.exp(math.lgamma(half + 0.5) - math.lgamma(half))
     value = math.sqrt(max(0.0, squared))
@@ -249,6 +249,18 @@ def hellinger(reference: ArrayLike, current: ArrayLike, *, confidence_level: flo
     return _root_law(pair, "hellinger", squared, pair.rate / 8, pair.rate, definition)
 
 
+def _without_tiny(pair: _Pair) -> _Pair:
+    """Puts the bins together that expect less than one, and with the smallest other one where that is not enough."""
+    expected = expected_counts(pair.reference, pair.current)
+    tiny = expected < 1
+    if not tiny.any() or tiny.all():
+        return pair
+    if expected[tiny].sum() < 1:
+        tiny[np.argmin(np.where(tiny, np.inf, expected))] = True
+    r, c = (np.append(side[~tiny], side[tiny].sum()) for side in (pair.reference, pair.current))
+    return _Pair(r, c, pair.n, pair.m, pair.level)
+
+
 def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: float = 0.95) -> Divergence:
     """Pearson's two-sample chi-square statistic; it grows with the sizes, so it tests and does not measure.
 
@@ -258,12 +270,14 @@ def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: fl
         confidence_level: Level of the null quantile, in (0, 1).
 
     Returns:
-        The statistic; its null law is chi-square where the bins hold about five or more, else it is drawn.
+        The statistic; its null law is chi-square where the bins hold about five or more, else it is drawn. Where few
+        bins expect less than one they are put together: a single observation in one of them, of a window that is much
+        smaller than the reference, would else be an enormous value.
 
     Raises:
         InvalidInput: If a count is negative or not finite, or the lengths differ.
 
-    Source: Pearson, Philosophical Magazine 1900.
+    Source: Pearson, Philosophical Magazine 1900; Cochran, Biometrics 1954, for bins that expect less than one.
 
     Example:
         >>> round(chi_square([10, 20], [20, 10]).value, 4)
@@ -272,6 +286,8 @@ def chi_square(reference: ArrayLike, current: ArrayLike, *, confidence_level: fl
     pair = _read(reference, current, confidence_level)
     if not pair.n or not pair.m:
         return pair.undefined("chi_square")
+    if not is_sparse("chi_square", pair.reference, pair.current):
+        pair = _without_tiny(pair)
     gap = pair.reference / pair.n - pair.current / pair.m
     value = pair.n * pair.m * float(np.sum(gap**2 / (pair.reference + pair.current)))
     law = _law(pair, "chi_square", value, 1.0, 1.0)

@@ -143,12 +143,14 @@ class ExpectedRanking:
         n: Rows of each group.
         positive: Expected positives of each group.
         noise: Variance of the positives of each group.
+        squares: Sum of the squares of its rows' variances; None takes the rows of a group as alike.
     """
 
     group: NDArray[np.intp]
     n: Floats
     positive: Floats
     noise: Floats
+    squares: Floats | None = None
 
     @classmethod
     def of(cls, score: Floats, probability: Floats) -> "ExpectedRanking":
@@ -160,6 +162,7 @@ class ExpectedRanking:
             np.bincount(group).astype(np.float64),
             np.bincount(group, weights=probability).astype(np.float64),
             np.bincount(group, weights=probability * (1 - probability)).astype(np.float64),
+            np.bincount(group, weights=(probability * (1 - probability)) ** 2).astype(np.float64),
         )
 
     def roc_auc(self) -> tuple[float, Floats]:
@@ -175,7 +178,8 @@ class ExpectedRanking:
         below = negatives - np.cumsum(f) + f / 2
         above = np.cumsum(t) - t / 2
         value = (float(t @ below) - diagonal / 2) / pairs
-        slope = (below - above - value * (negatives - positives)) / pairs
+        itself = (1 - 2 * t / np.maximum(self.n, 1e-300)) * (value - 0.5)
+        slope = (below - above - value * (negatives - positives) + itself) / pairs
         return min(max(value, 0.0), 1.0), slope[self.group]
 
     def average_precision(self) -> tuple[float, Floats]:
@@ -189,8 +193,25 @@ class ExpectedRanking:
         # A positive counts itself among those at its score: E[T C] = E[T] E[C] + Var(T).
         value = float((t @ precision + (self.noise / above).sum()) / positives)
         gain = np.cumsum((t / above)[::-1])[::-1]
-        slope = (precision + gain - value) / positives
+        # A row's product with itself is its label, and moves by 1 where the sums above have it move by 2 p.
+        itself = (1 - 2 * t / np.maximum(self.n, 1e-300)) / above
+        slope = (precision + gain + itself - value) / positives
         return min(value, 1.0), slope[self.group]
+
+    def average_precision_of_pairs(self) -> float:
+        """Returns the variance of average precision that no gradient shows: that of the products of two labels.
+
+        The labels at the first few scores count for much, and count together. Where positives are rare this is as
+        much as all the rest.
+        """
+        positives = float(self.positive.sum())
+        if not positives > 0:
+            return 0.0
+        # Of a sum of products a_ij y_i y_j of independent labels: a_ij^2 times both variances, over all pairs.
+        above, before = np.cumsum(self.n), np.cumsum(self.noise) - self.noise
+        alone = self.noise**2 / self.n if self.squares is None else self.squares
+        within = np.maximum(self.noise**2 - alone, 0.0)
+        return float(((self.noise * before + 2 * within) / above**2).sum()) / positives**2
 
 
 def _ratio(top: float, bottom: float) -> float:
@@ -271,6 +292,45 @@ def bounded_interval(value: float, error: float, z: float, low: float, high: flo
     return max(low, value - z * error), min(high, value + z * error)
 
 
+_FEW_EVENTS = 10.0
+
+
+def _interval_of_few(near: float, error: float, confidence_level: float) -> tuple[float, float]:
+    """Returns where a small share will lie that comes of a few events: by their Poisson law, 0 events among them.
+
+    Args:
+        near: What is expected of the share, above 0.
+        error: Its standard deviation.
+        confidence_level: Level, in (0, 1).
+    """
+    # So many events of such a size have this mean and this deviation.
+    size = error**2 / near
+    events = near / size
+    tail = (1 - confidence_level) / 2
+    chance = total = math.exp(-events)
+    k, first = 0, -1
+    while True:
+        if first < 0 and total >= tail:
+            first = k
+        if total >= 1 - tail:
+            break
+        k += 1
+        chance *= events / k
+        total += chance
+    return max(0.0, first - 0.5) * size, (k + 0.5) * size
+
+
+def _realised_interval(
+    value: float, error: float, confidence_level: float, low: float, high: float
+) -> tuple[float, float]:
+    """Returns where the value will lie that the labels show; unlike that of `bounded_interval` it may be 0 or 1."""
+    near = min(value, 1 - value)
+    if (low, high) == (0.0, 1.0) and error > 0 and 1e-12 < near < math.sqrt(_FEW_EVENTS) * error:
+        least, most = _interval_of_few(near, error, confidence_level)
+        return (least, min(1.0, most)) if value < 0.5 else (max(0.0, 1 - most), 1 - least)
+    return bounded_interval(value, error, normal_quantile(confidence_level), low, high)
+
+
 def expected_metric(
     name: str,
     value: float,
@@ -285,8 +345,7 @@ def expected_metric(
     nothing = math.isnan(value)
     low, high = _UNBOUNDED.get(name, (0.0, 1.0))
     label, calibration = (0.0, 0.0) if nothing else (math.sqrt(variance[0]), math.sqrt(variance[1]))
-    z = normal_quantile(confidence_level)
-    lower, upper = bounded_interval(value, math.hypot(label, calibration), z, low, high)
+    lower, upper = _realised_interval(value, math.hypot(label, calibration), confidence_level, low, high)
     how = "interval from label noise" + (" and calibration noise" if calibration else "")
     return ExpectedMetric(
         name=name,
@@ -339,10 +398,11 @@ def expected_performance(
 
     Returns:
         The metrics, with intervals for the values that the labels of these rows will show: normal, on the logit
-        scale for metrics in [0, 1], by the delta method. With few expected positives (below about 10) the law of
-        a ratio is not normal, and intervals are rough. A ratio of expectations stands for the expectation of a
-        ratio. A row is never paired with itself and counts itself as found at its own score, which matters where
-        positives are few. Without rows every metric is NaN.
+        scale for metrics in [0, 1], by the delta method; average precision with the variance of pairs of labels, and
+        within about three standard deviations of 0 or 1 by the law of a few events, as the end itself may be reached.
+        With few expected positives (below about 10) the law of a ratio is not normal, and intervals are rough. A
+        ratio of expectations stands for the expectation of a ratio. A row is never paired with itself and counts
+        itself as found at its own score, which matters where positives are few. Without rows every metric is NaN.
 
     Raises:
         InvalidInput: If shapes differ, a value is NaN or out of range, or one of the costs is missing.
@@ -394,6 +454,8 @@ def expected_performance(
                 float(variance_of_label @ gradient**2),
                 noise.variance_of(scores, gradient) if noise is not None else 0.0,
             )
+            if name == "average_precision":
+                spread = spread[0] + ranking.average_precision_of_pairs(), spread[1]
         undefined = "no rows" if n == 0 else "no rows of the kind that it divides by are expected"
         estimates.append(expected_metric(name, value, spread, n, confidence_level, DEFINITIONS[name], undefined))
     return ExpectedPerformance(estimates=tuple(estimates), n_obs=n, expected_positives=float(p.sum()))
@@ -447,6 +509,7 @@ def expected_multiclass(
         raise InvalidInput("noise", len(noise), f"be one for each of the {k} classes")
     p = p / p.sum(axis=1, keepdims=True) if n else p
     names = ("roc_auc", "average_precision", "precision", "recall", "specificity", "f1")
+    of_pairs = 0.0
     values: dict[str, list[float]] = {name: [] for name in names}
     gradients = {name: np.zeros((n, k)) for name in (*names, "accuracy")}
     for at in range(k if n else 0):
@@ -454,6 +517,7 @@ def expected_multiclass(
         ranking = ExpectedRanking.of(scores[:, at], p[:, at])
         of_class = expected_by_flag(flags, p[:, at])
         of_class["roc_auc"], of_class["average_precision"] = ranking.roc_auc(), ranking.average_precision()
+        of_pairs += ranking.average_precision_of_pairs() / k**2
         for name in names:
             values[name].append(of_class[name][0])
             gradients[name][:, at] = of_class[name][1] / k
@@ -471,6 +535,8 @@ def expected_multiclass(
             if noise is not None:
                 curve = sum(one.variance_of(scores[:, at], gradient[:, at]) for at, one in enumerate(noise))
             spread = float((p * (gradient - mean) ** 2).sum()), curve
+            if name == "average_precision":
+                spread = spread[0] + of_pairs, curve
         definition = DEFINITIONS[name] if name == "accuracy" else f"mean over {k} classes of: {DEFINITIONS[name]}"
         undefined = "no rows" if n == 0 else "a class is never predicted or expected"
         estimates.append(expected_metric(name, value, spread, n, confidence_level, definition, undefined))

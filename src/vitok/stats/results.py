@@ -1,7 +1,11 @@
 """What every function of this room returns: frozen results that print themselves and become JSON."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from vitok.errors import InvalidInput
 
 
 def jsonable(value: object) -> object:
@@ -57,6 +61,23 @@ class Estimate(Result):
     n_obs: int
     confidence_level: float = 0.95
     definition: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote: no value is NaN, no end is an infinity.
+
+        Raises:
+            InvalidInput: If a field is missing.
+
+        Example:
+            >>> Estimate.from_dict(Estimate(name="x", value=0.1, lower=0.0, upper=math.inf, n_obs=1).to_dict()).upper
+            inf
+        """
+        ends = {"value": math.nan, "lower": -math.inf, "upper": math.inf}
+        try:
+            return cls(**{**data, **{name: none for name, none in ends.items() if data[name] is None}})
+        except (KeyError, TypeError) as error:
+            raise InvalidInput("estimate", data, f"be what Estimate.to_dict wrote ({error})") from None
 
     def __str__(self) -> str:
         if math.isnan(self.value):

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from vitok.clock import isoformat
 from vitok.decision import Decision
 from vitok.errors import InvalidInput, VitokError
 from vitok.models import BoostedTrees
+from vitok.monitoring.prometheus import Sample, publish
 from vitok.registry import Registry
 from vitok.serving import HotRequest, Metrics, handlers
 from vitok.serving.guarded import Guard
@@ -23,6 +24,7 @@ from vitok.serving.shared_metrics import described
 from vitok.systems.fraud.edge import OUTCOMES, GuardedApplication
 from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, Answer, OutcomeBatch
+from vitok.systems.fraud.notices import GAUGES
 from vitok.systems.fraud.service import FraudService
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def application(
     *,
     pages: "Sequence[BaseRoute]" = (),
     guard: Guard | None = None,
+    samples: Callable[[], Iterable[Sample]] | None = None,
     beside: "Callable[[], contextlib.AbstractAsyncContextManager[object]]" = contextlib.nullcontext,
 ) -> "Starlette | GuardedApplication":
     """Makes the ASGI application; decisions themselves take the hot door beside it.
@@ -51,6 +54,7 @@ def application(
         service: What it shows.
         pages: Further routes, such as the console's.
         guard: Stands before all but health, metrics and the document; None for nothing.
+        samples: Gives the gauges of who watches and acts, for the page of metrics; None where nobody does here.
         beside: Makes what is entered before the first request and left after the last, such as a door of gRPC.
     """
     from starlette.applications import Starlette
@@ -58,6 +62,8 @@ def application(
     from starlette.routing import Route
 
     metrics = _metrics(service, guard)
+    if samples is not None:
+        publish(metrics, samples, gauges=GAUGES)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -94,7 +100,9 @@ def application(
     async def ready(_: "Request") -> "Response":
         parts = service.ready()
         good = service.can_decide()
-        told = {"status": "ok" if good else "not ready", **parts, "revision": service.versions.current.revision}
+        current = service.versions.current
+        told: dict[str, Any] = {"status": "ok" if good else "not ready", **parts, "revision": current.revision}
+        told["overrides"] = [one.key for one in current.overrides]
         return JSONResponse(told, 200 if good else 503)
 
     async def exposition(_: "Request") -> "Response":

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vitok.errors import MissingExtra
+from vitok.serving.proto_building import MESSAGE, Fields, build_pool, message_classes
 
 PACKAGE = "vitok.decide.v1"
 SERVICE = f"{PACKAGE}.DecideService"
@@ -16,38 +16,35 @@ METHODS = ("Decide", "Outcome")
 """Each takes `<method>Request` and gives `<method>Response`."""
 WANTED = "decisions over gRPC"
 
-_TYPES = {"double": 1, "bool": 8, "string": 9, "uint32": 13}
-_MESSAGE, _ONE, _MANY = 11, 1, 3
-# Message to fields, by number from 1. `x?` is told apart from its default, `x*` is repeated.
-_FIELDS: Mapping[str, Mapping[str, str]] = {
+_FIELDS: Fields = {
     "DecideRequest": {
-        "transaction_id": "string?",
-        "event_time": "string?",
-        "customer_id": "string?",
-        "terminal_id": "string?",
-        "amount": "double?",
+        "transaction_id": (1, "string?"),
+        "event_time": (2, "string?"),
+        "customer_id": (3, "string?"),
+        "terminal_id": (4, "string?"),
+        "amount": (5, "double?"),
     },
     "DecideResponse": {
-        "decision_id": "string",
-        "transaction_id": "string",
-        "action": "string",
-        "probability": "double?",
-        "propensity": "double",
-        "model_version": "string",
-        "route": "string",
-        "feature_status": "string",
+        "decision_id": (1, "string"),
+        "transaction_id": (2, "string"),
+        "action": (3, "string"),
+        "probability": (4, "double?"),
+        "propensity": (5, "double"),
+        "model_version": (6, "string"),
+        "route": (7, "string"),
+        "feature_status": (8, "string"),
     },
-    "OutcomeRequest": {"outcomes": "OutcomeItem*"},
+    "OutcomeRequest": {"outcomes": (1, "OutcomeItem*")},
     "OutcomeItem": {
-        "request_id": "string?",
-        "value": "double?",
-        "event_time": "string?",
-        "kind": "string?",
-        "source": "string?",
-        "supersedes": "bool?",
+        "request_id": (1, "string?"),
+        "value": (2, "double?"),
+        "event_time": (3, "string?"),
+        "kind": (4, "string?"),
+        "source": (5, "string?"),
+        "supersedes": (6, "bool?"),
     },
-    "OutcomeResponse": {"accepted": "uint32", "duplicates": "uint32", "rejected": "RejectedOutcome*"},
-    "RejectedOutcome": {"index": "uint32", "request_id": "string", "detail": "string"},
+    "OutcomeResponse": {"accepted": (1, "uint32"), "duplicates": (2, "uint32"), "rejected": (3, "RejectedOutcome*")},
+    "RejectedOutcome": {"index": (1, "uint32"), "request_id": (2, "string"), "detail": (3, "string")},
 }
 
 
@@ -58,31 +55,8 @@ def pool() -> Any:
     Raises:
         MissingExtra: If the extra `grpc` is not installed.
     """
-    try:
-        from google.protobuf import descriptor_pb2, descriptor_pool
-    except ImportError:
-        raise MissingExtra("grpc", WANTED) from None
-    file = descriptor_pb2.FileDescriptorProto(name="vitok/decide_service.proto", package=PACKAGE, syntax="proto3")
-    for name, fields in _FIELDS.items():
-        message = file.message_type.add(name=name)
-        for number, (field, kind) in enumerate(fields.items(), 1):
-            plain = kind.strip("*?")
-            made = message.field.add(name=field, number=number, label=_MANY if kind.endswith("*") else _ONE)
-            if plain in _TYPES:
-                made.type = _TYPES[plain]
-            else:
-                made.type, made.type_name = _MESSAGE, f".{PACKAGE}.{plain}"
-            if kind.endswith("?"):
-                made.proto3_optional, made.oneof_index = True, len(message.oneof_decl)
-                message.oneof_decl.add(name=f"_{field}")
-    service = file.service.add(name=SERVICE.rpartition(".")[2])
-    for method in METHODS:
-        service.method.add(
-            name=method, input_type=f".{PACKAGE}.{method}Request", output_type=f".{PACKAGE}.{method}Response"
-        )
-    found = descriptor_pool.DescriptorPool()
-    found.Add(file)
-    return found
+    methods = {method: (f"{method}Request", f"{method}Response", False) for method in METHODS}
+    return build_pool("vitok/decide_service.proto", SERVICE, _FIELDS, methods, wanted=WANTED)
 
 
 @functools.cache
@@ -92,13 +66,7 @@ def messages() -> dict[str, Any]:
     Raises:
         MissingExtra: If the extra `grpc` is not installed.
     """
-    descriptors = pool()
-    from google.protobuf import message_factory
-
-    return {
-        name: message_factory.GetMessageClass(descriptors.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-        for name in _FIELDS
-    }
+    return message_classes(pool(), PACKAGE, _FIELDS)
 
 
 def stub(channel: Any) -> Mapping[str, Callable[..., Any]]:
@@ -126,7 +94,7 @@ def as_json(message: Any) -> dict[str, Any]:
     from google.protobuf.unknown_fields import UnknownFieldSet
 
     # Whether a list was set cannot be told: an empty one was. All messages in messages here are lists.
-    lists = [field.name for field in message.DESCRIPTOR.fields if field.type == _MESSAGE]
+    lists = [field.name for field in message.DESCRIPTOR.fields if field.type == MESSAGE]
     found: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
     found |= {name: [as_json(item) for item in getattr(message, name)] for name in lists}
     for unknown in UnknownFieldSet(message):

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from rich.table import Table
 from vitok import settings
 from vitok.clock import DAY, duration, isoformat
 from vitok.errors import Conflict, InvalidInput
+from vitok.loop.playbook_actions import VERBS
 from vitok.systems.fraud.replay import running
 from vitok.systems.fraud.report import METRICS, Report
 from vitok.systems.fraud.transactions import Transactions
 
 _OWNED = (
+    "features",
     "log",
+    "loop",
+    "loop.lock",
     "loop.sqlite",
     "mlartifacts",
     "mlflow.db",
@@ -233,14 +238,19 @@ def show(report: Report, home: Path, console: Console) -> None:
     if found["false_alerts_before_change"] is not None:
         told += f", {found['false_alerts_before_change']} before the change"
     facts.add_row("alerts", told)
+    acted = Counter(action for one in found["incidents"] for action in one["done"])
+    done = ", ".join(f"{VERBS[action]} {n} times" if n > 1 else VERBS[action] for action, n in acted.items())
+    facts.add_row("playbook", f"{len(found['incidents'])} incidents; done: {done or 'nothing'}")
     if found["days_from_change_to_alert"] is not None:
         promoted = found["days_from_change_to_promotion"]
         told = f"first alert after {found['days_from_change_to_alert']:.1f} days"
         facts.add_row("change", told + (f", new version promoted after {promoted:.1f} days" if promoted else ""))
-    for entry in found["rollbacks"]:
-        hours, seconds = found["hours_from_bad_release_to_rollback"], entry["seconds"]
-        told = f"{entry['version']} found bad after {hours:.0f} h of traffic, pointer moved back in {seconds:.3f} s"
-        facts.add_row("roll back", told)
+    hours = found["hours_from_bad_release_to_rollback"]
+    for place, entry in enumerate(found["rollbacks"], start=1):
+        # The drill comes last; what was rolled back before it says of its incident after how long.
+        last = place == len(found["rollbacks"]) and hours is not None
+        after = f"found bad after {hours:.0f} h of traffic, " if last else ""
+        facts.add_row("roll back", f"{entry['version']} {after}pointer moved back in {entry['seconds']:.3f} s")
     console.print(facts)
     option = "" if home == settings.current().home / "fraud" else f" --home {home}"
     lines = (

@@ -11,6 +11,8 @@ from vitok.systems.fraud.features import FEATURES
 
 SYSTEM = "fraud"
 OUTCOME_KIND = "fraud"
+CHALLENGER = "fraud-online"
+"""The model that learns online; its versions are named by their contents, such as `"fraud-online/3fa90c1d22b7"`."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _NO_DECISION = bytes(16)

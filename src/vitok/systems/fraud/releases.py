@@ -2,16 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitok import decisions, settings
 from vitok.clock import DAY
+from vitok.errors import InvalidInput
 from vitok.features import Catalogue
 from vitok.policies import Costs
 from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
 from vitok.systems.fraud import training
+from vitok.systems.fraud.acting import LOOP, too_young
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
@@ -92,6 +94,30 @@ class Workshop:
                 ).select(parts[0].columns)
             )
         return Sample.of(pl.concat(parts, how="vertical_relaxed").sort("event_time", maintain_order=True))
+
+    @classmethod
+    def of_log(cls, home: Path, *, costs: Costs, start: int) -> "Workshop":
+        """Returns the workshop of a home whose log is all that is known; nothing is read yet.
+
+        Args:
+            home: Home folder.
+            costs: What actions cost.
+            start: When the log begins, microseconds.
+        """
+        import hashlib
+
+        import polars as pl
+
+        moment = pl.Datetime("us", "UTC")
+        rows: dict[str, Any] = {"event_time": moment, "customer_id": pl.String, "transaction_id": pl.String}
+        history = pl.DataFrame(schema=rows | dict.fromkeys(FEATURES.names, pl.Float64) | {"amount": pl.Float64})
+        labels = pl.DataFrame(schema={"transaction_id": pl.String, "is_fraud": pl.Float64, "label_time": moment})
+        files = sorted((path.name, path.stat().st_size) for path in (home / "log").rglob("segment-*") if path.is_file())
+        return cls(home, history, labels, hashlib.sha256(repr(files).encode()).hexdigest(), costs, start)
+
+    def lacks(self, now: int) -> str:
+        """Says why no version can be made of what is here; empty where one can be tried."""
+        return too_young(self.start, now)
 
     def first(self, timeline: training.Timeline) -> Candidate:
         """Fits the first version by the timeline's split."""
@@ -195,6 +221,49 @@ def register(
         run.log_folder(registry.packages / version.path, "package")
     tracker.mirror(registry.state(SYSTEM), packages=registry.packages)
     return Made(version=version.version, verdict=candidate.verdict)
+
+
+class Maker:
+    """Makes versions in this process, and shows where they stand in the tracking store.
+
+    Args:
+        workshop: Where versions are made.
+        registry: Where they are registered.
+        tracker: Where runs are kept.
+        label_delay: Age at which labels are known, microseconds.
+    """
+
+    def __init__(self, workshop: Workshop, registry: Registry, tracker: Tracker, *, label_delay: int) -> None:
+        self.workshop, self.registry, self.tracker, self.label_delay = workshop, registry, tracker, label_delay
+
+    def lacks(self, now: int) -> str:
+        """Says why no version can be made of what is here; empty where one can be tried."""
+        return self.workshop.lacks(now)
+
+    def again(self, key: str, *, reason: str, at: int, changed: int | None) -> dict[str, Any]:
+        """Makes a version of what is known at a time; the same key again makes nothing new.
+
+        Args:
+            key: Names the retraining.
+            reason: Why it is made.
+            at: The time, microseconds.
+            changed: When the world changed, as far as the alerts say.
+
+        Returns:
+            `version`, `accepted` and `gate`, the gate's reason; or `impossible` with why none can be made.
+        """
+        state = self.registry.state(SYSTEM)
+        incumbent = load(self.registry, state.production) if state.production is not None else None
+        try:
+            candidate = self.workshop.again(at, label_delay=self.label_delay, changed=changed, incumbent=incumbent)
+        except InvalidInput as error:
+            return {"impossible": str(error)}
+        made = register(self.workshop, self.registry, self.tracker, candidate, name=reason, now=at, actor=LOOP, key=key)
+        return {"version": made.version, "accepted": made.verdict.accepted, "gate": made.verdict.reason}
+
+    def mirror(self) -> None:
+        """Shows the stages of the versions in the tracking store."""
+        self.tracker.mirror(self.registry.state(SYSTEM), packages=self.registry.packages)
 
 
 def load(registry: Registry, version: int) -> LoadedModel:

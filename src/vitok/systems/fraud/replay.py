@@ -190,20 +190,24 @@ class Replay:
         self.learn(hour.outcomes)
         self.decide(hour.bodies, rate=rate)
 
-    def until(self, revision: int, *, seconds: float = 30.0) -> None:
-        """Waits until the service has put in force what the ledger says: a second of it is half a day of the replay.
+    def until(self, revision: int, overrides: Sequence[str] = (), *, seconds: float = 30.0) -> None:
+        """Waits until what ledger and overrides say is in force: a second is half a day of the replay.
 
         Args:
             revision: The entry of the ledger.
+            overrides: Keys of the overrides that stand.
             seconds: How long at most.
 
         Raises:
             ServiceError: If it takes longer.
         """
         deadline = time.monotonic() + seconds
-        while msgspec.json.decode(self._client.get("/readyz").body)["revision"] < revision:
+        while True:
+            told = msgspec.json.decode(self._client.get("/readyz").body)
+            if told["revision"] >= revision and told["overrides"] == list(overrides):
+                return
             if time.monotonic() > deadline:
-                raise ServiceError(f"the service does not follow the ledger to its entry {revision}")
+                raise ServiceError(f"the service does not follow the ledger to its entry {revision}, or an override")
             time.sleep(0.01)
 
     def learn(self, outcomes: Sequence[bytes]) -> None:

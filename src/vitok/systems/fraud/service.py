@@ -22,11 +22,13 @@ from vitok.serving.costs import CostMeter
 from vitok.serving.hosted import Answered
 from vitok.serving.tracing import Moments, Stages, Traced, Tracing
 from vitok.stats import LatencyHistogram
+from vitok.systems.fraud.challenger_serving import ChallengerShadow
 from vitok.systems.fraud.edge import OUTCOMES
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.intake import Accepted, Intake
 from vitok.systems.fraud.messages import Answer, log_schema
 from vitok.systems.fraud.outcomes import LATER, OutcomeDesk
+from vitok.systems.fraud.sketching import hour_sealer
 from vitok.systems.fraud.state import FeatureState
 from vitok.systems.fraud.timekeeping import Timekeeper
 from vitok.systems.fraud.verdicts import Scorer, Verdicts, every
@@ -57,6 +59,7 @@ class FraudService:
         latency: From the arrival of a request to the write of its record.
         stages: Where that time goes.
         versions: Who answers; `versions.refresh()` follows the ledger.
+        challenger: The shadow that learns online; `challenger.refresh()` takes its newest snapshot.
         tracing: As given.
 
     Raises:
@@ -92,7 +95,10 @@ class FraudService:
         self.stages = Stages(LatencyHistogram(), self.latency)
         self.registry = Registry(home)
         self.quarantine = contracts.Quarantine(home / "quarantine")
-        self._log = decisions.DecisionLog(home / "log" / "decisions", log_schema(), durability=durability)
+        counted = hour_sealer(self.registry)
+        self._log = decisions.DecisionLog(
+            home / "log" / "decisions", log_schema(), durability=durability, on_seal=counted
+        )
         self._outcomes = decisions.OutcomeLog(home / "log" / "outcomes", durability=durability, clock=self.clock)
         times = Timekeeper(self.clock)
         self.state = FeatureState(
@@ -103,10 +109,12 @@ class FraudService:
             checkpoint_every=checkpoint_every,
             count=self.count,
         )
-        self.versions = Versions(self.registry, FEATURES, slow_after=deadline, count=self.count)
+        self.versions = Versions(self.registry, FEATURES, slow_after=deadline, count=self.count, clock=self.clock)
         self.versions.refresh()
         self._intake = Intake(times, self.quarantine, noted=self.state.noted, count=self.count)
-        self._scorer = Scorer(FEATURES, deadline=deadline, count=self.count)
+        self.challenger = ChallengerShadow(home, FEATURES, count=self.count)
+        self.challenger.refresh()
+        self._scorer = Scorer(FEATURES, deadline=deadline, count=self.count, challenger=self.challenger)
         self._desk = OutcomeDesk(self._outcomes, self.state, times, self.quarantine, count=self.count)
         self._encode = msgspec.json.Encoder().encode
 
@@ -302,6 +310,17 @@ class FraudService:
         return found
 
     # Upkeep
+
+    def refresh(self) -> None:
+        """Puts in force what the ledger says by now, and takes the challenger's newest snapshot.
+
+        Call it beside the requests, again and again.
+
+        Raises:
+            StoreError: If the ledger cannot be read; the challenger's snapshot is taken all the same.
+        """
+        self.challenger.refresh()
+        self.versions.refresh()
 
     def ready(self) -> dict[str, str]:
         """Says for each part whether it can do its work: `"ok"`, or what is wrong.

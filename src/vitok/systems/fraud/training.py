@@ -14,11 +14,12 @@ from vitok.models import BoostedTrees, Forest, fit_best, fit_boosted_trees
 from vitok.models.calibrators import Calibrator, IsotonicCalibrator, PlattCalibrator
 from vitok.models.convert import convert
 from vitok.models.tradeoffs import time_in_turns
-from vitok.monitoring import ReferenceProfile
+from vitok.monitoring import PerformanceEstimator, ReferenceProfile
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Check, Verdict, at_most, evaluate, not_worse
 from vitok.systems.fraud import rules
 from vitok.systems.fraud.features import CALENDAR, FEATURES, LABELS
+from vitok.systems.fraud.sketching import SLICES, with_slices
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = 2_000
 BATCH_SIZES = (1, 16, 256)
 ENOUGH_FOR_STEPS = 500
+COVERAGE = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,8 @@ class Candidate:
     verdict: Verdict
     parameters: Mapping[str, Any]
     examples: np.ndarray
+    estimator: PerformanceEstimator | None = None
+    sets: stats.ConformalSets | None = None
 
     def files(self, features: FeatureSet = FEATURES) -> dict[str, Any]:
         """Returns the files of the model package.
@@ -176,14 +180,17 @@ class Candidate:
         """
         # In 32 bits, as the trees were fitted and as they are asked.
         converted = convert(self.trees, self.examples.astype(np.float32), names=features.names)
+        watched = {"estimator.json": self.estimator, "conformal.json": self.sets}
         return {
             **converted.files(),
+            **{name: part.to_dict() for name, part in watched.items() if part is not None},
             "model.txt": self.trees.text,
             "features.json": {"version": features.version, **features.describe()},
             "calibrator.json": self.calibrator.to_dict(),
             "policy.json": self.policy.describe(),
             "profile.json": self.profile.to_dict(),
             "metrics.json": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "importance.json": self.trees.importance(),
             "latency.json": latency_profile(self.trees, self.examples.astype(np.float32)),
         }
 
@@ -313,6 +320,10 @@ def fit(
     metrics["rules_average_precision"] = stats.average_precision(
         late.is_fraud, rules.rule_score(late.columns(features))
     )
+    metrics["fraud_rate"] = dataclasses.replace(
+        stats.wilson(int(late.is_fraud.sum()), len(late)), name="fraud_rate", definition="share of frauds"
+    )
+    both = 2 <= late.is_fraud.sum() <= len(late) - 2
     present = calibrator(trees.score(reference.values))
     profile = ReferenceProfile.fit(
         list(features.names),
@@ -323,6 +334,7 @@ def fit(
         event_time=reference.event_time,
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
         ignored=(*CALENDAR, *unwatched),
+        slices=_slices(reference, features),
     )
     checks = _checks(train, late, metrics, cost, rules_cost)
     if incumbent is not None:
@@ -361,7 +373,18 @@ def fit(
             "vitok": __version__,
         },
         examples=late.values[:EXAMPLES],
+        estimator=PerformanceEstimator.fit(probability, late.is_fraud) if both else None,
+        sets=stats.ConformalSets.fit(
+            np.column_stack([1 - probability, probability]), late.is_fraud.astype(np.intp), coverage=COVERAGE
+        ),
     )
+
+
+def _slices(sample: Sample, features: FeatureSet) -> dict[str, np.ndarray]:
+    import polars as pl
+
+    columns = with_slices(pl.DataFrame(sample.columns(features)), prefix="")
+    return {name: columns[name].to_numpy() for name in SLICES if name in columns.columns}
 
 
 def _middle(sample: Sample) -> int:

@@ -17,14 +17,15 @@ from vitok.clock import DAY, HOUR, isoformat
 from vitok.engines import LmdbStore
 from vitok.errors import ContractBroken
 from vitok.features import compare, table
-from vitok.loop import RetrainTrigger
+from vitok.loop import Cron, TriggerRules, push
+from vitok.loop.incidents import events
 from vitok.policies import Costs
 from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, history_note
 from vitok.systems.fraud.operations import CANARY_SHARE, Operator
-from vitok.systems.fraud.releases import Workshop, load, register
+from vitok.systems.fraud.releases import Maker, Workshop, load, register
 from vitok.systems.fraud.replay import Replay, ServiceProcess, hours
 from vitok.systems.fraud.report import Report, Scored, by_rules, comparison, numbers
 from vitok.systems.fraud.training import Sample, Timeline, not_filled
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 PACED_RATE = 1000.0
 PACED_DECISIONS = 12_000
 _DRILL_BEFORE_END = 2 * DAY
+DRILL = "release drill"
 Tell = Callable[[int | None, str], None]
 Progress = Callable[[str, float], None]
 
@@ -108,18 +110,19 @@ class Turn:
         workshop = Workshop(self.home, prepared.rows, prepared.labels, self.data.fingerprint, self.costs, start)
         self._timed("training", lambda: self.first_version(prepared, workshop, registry, tracker))
         self._timed("online store", lambda: self.fill_online(prepared))
+        maker = Maker(workshop, registry, tracker, label_delay=self.data.label_delay_us)
         operator = Operator(
             self.home,
             registry,
-            tracker,
-            workshop,
+            maker,
+            costs=self.costs,
             label_delay=self.data.label_delay_us,
-            trigger=self._trigger(prepared.timeline),
-            trained_at=prepared.timeline.replay_start,
+            triggers=self._triggers(prepared.timeline),
+            min_matured=min(7 * DAY, self._third(prepared.timeline) // 2),
             tell=self.tell,
         )
         with ServiceProcess(self.home) as service:
-            self._timed("replay", lambda: self.replay(prepared, service, operator))
+            self._timed("replay", lambda: self.replay(prepared, service, operator, maker))
         report = self._timed("comparison", lambda: self.report(prepared, registry, operator))
         operator.close()
         registry.close()
@@ -214,19 +217,21 @@ class Turn:
         store.sync()
         store.close()
 
-    def replay(self, prepared: Prepared, service: ServiceProcess, operator: Operator) -> None:
+    def replay(self, prepared: Prepared, service: ServiceProcess, operator: Operator, maker: Maker) -> None:
         """Sends the replay period through the service hour by hour; the operator looks on and acts."""
         timeline = prepared.timeline
         replay = Replay(service)
         drill_at = max(timeline.replay_start + DAY, timeline.end - _DRILL_BEFORE_END)
-        paced = followed = 0
+        paced = 0
+        followed: tuple[int, tuple[str, ...]] = (0, ())
         for hour in hours(prepared.transactions, prepared.labels, start=timeline.replay_start, end=timeline.end):
-            if self.drill_at is None and hour.start >= drill_at and operator.drill(hour.start):
+            if self.drill_at is None and hour.start >= drill_at and self.drill(operator, maker, hour.start):
                 self.drill_at = hour.start
-            revision = operator.registry.ledger.revision()
-            if revision != followed:
-                replay.until(revision)
-                followed = revision
+            overrides = tuple(one.key for one in operator.overrides.standing(hour.start))
+            present = (operator.registry.ledger.revision(), overrides)
+            if present != followed:
+                replay.until(*present)
+                followed = present
             replay.send(hour, rate=PACED_RATE if paced < PACED_DECISIONS else None)
             paced += len(hour.bodies)
             now = hour.start + HOUR
@@ -237,16 +242,46 @@ class Turn:
         replay.close()
         self.replayed = replay
 
-    def _trigger(self, timeline: Timeline) -> RetrainTrigger:
-        # Without an alert, the schedule retrains a third into the replay: late enough to have new labels, early
-        # enough for a canary to be judged.
-        third = max(DAY, (timeline.end - timeline.replay_start) // 3 // DAY * DAY)
-        return RetrainTrigger(
-            schedule_us=third if self.change is None else None,
-            label_delay_us=self.data.label_delay_us,
-            min_matured_us=min(7 * DAY, max(DAY, third // 2)),
-            cool_down_us=min(7 * DAY, third),
-            budget=2,
+    def drill(self, operator: Operator, maker: Maker, now: int) -> bool:
+        """Pushes a deliberately bad version straight to Production, to see that it is rolled back.
+
+        Returns:
+            False where nothing is in Production that could be gone back to.
+        """
+        registry = operator.registry
+        state = registry.state(SYSTEM)
+        if state.production is None:
+            return False
+        if state.canary is not None:
+            registry.ledger.end_canary(
+                SYSTEM, verdict="inconclusive", reason="the replay ends before it could be judged", actor=DRILL, now=now
+            )
+            self.tell(now, f"canary {SYSTEM}/{state.canary} ended without a verdict")
+        operator.paused = "a release drill has been held"
+        candidate = maker.workshop.upside_down(now, label_delay=maker.label_delay)
+        name, key = "drill: labels flipped in an export", f"drill/{now}"
+        made = register(maker.workshop, registry, maker.tracker, candidate, name=name, now=now, actor=DRILL, key=key)
+        self.tell(now, f"gate refused {made.name} (drill: labels flipped): {made.verdict.reason}")
+        why = "release drill: pushed past the gate on purpose"
+        push(registry, operator.records, SYSTEM, made.version, override=why, now=now, actor=DRILL)
+        self.tell(now, f"{made.name} pushed to Production past the gate (drill)")
+        return True
+
+    def _third(self, timeline: Timeline) -> int:
+        return max(2 * DAY, (timeline.end - timeline.replay_start) // 3 // DAY * DAY)
+
+    def _triggers(self, timeline: Timeline) -> TriggerRules:
+        # Without an alert, the schedule retrains a third into the replay, late enough to have new labels and early
+        # enough for a canary to be judged, and as long after that again.
+        third = self._third(timeline)
+        times = [isoformat(timeline.replay_start + number * third) for number in (1, 2)]
+        days, months = (sorted({int(text[part]) for text in times}) for part in (slice(8, 10), slice(5, 7)))
+        schedule = Cron(f"0 0 {','.join(map(str, days))} {','.join(map(str, months))} *")
+        return TriggerRules(
+            schedule=schedule if self.change is None else None,
+            debounce=2 * DAY,
+            cool_down=min(7 * DAY, third),
+            runs_a_week=2,
         )
 
     # Numbers
@@ -336,6 +371,17 @@ class Turn:
                 }
                 for alert in alerts
             ],
+            "incidents": [
+                {
+                    "id": record.record_id,
+                    "title": record.title,
+                    "version": record.version,
+                    "at": isoformat(record.opened),
+                    "done": [entry.data["action"] for entry in events(record, "action")],
+                    "proposed": [entry.data["action"] for entry in events(record, "proposal")],
+                }
+                for record in operator.records.list("incident")
+            ],
             "false_alerts_before_change": None
             if change is None
             else sum(alert.raised_at <= change for alert in alerts),
@@ -353,7 +399,10 @@ class Turn:
             "days_from_change_to_promotion": days(promoted),
             "hours_from_bad_release_to_rollback": None
             if self.drill_at is None
-            else next(((entry.time_us - self.drill_at) / HOUR for entry in rolled_back), None),
+            else next(
+                ((entry.time_us - self.drill_at) / HOUR for entry in rolled_back if entry.time_us >= self.drill_at),
+                None,
+            ),
             "timeline": dataclasses.asdict(timeline),
             "label_delay_days": timeline.label_delay / DAY,
             "assumptions": list(self.data.assumptions),

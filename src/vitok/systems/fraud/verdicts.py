@@ -17,6 +17,7 @@ from vitok.serving import Batch, Choice, Route, Scored, TimedOut
 from vitok.serving.hosted import Chosen
 from vitok.serving.targets import because
 from vitok.systems.fraud import rules
+from vitok.systems.fraud.challenger_serving import ChallengerShadow
 from vitok.systems.fraud.intake import Accepted
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.versions import NO_MODEL, InForce
@@ -124,10 +125,20 @@ class Scorer:
         features: What the columns of the values are.
         deadline: Seconds from the arrival of a request.
         count: Counts `late`, `fallbacks` and `shadow_failures`.
+        challenger: Is the shadow where no version on trial is; it is asked after the champion has answered, so that
+            it cannot use up the champion's time. None for nothing.
     """
 
-    def __init__(self, features: FeatureSet, *, deadline: float, count: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        features: FeatureSet,
+        *,
+        deadline: float,
+        count: Callable[[str, int], None],
+        challenger: ChallengerShadow | None = None,
+    ) -> None:
         self._rules = rules.as_target(features.names)
+        self._challenger = challenger
         self._deadline = round(deadline * _SECOND)
         self._late = f"older than its deadline of {1000 * deadline:g} ms when its turn came; the rules answered"
         self._count = count
@@ -173,6 +184,11 @@ class Scorer:
             if other is not None and beside is not None:
                 verdicts.shadow_version = every(beside.version)
                 verdicts.shadow_probability = beside.calibrator(other)
+            elif beside is None and not in_force.canary_absent and self._challenger is not None:
+                # Never in the place of a version on trial: its judge would take what stands there for its answer.
+                shadow = self._challenger.score(values)
+                if shadow is not None:
+                    verdicts.shadow_version, verdicts.shadow_probability = shadow
         else:
             verdicts = self._divided(scored, acting, other, accepted, in_force.route, canary)
         if in_force.champion_absent:

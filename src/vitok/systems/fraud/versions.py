@@ -1,18 +1,19 @@
-"""Which versions answer: what the ledger says, loaded beside the requests and put in force as a whole."""
+"""Which versions answer: what the ledger and the overrides say, loaded beside the requests, put in force as a whole."""
 
 import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from vitok.clock import DAY
-from vitok.errors import VitokError
+from vitok.clock import DAY, Clock, isoformat
+from vitok.errors import StoreError, VitokError
 from vitok.features import FeatureSet
 from vitok.registry import ModelState, Registry
 from vitok.serving import Breaker, BreakerRules, Fallback, Route
 from vitok.systems.fraud import rules
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
+from vitok.systems.fraud.overrides import Override, Overrides, policy_under
 
 PROBATION = 3 * DAY
 NO_MODEL = "no version is in Production"
@@ -33,6 +34,7 @@ class InForce:
         canary_absent: Whether there should be a canary, but it cannot be loaded.
         probation_end: Until when the version before is scored beside a new champion, microseconds.
         revision: The entry of the ledger that says so.
+        overrides: What is other than the ledger says, for a while; it is in the versions' policies already.
     """
 
     chain: Fallback
@@ -44,6 +46,7 @@ class InForce:
     canary_absent: bool = False
     probation_end: int = 0
     revision: int = -1
+    overrides: tuple[Override, ...] = ()
 
     def model(self, version: str) -> LoadedModel | None:
         """Returns a version by its name; None for the rules."""
@@ -60,43 +63,56 @@ class InForce:
 
 
 class Versions:
-    """Follows the ledger. `current` is read by the requests, `refresh` is called beside them.
+    """Follows the ledger and the overrides. `current` is read by the requests, `refresh` is called beside them.
 
-    A version that cannot be loaded must not stop decisions: the one before it, or the rules, go on.
+    A version that cannot be loaded must not stop decisions: the one before it, or the rules, go on. Overrides that
+    cannot be read are as good as none, since what was released is what people agreed on.
 
     Args:
         registry: Where versions stand and packages lie.
         features: What the service computes.
         slow_after: Seconds from which a call of a model counts as slow.
-        count: Counts `model_load_failures`.
+        count: Counts `model_load_failures` and `override_failures`.
+        clock: Ends overrides; the service's.
 
     Attributes:
         current: What is in force.
     """
 
     def __init__(
-        self, registry: Registry, features: FeatureSet, *, slow_after: float, count: Callable[[str, int], None]
+        self,
+        registry: Registry,
+        features: FeatureSet,
+        *,
+        slow_after: float,
+        count: Callable[[str, int], None],
+        clock: Clock,
     ) -> None:
         self._registry = registry
+        self._overrides = Overrides(registry.home)
+        self._unread = ""
+        self._clock = clock
         self._features = features
         self._breaker = BreakerRules(slow_after=slow_after)
         self._count = count
         self._rules = rules.as_target(features.names)
         self._refreshing = threading.Lock()
-        self.current = InForce(chain=Fallback([self._rules]))
+        self._released = self.current = InForce(chain=Fallback([self._rules]))
 
     def refresh(self) -> None:
-        """Loads the versions that the ledger names by now, and puts them in force together.
+        """Loads the versions that the ledger names by now, and puts them in force together, under the overrides.
 
         Raises:
             StoreError: If the ledger cannot be read.
         """
         with self._refreshing:
             revision = self._registry.ledger.revision()
-            if revision == self.current.revision:
+            overrides = self._standing()
+            if revision != self._released.revision:
+                self._released = self._read(self._registry.ledger.state(SYSTEM), self._released, revision)
+            elif overrides == self.current.overrides:
                 return
-            before = self.current
-            self.current = self._read(self._registry.ledger.state(SYSTEM), before, revision)
+            self.current = self._under(overrides)
 
     def problem(self) -> str:
         """Says why no model answers as the ledger wants it; empty where one does."""
@@ -107,6 +123,47 @@ class Versions:
             return f"{current.champion_absent}; {current.champion.version} answers"
         breaker = current.champion.target.breaker
         return "" if breaker.admits else f"{current.champion.version} is out: {breaker.reason}"
+
+    def _standing(self) -> tuple[Override, ...]:
+        try:
+            found = self._overrides.standing(self._clock.now())
+        except StoreError as error:
+            # Asked many times a second; said once.
+            if str(error) != self._unread:
+                _LOG.exception("the overrides cannot be read; what was released answers")
+                self._count("override_failures", 1)
+            self._unread = str(error)
+            return ()
+        self._unread = ""
+        return found
+
+    def _under(self, overrides: tuple[Override, ...]) -> InForce:
+        released = self._released
+        for one in overrides:
+            if one.action == "use_rules":
+                told = f"the rules answer until {isoformat(one.until)}, by {one.who}: {one.why}"
+                return InForce(
+                    chain=Fallback([self._rules]),
+                    champion_absent=told,
+                    revision=released.revision,
+                    overrides=overrides,
+                )
+
+        def adjusted(model: LoadedModel | None) -> LoadedModel | None:
+            if model is None:
+                return None
+            policy = policy_under(model.policy, overrides)
+            if policy is model.policy:
+                return model
+            return dataclasses.replace(model, policy=policy, policy_version=policy.version)
+
+        return dataclasses.replace(
+            released,
+            champion=adjusted(released.champion),
+            canary=adjusted(released.canary),
+            previous=adjusted(released.previous),
+            overrides=overrides,
+        )
 
     def _read(self, state: ModelState, before: InForce, revision: int) -> InForce:
         known = (before.champion, before.canary, before.previous)
