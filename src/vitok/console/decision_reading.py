@@ -20,6 +20,7 @@ from vitok.policies import ALLOW, BLOCK, REVIEW, TierPolicy
 from vitok.registry import Registry, Version
 from vitok.systems.fraud.app import reasons
 from vitok.systems.fraud.messages import OUTCOME_KIND
+from vitok.systems.fraud.overrides import policy_as_logged
 
 if TYPE_CHECKING:
     import polars as pl
@@ -312,6 +313,8 @@ def decision_story(home: Path, decision_id: str) -> DecisionStory:
     found, no_reasons = _reasons(home, made, version)
     profile = stores.profile(home, version) if version is not None else None
     policy = stores.policy(home, version) if version is not None else None
+    if policy is not None:
+        policy = policy_as_logged(policy, made.policy_version)
     if policy is not None and policy.version != made.policy_version:
         policy = None
     changes = dict(found)

@@ -15,8 +15,9 @@ from vitok.errors import Conflict, InvalidInput, NotFound
 from vitok.policies import Costs
 from vitok.serving import Batch
 from vitok.systems.fraud import rules
+from vitok.systems.fraud.challenger_serving import shadow_again
 from vitok.systems.fraud.features import FEATURES
-from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.messages import CHALLENGER, SYSTEM
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.overrides import policy_as_logged
 
@@ -63,10 +64,17 @@ class FraudReplay:
             fields["policy_version"] = model.policy_version if policy is model.policy else policy.version
             fields["action"] = tiers.actions[0]
             fields["propensity"] = float(tiers.propensity[0])
-        if decision.shadow_version is not None and decision.shadow_version != rules.VERSION:
-            _, beside = self.model(decision.shadow_version).answer(values)
+        shadow, left_out = decision.shadow_version, {}
+        if shadow is not None and shadow.startswith(f"{CHALLENGER}/"):
+            said = shadow_again(self._home, shadow, values)
+            if said is None:
+                left_out["shadow_probability"] = f"the snapshot {shadow} is not kept any more"
+            else:
+                fields["shadow_probability"] = float(said[0])
+        elif shadow is not None and shadow != rules.VERSION:
+            _, beside = self.model(shadow).answer(values)
             fields["shadow_probability"] = float(beside[0])
-        return Recomputed(fields=fields)
+        return Recomputed(fields=fields, left_out=left_out)
 
     def rescore(self, rows: "pl.DataFrame", version: str) -> Rescored:
         """Answers rows of the log with a version such as `"fraud/3"`, or with the rules.

@@ -7,7 +7,7 @@ follows from that is the same for all systems, and is done here.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,9 +30,15 @@ _SAME = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputed:
-    """What a decision comes to when it is taken again, by field of the log; fields left out were not computed."""
+    """What a decision comes to when it is taken again.
+
+    Attributes:
+        fields: By field of the log; fields left out were not computed.
+        left_out: Fields that could not be computed, and why.
+    """
 
     fields: Mapping[str, str | float | None]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +64,13 @@ class ReplayedDecision:
         decision: As it stands in the log.
         compared: The fields that were computed again.
         differences: Those that came out otherwise; there should be none.
+        left_out: Fields that could not be computed again, and why.
     """
 
     decision: Decision
     compared: tuple[str, ...]
     differences: tuple[Difference, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Returns the comparison as lines."""
@@ -72,6 +80,7 @@ class ReplayedDecision:
             f"{made.policy_version}, {made.route}: {made.action}",
         ]
         lines += [f"{one.field}: logged {one.logged}, recomputed {one.recomputed}" for one in self.differences]
+        lines += [f"{name}: not computed, {why}" for name, why in self.left_out.items()]
         n = len(self.differences)
         fields = ", ".join(self.compared)
         lines.append(f"no difference in {fields}" if not n else f"{n} of {len(self.compared)} fields differ")
@@ -88,6 +97,7 @@ class ReplayedDecision:
                 {"field": one.field, "logged": _finite(one.logged), "recomputed": _finite(one.recomputed)}
                 for one in self.differences
             ],
+            "left_out": dict(self.left_out),
         }
 
 
@@ -217,7 +227,8 @@ def replay_decision(
     if found is None:
         raise NotFound("decision", decision_id, ["the ids in its log, as each answer shows them"])
     differences = []
-    fields = recompute(found).fields
+    recomputed = recompute(found)
+    fields = recomputed.fields
     for name, value in fields.items():
         if name.startswith("f_"):
             if name[2:] not in found.features:
@@ -229,7 +240,9 @@ def replay_decision(
             raise InvalidInput("recompute", name, "be a field of a decision")
         if not _same(logged, value):
             differences.append(Difference(field=name, logged=logged, recomputed=value))
-    return ReplayedDecision(decision=found, compared=tuple(fields), differences=tuple(differences))
+    return ReplayedDecision(
+        decision=found, compared=tuple(fields), differences=tuple(differences), left_out=recomputed.left_out
+    )
 
 
 def replay_period(

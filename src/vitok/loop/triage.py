@@ -94,9 +94,9 @@ class TriageRules:
     """
 
     model_out: frozenset[str] = frozenset({"fallback"})
-    quality: frozenset[str] = frozenset({"quality", "calibration"})
+    quality: frozenset[str] = frozenset({"quality", "calibration", "coverage"})
     drift: frozenset[str] = frozenset({"data_drift", "prediction_drift", "coverage"})
-    data: frozenset[str] = frozenset({"absence", "data_quality", "skew"})
+    data: frozenset[str] = frozenset({"absence", "data_quality", "skew", "label_source"})
     inputs: frozenset[str] = frozenset({"data_drift"})
     young: int = 3 * DAY
     back: int = 7 * DAY

@@ -132,14 +132,14 @@ def application(
 
 
 def follow(service: FraudService, stop: threading.Event, *, every: float = FOLLOW_SECONDS) -> None:
-    """Puts in force what the ledger says, every so many seconds, until `stop` is set.
+    """Puts in force what the ledger says, and the challenger's newest snapshot, until `stop` is set.
 
     Made for a thread of its own. A ledger that cannot be read is said once, and what was in force goes on.
     """
     said = ""
     while not stop.wait(every):
         try:
-            service.versions.refresh()
+            service.refresh()
             said = ""
         except VitokError as error:
             if str(error) != said:
@@ -151,11 +151,13 @@ def reasons(registry: Registry, decision: Decision, *, most: int = 6) -> list[tu
     """Says what moved a decision's score: the features with the largest part in the log-odds, from its own version.
 
     Returns:
-        (feature, change of the log-odds), largest first; empty where rules answered.
+        (feature, change of the log-odds), largest first; empty where rules answered, or a model that is no trees.
     """
     if "/" not in decision.model_version:
         return []
     package = registry.load(SYSTEM, int(decision.model_version.partition("/")[2]))
+    if "model.txt" not in package:
+        return []
     names = tuple(package.json("signature.json")["inputs"])
     trees = BoostedTrees(package.text("model.txt"), names, 0)
     row = np.array([[decision.features.get(name, np.nan) for name in names]], dtype=np.float64)

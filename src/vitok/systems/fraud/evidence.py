@@ -60,7 +60,8 @@ class FraudEvidence:
             if not faults:
                 told = f"no fault in {len(profile.names)} features"
                 facts.append(Fact(question=question, finding="ruled out", text=told, n=window.n))
-        missing = [one for one in self._alerts.open(system=SYSTEM) if one.rule == self._rules.absence.name]
+        absence = {rule.name for rule in (self._rules.absence, self._rules.hourly_absence) if rule is not None}
+        missing = [one for one in self._alerts.open(system=SYSTEM) if one.rule in absence]
         facts += [Fact(question="volume", finding="found", text=one.reason, value=one.value) for one in missing]
         if not missing:
             facts.append(Fact(question="volume", finding="ruled out", text="decisions come as they used to"))

@@ -12,8 +12,10 @@ from vitok.decisions.selection import HIDING
 from vitok.monitoring.counting import KIND
 from vitok.monitoring.estimate_ledger import EstimatePair
 from vitok.monitoring.estimate_watch import EstimateWatch
+from vitok.monitoring.label_guard import LabelGuard
 from vitok.policies import Costs
 from vitok.registry import Registry
+from vitok.systems.fraud.label_check import HOLDS
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.sketching import SLICED, SLICES, VIEWS, Profiles, with_slices
 
@@ -57,6 +59,7 @@ class Observer:
         self.label_delay = label_delay
         self.sketches = monitoring.Sketches(home / "monitoring" / "sketches.sqlite")
         self.alerts = monitoring.Alerts(home / "monitoring" / "alerts.sqlite")
+        self.guard = LabelGuard(home / HOLDS)
         self.profiles = Profiles(registry)
         self.estimates = monitoring.EstimateLedger(home / "monitoring" / "estimates.sqlite")
         self.watch = monitoring.Watch(
@@ -77,6 +80,7 @@ class Observer:
         self._log = home / "log" / "decisions"
         self._tail = decisions.Tail(self._log, self.sketches.position())
         self._labels: tuple[int, pl.DataFrame] | None = None
+        self._looked_at_labels = -1
         self.tell: Callable[[int, str], None] = lambda _moment, text: _LOG.info("%s", text)
 
     def profile(self, version: str) -> monitoring.ReferenceProfile | None:
@@ -145,6 +149,34 @@ class Observer:
                 self._tell_realised(version, pairs, day.end)
         return watched
 
+    def look_at_labels(self, now: int) -> tuple[monitoring.Alert, ...]:
+        """Judges the sources of the labels, day by day of their arrival; one that has gone wrong is held.
+
+        Returns:
+            The alerts that this raised or cleared.
+        """
+        folder = self.home / "log" / "outcomes"
+        if now // DAY == self._looked_at_labels or not (folder.is_dir() and any(folder.rglob("segment-*"))):
+            return ()
+        self._looked_at_labels = now // DAY
+        changed = []
+        for day in self.guard.look(decisions.labels(folder, as_of=now, kind=SYSTEM), now):
+            one = day.finding
+            changed.append(
+                self.alerts.observe(
+                    one.rule,
+                    system=SYSTEM,
+                    version=one.version,
+                    window_end=day.end,
+                    firing=one.firing,
+                    value=one.value,
+                    bound=one.bound,
+                    reason=one.reason,
+                    now=now,
+                )
+            )
+        return tuple(alert for alert in changed if alert is not None)
+
     def _tell_realised(self, version: str, pairs: "Sequence[EstimatePair]", now: int) -> None:
         end = pairs[0].end
         rules = [
@@ -182,12 +214,13 @@ class Observer:
         # The label view is the same all day; it is read once.
         if self._labels is None or self._labels[0] != as_of:
             view = decisions.labels(self.home / "log" / "outcomes", as_of=as_of, kind=SYSTEM)
-            self._labels = (as_of, view)
+            self._labels = (as_of, self.guard.trusted(view))
         return decisions.join(logged, self._labels[1])
 
     def close(self) -> None:
         """Closes what is open."""
         self._tail.close()
+        self.guard.close()
         self.sketches.close()
         self.alerts.close()
         self.estimates.close()
@@ -212,8 +245,11 @@ def _realised(pair: EstimatePair) -> str:
     name = pair.estimated.name.replace("_", " ")
     if known is None:
         return f"{name} not known"
-    verdict = "inside" if pair.covered else "outside"
+    verdict = "inside the interval" if pair.covered else "outside the interval"
+    if known.upper - known.lower > 2 * (pair.estimated.upper - pair.estimated.lower):
+        # What was blocked has no outcome: the few that were let pass at random stand for all of it.
+        verdict = "too few outcomes of what would be blocked to tell"
     return (
-        f"{name} {known.value:.3g} where {pair.estimated.value:.3g} was estimated"
-        f" ({pair.estimated.lower:.3g} to {pair.estimated.upper:.3g}), {verdict} the interval"
+        f"{name} {known.value:.3g} ({known.lower:.3g} to {known.upper:.3g}) where {pair.estimated.value:.3g} was"
+        f" estimated ({pair.estimated.lower:.3g} to {pair.estimated.upper:.3g}): {verdict}"
     )

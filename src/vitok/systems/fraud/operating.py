@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitok import monitoring
-from vitok.clock import HOUR, Clock
+from vitok.clock import DAY, HOUR, Clock
 from vitok.errors import ServiceError, VitokError
 from vitok.loop import Durable, Incidents, Playbook, Switches, TriggerRules, Triggers
 from vitok.monitoring.outbox import Channel
@@ -19,6 +19,7 @@ from vitok.monitoring.prometheus import Sample, alert_samples
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry
 from vitok.systems.fraud.acting import actions, too_young
+from vitok.systems.fraud.challenger import Challenger
 from vitok.systems.fraud.evidence import FraudEvidence
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.operations import Operator
@@ -160,7 +161,9 @@ class LiveOperator(Operator):
             channels=channels,
         )
         self.samples: tuple[Sample, ...] = ()
+        self._challenger: Challenger | None = None
         self._learned_at = 0
+        self._compared = 0
 
     def round(self, now: int) -> None:
         """Does what is due by now; what is due once a day or an hour is done once."""
@@ -174,11 +177,32 @@ class LiveOperator(Operator):
         self.answer(now)
         if now - self._learned_at >= HOUR or now < self._learned_at:
             self.learn(now)
+            self.challenge(now)
             self._learned_at = now
         self.retrain(now)
         self.delivery.tick(now)
         # Who gives the loop an order from the command line runs steps of this home too.
         self.durable.close()
+
+    def challenge(self, now: int) -> None:
+        """Lets the challenger learn, begins it anew where quality has fallen, and tells of it once a day.
+
+        Nothing that is wrong with it keeps the champion from being watched.
+        """
+        try:
+            found = self._challenger = self._challenger or Challenger(
+                self.home, self.registry, label_delay=self.label_delay, costs=self.costs
+            )
+            for alert in self.alerts.open():
+                if alert.rule == "quality":
+                    found.restart(reason=alert.reason, now=now, key=f"alert/{alert.id}/{alert.first_seen}")
+            if now // DAY == self._compared:
+                found.hour(now)
+            else:
+                self.tell(now, str(found.day(now)))
+                self._compared = now // DAY
+        except VitokError as error:
+            self.tell(now, f"the challenger cannot go on: {error}")
 
     def _evaluate(self, now: int) -> None:
         until = self.alerts.watched_until(SYSTEM) or self._begins()

@@ -45,6 +45,8 @@ from vitok.systems.fraud.overrides import Overrides, as_released
 from vitok.systems.fraud.versions import PROBATION
 
 CANARY_SHARE = 0.1
+CANARY_LONGEST = 7 * DAY
+"""So long after its first labels can be known, an undecided canary is ended: while it runs, none other can be made."""
 _RECENT = 7 * DAY
 _JUDGED = (
     "request_id",
@@ -185,6 +187,8 @@ class Operator(Observer):
             if not trial.canary and now - trial.started > PROBATION:
                 self.tell(now, f"{name} has passed its probation")
                 self.trial = None
+            elif trial.canary and now - trial.started > CANARY_LONGEST + self.label_delay:
+                self._give_up(trial, verdict, now)
             return
         if trial.canary:
             settle_canary(self.registry, self.records, SYSTEM, verdict, now=now, actor=LOOP)
@@ -200,6 +204,20 @@ class Operator(Observer):
             self.rollback_seconds.append(seconds)
             told = f"{name} rolled back to {SYSTEM}/{trial.incumbent} in {seconds:.3f} s: {verdict.reason}"
             self.tell(now, told)
+        self._on_trial(now)
+        self.maker.mirror()
+
+    def _give_up(self, trial: Trial, verdict: ReleaseVerdict, now: int) -> None:
+        name, days = f"{SYSTEM}/{trial.version}", (now - trial.started) / DAY
+        reason = f"undecided after {days:.0f} days: {verdict.reason}"
+        self.registry.ledger.end_canary(
+            SYSTEM, verdict="inconclusive", version=trial.version, reason=reason, actor=LOOP, now=now
+        )
+        for record in self.records.list("release"):
+            if record.is_open and record.version == name:
+                self.records.add(record.record_id, f"ended without a verdict: {reason}", now=now, key="ended")
+                self.records.close(record.record_id, "inconclusive", now=now)
+        self.tell(now, f"canary {name} ended, {reason}")
         self._on_trial(now)
         self.maker.mirror()
 
@@ -303,10 +321,11 @@ class Operator(Observer):
 
     def look(self, now: int) -> None:
         """Judges the days that have closed, which raises and clears alerts."""
+        of_labels = self.look_at_labels(now)
         watched = self.judge(now)
-        for alert in watched.raised:
+        for alert in (*(one for one in of_labels if one.state == "open"), *watched.raised):
             self.tell(now, f"{alert.severity} alert {alert.rule} on {alert.version}: {alert.reason}")
-        for alert in watched.cleared:
+        for alert in (*(one for one in of_labels if one.state == "cleared"), *watched.cleared):
             self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
 
     def learn(self, now: int) -> None:

@@ -1,5 +1,6 @@
 """Making versions: reading rows with what is known of them today, fitting, registering with gate, run and card."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ from vitok import decisions, settings
 from vitok.clock import DAY
 from vitok.errors import InvalidInput
 from vitok.features import Catalogue
+from vitok.monitoring.label_guard import LabelGuard
 from vitok.policies import Costs
 from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
 from vitok.systems.fraud import training
 from vitok.systems.fraud.acting import LOOP, too_young
 from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.label_check import HOLDS
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.training import Candidate, Sample
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "fraud"
 _DAYS_TO_LEARN = 28
 _DAYS_TO_VALIDATE = 7
-_DAYS_TO_VALIDATE_AFTER_CHANGE = 4
+_LEAST_DAYS_TO_VALIDATE = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Workshop:
             logged = decisions.read(folder, since=since, until=now)
             outcomes = self.home / "log" / "outcomes"
             if any(outcomes.rglob("segment-*")):
-                logged = decisions.join(logged, decisions.labels(outcomes, as_of=now, kind=SYSTEM))
+                logged = decisions.join(logged, self._believed(decisions.labels(outcomes, as_of=now, kind=SYSTEM)))
             else:
                 logged = logged.with_columns(label=pl.lit(None, pl.Float64))
             features = [pl.col(f"f_{name}").alias(name) for name in FEATURES.names if name != "amount"]
@@ -94,6 +97,13 @@ class Workshop:
                 ).select(parts[0].columns)
             )
         return Sample.of(pl.concat(parts, how="vertical_relaxed").sort("event_time", maintain_order=True))
+
+    def _believed(self, view: "pl.DataFrame") -> "pl.DataFrame":
+        # Labels whose source has gone wrong teach nothing.
+        if not (self.home / HOLDS).exists():
+            return view
+        with contextlib.closing(LabelGuard(self.home / HOLDS)) as guard:
+            return guard.trusted(view)
 
     @classmethod
     def of_log(cls, home: Path, *, costs: Costs, start: int) -> "Workshop":
@@ -142,7 +152,11 @@ class Workshop:
             changed: When the world changed, as far as the alerts say; earlier rows then count a fifth.
             incumbent: The version in force, to be compared with on the validation rows.
         """
-        validate = _DAYS_TO_VALIDATE if changed is None else _DAYS_TO_VALIDATE_AFTER_CHANGE
+        validate = _DAYS_TO_VALIDATE
+        if changed is not None:
+            # Half of the days of the new world at most: a version that is only tested on it has learned nothing of it.
+            known = (now - label_delay) // DAY - changed // DAY
+            validate = min(validate, max(_LEAST_DAYS_TO_VALIDATE, known // 2))
         train, validation, reference = self._recent(now, label_delay=label_delay, validate=validate)
         if changed is not None and int(np.nansum(train.is_fraud[train.event_time >= changed])) >= 10:
             train = _newer(train, changed)

@@ -21,6 +21,7 @@ from vitok.loop import Cron, TriggerRules, push
 from vitok.loop.incidents import events
 from vitok.policies import Costs
 from vitok.registry import Registry, Tracker
+from vitok.systems.fraud.challenger import Challenger
 from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.intake import CONTRACT
 from vitok.systems.fraud.messages import SYSTEM, history_note
@@ -107,7 +108,9 @@ class Turn:
         prepared = self._timed("contract and features", self.prepare)
         registry, tracker = Registry(self.home), Tracker(self.home)
         start = prepared.timeline.start
-        workshop = Workshop(self.home, prepared.rows, prepared.labels, self.data.fingerprint, self.costs, start)
+        # What the service decides is read from its log; the history ends where that begins.
+        history = prepared.rows.filter(prepared.rows["event_time"].to_physical() < prepared.timeline.replay_start)
+        workshop = Workshop(self.home, history, prepared.labels, self.data.fingerprint, self.costs, start)
         self._timed("training", lambda: self.first_version(prepared, workshop, registry, tracker))
         self._timed("online store", lambda: self.fill_online(prepared))
         maker = Maker(workshop, registry, tracker, label_delay=self.data.label_delay_us)
@@ -222,6 +225,14 @@ class Turn:
         timeline = prepared.timeline
         replay = Replay(service)
         drill_at = max(timeline.replay_start + DAY, timeline.end - _DRILL_BEFORE_END)
+        challenger = self.challenger = Challenger(
+            self.home,
+            operator.registry,
+            label_delay=self.data.label_delay_us,
+            costs=self.costs,
+            history=maker.workshop.rows(timeline.replay_start, since=timeline.train_start),
+        )
+        self.tell(timeline.replay_start, str(challenger.hour(timeline.replay_start)))
         paced = 0
         followed: tuple[int, tuple[str, ...]] = (0, ())
         for hour in hours(prepared.transactions, prepared.labels, start=timeline.replay_start, end=timeline.end):
@@ -236,8 +247,11 @@ class Turn:
             paced += len(hour.bodies)
             now = hour.start + HOUR
             operator.hour(now)
+            for restarted in challenger.hour(now).restarts:
+                self.tell(now, str(restarted))
             if now % DAY == 0:
                 operator.day(now)
+                challenger.day(now)
             self._progress("replay", (now - timeline.replay_start) / (timeline.end - timeline.replay_start))
         replay.close()
         self.replayed = replay
@@ -297,6 +311,9 @@ class Turn:
         parity = compare(FEATURES, seen, matched.select(FEATURES.names).to_numpy())
         mismatches = parity.n_differing_rows + abs(len(logged) - len(matched))
         self.tell(None, f"features of decisions against the table: {parity}")
+        challenged = self.challenger.day(timeline.end)
+        for line in str(challenged).splitlines():
+            self.tell(None, line.strip())
         known = prepared.labels.select("transaction_id", "is_fraud")
         rows = matched.select("transaction_id", "event_time", "customer_id", "amount", *FEATURES.names[1:]).join(
             known, on="transaction_id", how="inner"
@@ -343,7 +360,12 @@ class Turn:
             "decisions_per_second_protocol": "one connection, 64 requests in flight, client and service on one machine",
         }
         return Report(
-            numbers=numbers(before=before, after=after, service=service, turn=self._turn(registry, operator, timeline)),
+            numbers=numbers(
+                before=before,
+                after=after,
+                service=service,
+                turn=self._turn(registry, operator, timeline) | {"challenger": challenged.to_dict()},
+            ),
             story=self.story,
         )
 
