@@ -26,7 +26,7 @@ def test_budgets_stand_behind_the_keys(tmp_path: Path) -> None:
     guard = Guard(keys=KeyRing(store))
     costing = Costing(guard=guard, keys=tmp_path / "keys.sqlite", budgets=tmp_path / "budgets.sqlite")
     catalogue = FolderCatalogue(tmp_path / "models")
-    host = ModelHost(catalogue, dress=costing.dress, guard=costing.guard, pinned=["sum"])
+    host = ModelHost(catalogue, dress=costing.dress, guard=costing.guard, pinned=["sum"], queue=False)
     host.start()
 
     def status(*headers: tuple[bytes, bytes]) -> int:

@@ -25,7 +25,9 @@ TWICE = SUM.replace(".sum(axis=1)", ".sum(axis=1) * 2")
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> ModelHost:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelHost:
+    # On a busy machine the quick models may be measured as slow, and would get queues.
+    monkeypatch.setattr("vitok.serving.hosted.INLINE_SECONDS", 0.01)
     put_model(tmp_path, "small", 1, SUM.format(sleep=0), ROWS)
     put_model(tmp_path, "large", 1, TWICE.format(sleep=0), ROWS)
     put_model(tmp_path, "slow", 1, TWICE.format(sleep=0.02), ROWS)

@@ -82,7 +82,7 @@ def test_it_learns_what_became_known_and_shows_it(home: Path) -> None:
     life.close()
 
 
-def test_called_more_often_it_saves_what_it_learned_and_publishes_once_an_hour(home: Path) -> None:
+def test_called_more_often_it_publishes_every_six_hours_and_after_a_crash_learns_the_rest_again(home: Path) -> None:
     life = Life(home, rows(6000), rising, days=3, delay=DELAY)
     challenger = opened(home, rules=ChallengerRules(grace=HOUR))
     first = challenger.hour(life.until(BEGIN + 2 * DAY))
@@ -90,8 +90,10 @@ def test_called_more_often_it_saves_what_it_learned_and_publishes_once_an_hour(h
     assert second.learned > 0
     assert second.version == first.version
     again = opened(home, rules=ChallengerRules(grace=HOUR))
+    assert again.hour(BEGIN + 2 * DAY + HOUR // 2).learned == second.learned
     assert (weights(again) == weights(challenger)).all()
-    assert again.hour(life.until(BEGIN + 2 * DAY + HOUR)).version != first.version
+    assert again.hour(life.until(BEGIN + 2 * DAY + 5 * HOUR)).version == first.version
+    assert again.hour(life.until(BEGIN + 2 * DAY + 6 * HOUR)).version != first.version
     life.close()
 
 

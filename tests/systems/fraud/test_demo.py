@@ -34,7 +34,7 @@ def handbook_frame(**options: object) -> pl.DataFrame:
 
 @pytest.mark.slow
 def test_the_turn_on_a_users_file_with_bad_rows(tmp_path: Path) -> None:
-    frame = handbook_frame(n_customers=700, n_terminals=1400, days=56, seed=5)
+    frame = handbook_frame(n_customers=1200, n_terminals=2400, days=63, seed=5)
     bad = frame.head(3).with_columns(TX_AMOUNT=pl.Series([-5.0, None, 3.0]), TRANSACTION_ID=pl.Series([-1, -2, 7]))
     pl.concat([frame, bad]).write_csv(tmp_path / "payments.csv")
     home, out = tmp_path / "home", tmp_path / "out.json"

@@ -67,7 +67,8 @@ class ChallengerRules:
         grace: How much longer than the label delay an outcome is waited for, above 0: then none means no fraud.
         correct_for: For how long after that an outcome still puts a decision right.
         slack: The longest time from the moment that an outcome is learned of until it is in the log.
-        publish_every: Least time from one snapshot for the service to the next; what is learned is saved at each call.
+        publish_every: Least time from one snapshot to the next; what was learned after it is learned again from the
+            log where a crash comes between, to the same bits.
         check_every: Decisions from one look at the detector to the next; looks lie at the same decisions whoever
             calls when.
         mark_every: Looks from one mark to the next. A mark is a snapshot that it can begin anew from.
@@ -84,7 +85,7 @@ class ChallengerRules:
     grace: int = DAY
     correct_for: int = 30 * DAY
     slack: int = MINUTE
-    publish_every: int = HOUR
+    publish_every: int = 6 * HOUR
     check_every: int = 256
     mark_every: int = 8
     marks: int = 64
@@ -281,7 +282,7 @@ class Challenger:
     def hour(self, now: int) -> ChallengerHour:
         """Learns what has become known by now, and puts the newest snapshot where the service takes it.
 
-        Made for each hour; called more often it learns sooner, and the service still gets a snapshot an hour.
+        Made for each hour; called more often it learns sooner, and the service gets its snapshots as often as before.
 
         Args:
             now: The present, in microseconds.
@@ -300,8 +301,6 @@ class Challenger:
             due = not published or now - published[-1][0] >= rules.publish_every
             if not published or len(self.restarts) > n_restarts or (news and due):
                 self._publish(learner, now)
-            elif learner.counts != before:
-                self._save(learner)
         counts = learner.counts
         return ChallengerHour(
             version=self.version,

@@ -29,6 +29,7 @@ EXPERIMENT = "fraud"
 _DAYS_TO_LEARN = 28
 _DAYS_TO_VALIDATE = 7
 _LEAST_DAYS_TO_VALIDATE = 2
+_FRAUDS = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,9 +180,13 @@ class Workshop:
 
     def _recent(self, now: int, *, label_delay: int, validate: int) -> tuple[Sample, Sample, Sample]:
         matured = (now - label_delay) // DAY * DAY
-        middle, start = matured - validate * DAY, matured - (_DAYS_TO_LEARN + validate) * DAY
+        start = matured - (_DAYS_TO_LEARN + _DAYS_TO_VALIDATE) * DAY
         rows = self.rows(now, since=start)
         known = rows.where(np.isfinite(rows.is_fraud))
+        # Days with few frauds cannot tell two versions apart.
+        middle = matured - validate * DAY
+        while validate < _DAYS_TO_VALIDATE and known.between(middle, matured).is_fraud.sum() < _FRAUDS:
+            validate, middle = validate + 1, middle - DAY
         reference = rows.between(max(start, now - 7 * DAY), now)
         return known.between(start, middle), known.between(middle, matured), reference
 
