@@ -94,6 +94,36 @@ for i in range(1_000_000):
 """
 
 
+WHILE_WRITING = """
+import sys, threading
+from vitok.engines import LmdbStore
+store = LmdbStore(sys.argv[1])
+store.commit([("known", b"k", b"v")])
+begun, read = threading.Event(), threading.Event()
+
+def write():
+    with store._env.begin(write=True):
+        begun.set()
+        read.wait()
+
+writer = threading.Thread(target=write)
+writer.start()
+begun.wait()
+assert store.get("unknown", b"k") is None
+assert list(store.scan("unknown")) == []
+assert store.get("known", b"k") == b"v"
+read.set()
+writer.join()
+store.close()
+"""
+
+
+def test_lmdb_reads_of_a_table_that_is_not_there_do_not_wait_for_a_writer(tmp_path: Path) -> None:
+    # In a process of its own: what waits here holds the interpreter's lock, so that nothing could end it.
+    done = subprocess.run([sys.executable, "-c", WHILE_WRITING, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 0
+
+
 def test_lmdb_survives_kill_whole(tmp_path: Path) -> None:
     for acknowledged in (1, 40, 300):
         folder = tmp_path / str(acknowledged)

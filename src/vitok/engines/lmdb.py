@@ -51,21 +51,27 @@ class LmdbStore:
 
     def _table(self, name: str) -> Any:
         handle = self._tables.get(name)
-        if handle is None:
-            with self._opening:
-                try:
-                    handle = self._env.open_db(name.encode(), create=False)
-                except self._error:
-                    return None
-                self._tables[name] = handle
-        return handle
+        if handle is not None:
+            return handle
+        # `open_db` alone waits for the writer with the interpreter's lock in its hand, which the writer needs to end:
+        # a table that is not there is looked up by reading, and one that is there is opened in a write of its own.
+        with self._opening:
+            if name not in self._tables and self._exists(name):
+                with self._env.begin(write=True) as transaction:
+                    found = self._env.open_db(name.encode(), txn=transaction, create=False)
+                self._tables[name] = found
+        return self._tables.get(name)
+
+    def _exists(self, name: str) -> bool:
+        with self._env.begin() as transaction, transaction.cursor() as cursor:
+            return bool(cursor.set_range(name.encode())) and cursor.key() == name.encode()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Returns the value of a key, or None."""
-        handle = self._table(table)
-        if handle is None:
-            return None
         try:
+            handle = self._table(table)
+            if handle is None:
+                return None
             with self._env.begin(db=handle) as transaction:
                 return transaction.get(key)
         except self._error as error:
@@ -79,24 +85,25 @@ class LmdbStore:
         """
         rows = list(writes)
         try:
-            for name in dict.fromkeys(row[0] for row in rows):
-                if self._table(name) is None:
-                    self._tables[name] = self._env.open_db(name.encode())
+            tables = {name: self._table(name) for name in dict.fromkeys(row[0] for row in rows)}
             with self._env.begin(write=True) as transaction:
+                for name in [name for name, handle in tables.items() if handle is None]:
+                    tables[name] = self._env.open_db(name.encode(), txn=transaction)
                 for name, key, value in rows:
                     if value is None:
-                        transaction.delete(key, db=self._tables[name])
+                        transaction.delete(key, db=tables[name])
                     else:
-                        transaction.put(key, value, db=self._tables[name])
+                        transaction.put(key, value, db=tables[name])
+            self._tables.update(tables)
         except self._error as error:
             raise self._failed("written", error) from error
 
     def scan(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yields the keys that start with `prefix`, in order, with their values."""
-        handle = self._table(table)
-        if handle is None:
-            return
         try:
+            handle = self._table(table)
+            if handle is None:
+                return
             with self._env.begin(db=handle) as transaction, transaction.cursor() as cursor:
                 if not cursor.set_range(prefix):
                     return
@@ -139,7 +146,8 @@ class _Environment:
                 str(folder), map_size=map_size, max_readers=max_readers, max_dbs=8, max_spare_txns=0, sync=False
             )
             self.env.reader_check()
-            self.rows = self.env.open_db(b"rows")
+            with self.env.begin(write=True) as transaction:
+                self.rows = self.env.open_db(b"rows", txn=transaction)
         except (lmdb.Error, OSError) as error:
             raise self.failed("opened", error) from error
         self.file = self.identity()
