@@ -26,7 +26,9 @@ def ours(payload: dict[str, Any]) -> dict[str, Any]:
     labels = data["labels"]
     table = pa.table(texts(data["codes"]))
     rows = table.slice(0, payload["dicts"]).to_pylist()
-    OnlineModel(FEATURES).learn_many(table.slice(0, 2), labels[:2])
+    # Once each way before the clock starts, with enough rows to take the way of a batch.
+    for first in (table.slice(0, BATCH), rows[:BATCH]):
+        OnlineModel(FEATURES).learn_many(first, labels[: len(first)])
     model = OnlineModel(FEATURES, rates=RATES)
     start = time.perf_counter()
     for i in range(0, len(labels), BATCH):

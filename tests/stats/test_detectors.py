@@ -285,6 +285,37 @@ def test_adwin_sieve_never_hides_a_cut() -> None:
     assert ADWIN(clock=1).update_many(np.full(5000, -3.25)).changes == ()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clock": 3, "max_buckets": 3, "min_window_length": 2, "grace_period": 0, "delta": 0.05},
+        {"max_buckets": 2, "min_window_length": 1, "grace_period": 0, "delta": 0.9},
+        {"max_buckets": 9, "min_window_length": 40, "delta": 0.3, "after_change": "keep"},
+    ],
+)
+def test_adwin_with_its_sieve_finds_what_every_cut_finds(options: dict[str, Any]) -> None:
+    from vitok.stats.detectors_adwin_kernels import PEAK
+
+    rng = np.random.default_rng(6)
+    places = np.repeat(rng.normal(size=12), 150)
+    for values in (
+        rng.normal(places, 1.0),
+        (rng.random(1800) < 1 / (1 + np.exp(-places))) * 1.0,
+        rng.standard_t(2, 1800) * 5 + places,
+        np.round(places, 1),
+    ):
+        found = ADWIN(**{"clock": 1, **options}).update_many(values).changes
+        plain = ADWIN(**{"clock": 1, **options})
+        wanted = []
+        for at, x in enumerate(values.tolist()):
+            # Where sums were as large as this, the sieve stands aside.
+            plain._state[PEAK] = np.inf
+            if plain.update(x).change:
+                wanted.append(at)
+        assert found == tuple(wanted)
+
+
 def test_adwin_over_a_long_stream_renews_its_sums() -> None:
     rng = np.random.default_rng(5)
     values = rng.normal(size=20_000)

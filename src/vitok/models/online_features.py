@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
@@ -289,7 +290,7 @@ class HashedFeatures:
     def _read(self, rows: Any) -> tuple[int, NDArray[np.uint64], _Floats, NDArray[np.int64]]:
         if isinstance(rows, (list, tuple)):
             n = len(rows)
-            texts = self._together([row.get(name) for name in self.texts for row in rows], n)
+            texts = self._together(_by_row(rows, self.texts), n)
             found = {name: _numbers(name, [row.get(name) for row in rows]) for name in self._numeric}
         else:
             columns = _columns(rows, self.columns)
@@ -298,7 +299,8 @@ class HashedFeatures:
                 if len(column) != n:
                     raise InvalidInput(name, len(column), f"have {n} values, as {self.columns[0]!r} has")
             if n < _FEW:
-                texts = self._together([value for name in self.texts for value in _plain(columns[name])], n)
+                parts = [_plain(columns[name]) for name in self.texts]
+                texts = self._together([value for row in zip(*parts, strict=True) for value in row], n)
             else:
                 texts = np.empty((len(self.texts), n), np.uint64)
                 for i, name in enumerate(self.texts):
@@ -323,27 +325,49 @@ class HashedFeatures:
         return tuple(names)
 
     def _together(self, given: list[Any], n: int) -> NDArray[np.uint64]:
-        # All categories in one call, one after another: for a few rows that is what counts.
+        # All categories in one call, row by row.
+        out = np.zeros(len(given), np.uint64)
         if not given:
-            return np.empty((len(self.texts), n), np.uint64)
-        texts: Any
-        if len(given) < _FEW:
-            plain = set(map(type, given)) == {str}
-            texts = given if plain else self._texts(given, n)
+            return out.reshape(len(self.texts), n)
+        # Nearly always all are texts, which joining them finds out; None is not rare either.
+        if not (_fingerprinted(given, out) or _fingerprinted(["" if x is None else x for x in given], out)):
+            out[:] = fingerprint_texts(self._texts(given))[:, 0]
+            out[out == _EMPTY] = 0
+        return np.ascontiguousarray(out.reshape(n, len(self.texts)).T)
+
+    def _texts(self, given: list[Any]) -> list[str]:
+        names = self.texts
+        return [_text(names[i % len(names)], value) or "" for i, value in enumerate(given)]
+
+
+def _fingerprinted(given: list[Any], out: NDArray[np.uint64]) -> bool:
+    """Writes the fingerprints of texts, 0 for an empty one, unless not all are texts or one holds a zero byte."""
+    from vitok.models.online_text_kernels import END, fingerprint_joined
+
+    try:
+        data = "\0".join([*given, END]).encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return fingerprint_joined(np.frombuffer(data, np.uint8), out)
+
+
+def _by_row(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Any]:
+    """Returns the values of these columns, row after row, None where a row has none."""
+    keys = list(rows[0]) if len(rows) > 1 else []
+    if len(names) < 2 or not set(names).issubset(keys):
+        return [row.get(name) for row in rows for name in names]
+    # Rows that one program made have their keys in one order: then no value has to be looked for by its name.
+    places = [keys.index(name) for name in names]
+    pick = None if places == list(range(len(keys))) else itemgetter(*places)
+    values: list[Any] = []
+    for row in rows:
+        if [*row] != keys:
+            values += [row.get(name) for name in names]
+        elif pick is None:
+            values += row.values()
         else:
-            import polars as pl
-
-            try:
-                # It takes texts and nothing else, so that nobody has to look at each before.
-                texts = pl.Series(given, dtype=pl.String).fill_null("")
-            except (TypeError, UnicodeEncodeError):
-                texts = self._texts(given, n)
-        out = np.ascontiguousarray(fingerprint_texts(texts)[:, 0])
-        out[out == _EMPTY] = 0
-        return out.reshape(len(self.texts), n)
-
-    def _texts(self, given: list[Any], n: int) -> list[str]:
-        return [_text(self.texts[i // n], value) or "" for i, value in enumerate(given)]
+            values += pick([*row.values()])
+    return values
 
 
 def _plain(column: Any) -> Sequence[Any]:

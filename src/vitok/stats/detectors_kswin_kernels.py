@@ -184,14 +184,14 @@ def kswin_step(s: _Floats, w: _Words, x: float) -> int:
 
 
 @njit(cache=True)
-def kswin_one(address: int, x: float) -> int:
+def kswin_one(address: float, x: float) -> int:
     """One observation."""
     s = view(address)
     return kswin_step(s, s.view(np.uint64), x)
 
 
 @njit(cache=True, nogil=True)
-def kswin_many(address: int, xs: _Floats, codes: _Codes) -> None:
+def kswin_many(address: float, xs: _Floats, codes: _Codes) -> None:
     """A batch."""
     s = view(address)
     w = s.view(np.uint64)

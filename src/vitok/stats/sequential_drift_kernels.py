@@ -162,14 +162,14 @@ def drift_step(s: _Floats, w: _Words, x: float) -> int:
 
 
 @njit(cache=True)
-def drift_one(address: int, x: float) -> int:
+def drift_one(address: float, x: float) -> int:
     """One observation."""
     s = view(address)
     return drift_step(s, s.view(np.uint64), x)
 
 
 @njit(cache=True, nogil=True)
-def drift_many(address: int, xs: _Floats, codes: _Codes) -> None:
+def drift_many(address: float, xs: _Floats, codes: _Codes) -> None:
     """A batch."""
     s = view(address)
     w = s.view(np.uint64)
