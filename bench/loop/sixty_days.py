@@ -44,14 +44,15 @@ from vitok import decisions, settings  # noqa: E402
 from vitok.clock import DAY, HOUR, EventClock  # noqa: E402
 from vitok.engines import LmdbStore  # noqa: E402
 from vitok.errors import GateRefused, ServiceError  # noqa: E402
-from vitok.loop import Cron, TriggerRules, begin_canary  # noqa: E402
+from vitok.loop import Cron, TriggerRules  # noqa: E402
 from vitok.loop.incidents import events  # noqa: E402
 from vitok.policies import Costs  # noqa: E402
 from vitok.registry import Registry, Tracker  # noqa: E402
 from vitok.serving import Breaker, BreakerRules, HotRequest, LocalModel  # noqa: E402
 from vitok.systems.fraud.features import online_features  # noqa: E402
+from vitok.systems.fraud.label_events import label_notes  # noqa: E402
 from vitok.systems.fraud.messages import SYSTEM, history_note  # noqa: E402
-from vitok.systems.fraud.operations import CANARY_SHARE, Operator  # noqa: E402
+from vitok.systems.fraud.operations import Operator  # noqa: E402
 from vitok.systems.fraud.releases import Maker, Workshop, register  # noqa: E402
 from vitok.systems.fraud.service import FraudService  # noqa: E402
 from vitok.systems.fraud.training import Candidate, Sample  # noqa: E402
@@ -63,7 +64,7 @@ FIRST_SEED = 100
 AT_ONCE = 64
 BAR = 1.1
 # How another team reads the log, who knows of no source that went wrong.
-UNGUARDED: dict[str, Any] = {"guarded": False} if "guarded" in Workshop.__dataclass_fields__ else {}
+UNGUARDED: dict[str, Any] = {"guarded": False}
 LEAKY, POISONED, OWN = "leaky challenger", "poisoned challenger", "the loop's"
 
 
@@ -162,7 +163,7 @@ class Lived:
             "change to quality alert": self.seen(("quality", "calibration"), CHANGE_AT),
             "change to new version at full": good - CHANGE_AT,
             "poison to alert": self.seen(("label_source",), POISON[0]),
-            "outage to alert": self.seen(("fallback",), OUTAGE[0] / 24),
+            "outage to alert": self.seen(("fallback", "fallback_1h"), OUTAGE[0] / 24),
             "leaky canary": ends[LEAKY] - begun.get(LEAKY, nan),
             "poisoned canary": ends[POISONED] - begun.get(POISONED, nan),
         }
@@ -185,7 +186,9 @@ def prepare(home: Path, found: World, workshop: Workshop) -> Candidate:
     notes = pl.Series([history_note(*row) for row in zip(times, *columns, strict=True)], dtype=pl.Binary)
     store = LmdbStore(home / "online")
     online_features(store).backfill(
-        {"transactions": found.transactions, "labels": found.labels}, until=found.begin, notes={"transactions": notes}
+        {"transactions": found.transactions, "labels": found.labels},
+        until=found.begin,
+        notes={"transactions": notes, "labels": label_notes(found.labels)},
     )
     store.close()
     return first
@@ -276,7 +279,7 @@ class SixtyDays:
     def offer(self, now: int) -> None:
         """Lets another team offer its version, once no other is on trial."""
         day = (now - self.world.begin) // DAY
-        if not self.waiting or day < self.waiting[0][0] or self.operator.trial is not None:
+        if not self.waiting or day < self.waiting[0][0] or self.operator.releasing.busy(now):
             return
         _, role = self.waiting.pop(0)
         # Another team reads the same tables; nobody has told it of the source that went wrong.
@@ -292,16 +295,8 @@ class SixtyDays:
         self.offered[role] = day
         self.tell(now, f"{role} {made.name}: gate {made.verdict.reason}")
         try:
-            begin_canary(
-                self.registry,
-                self.operator.records,
-                SYSTEM,
-                made.version,
-                CANARY_SHARE,
-                now=now,
-                actor="another team",
-                reason=role,
-            )
+            self.operator.releasing.begin(made.version, now=now, actor="another team", reason=role, key=role)
+            self.operator.releasing.tick(now)
         except GateRefused as error:
             self.tell(now, f"{made.name} has no canary: {error}")
             return
@@ -332,6 +327,11 @@ class SixtyDays:
                 entry.version: (str(entry.details.get("verdict")), day(entry.time_us))
                 for entry in history
                 if entry.kind == "canary_ended"
+            }
+            | {
+                release.version: ("refused", day(release.closed_at))
+                for release in self.operator.releasing.releases.book.list(model=SYSTEM)
+                if release.step < 0 and release.closed_at is not None
             },
             offered=self.offered,
             told=self.told,

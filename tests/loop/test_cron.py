@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,3 +63,9 @@ def test_the_last_time_before() -> None:
 def test_odd_schedules_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="schedule"):
         Cron(text)
+
+
+@pytest.mark.parametrize("given", [None, 5, ["0", "3", "*", "*", "*"]])
+def test_what_is_no_text_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidInput, match="five fields"):
+        Cron(given)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import pytest
 from vitok import ids
 from vitok.clock import DAY
 from vitok.decision import Outcome
-from vitok.decisions import DecisionBlock, DecisionLog, LogSchema
+from vitok.decisions import DecisionBlock, DecisionLog, LogSchema, merge
 from vitok.decisions.log import OutcomeLog
 from vitok.decisions.segments import segments
 from vitok.errors import InvalidInput
 from vitok.loop import JudgeRules, LogEvidence, PairedJudge, Records, ReleasePlan, Releases, release_evidence
 from vitok.loop.release_evidence import Look, Seen, split_by_share
-from vitok.loop.release_run import scored_by
+from vitok.loop.release_looks import scored_by
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, at_least, evaluate
 
@@ -228,6 +229,28 @@ def test_a_long_log_comes_in_pieces_and_what_is_older_is_not_read(
             break
     # Read 20 at a time until there are 20: 15 behind the 5 that are older, and 20; then what is left.
     assert found == [35, 15]
+
+
+def test_a_release_that_begins_over_a_merged_log_sees_the_same(tmp_path: Path) -> None:
+    hour, began = 3_600_000_000, 10 * 3_600_000_000
+    for at in (1, 8, 10, 11):
+        times = [at * hour + row for row in range(5)]
+        with DecisionLog(tmp_path / "apart" / "decisions", SCHEMA) as log:
+            log.append(block(times))
+        with OutcomeLog(tmp_path / "apart" / "outcomes") as labels:
+            labels.append(outcomes(times))
+    shutil.copytree(tmp_path / "apart", tmp_path / "merged")
+    assert merge(tmp_path / "merged" / "decisions", now=3 * DAY).segments_after == 1
+    asked = Asked(begun_at=began)
+    apart, merged = (evidence(tmp_path / name).look(asked, now=began + 2 * hour) for name in ("apart", "merged"))
+    for first, second in ((apart.decisions, merged.decisions), (apart.labelled, merged.labelled)):
+        assert first is not None
+        assert second is not None
+        assert second["request_id"].to_list() == [f"r{at * hour + row}" for at in (10, 11) for row in range(5)]
+        assert second.equals(first)
+    # A place in a segment keeps its meaning in the file that it lies in now.
+    asked.position = json.loads(json.dumps(apart.position))
+    assert evidence(tmp_path / "merged").look(asked, now=began + 2 * hour).decisions is None
 
 
 def test_labels_of_a_long_absence_come_a_day_at_a_time(tmp_path: Path) -> None:

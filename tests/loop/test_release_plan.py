@@ -1,12 +1,14 @@
 """The plan of a release: how it divides its error, and what it refuses to be."""
 
 import dataclasses
+import json
 
 import pytest
 from tests.loop.release_house import plan_of, watch
 
 from vitok.errors import InvalidInput
 from vitok.loop.release_plan import PlannedJudge, ReleasePlan, Step
+from vitok.registry import Verdict, at_least, evaluate
 
 
 def test_the_plan_divides_its_error_and_checks_its_order() -> None:
@@ -50,3 +52,21 @@ def test_a_pure_blue_green_release_gives_all_its_error_to_the_probation() -> Non
     assert [step.kind for step in plan.steps] == ["full"]
     assert plan.confidence_level("probation") == pytest.approx(0.95)
     assert list(plan.judges) == ["probation"]
+
+
+def test_a_plan_is_made_again_from_what_is_kept_of_it() -> None:
+    def gate(*_: object) -> Verdict:
+        return evaluate([at_least("average_precision", 0.6, 0.5)])
+
+    plan = plan_of(shadow=watch, alpha=0.02)
+    gated = (dataclasses.replace(plan.steps[0], gate=gate), *plan.steps[1:])
+    plan = dataclasses.replace(plan, steps=gated)
+    judges = dict.fromkeys(plan.judges, watch)
+    again = ReleasePlan.kept(json.loads(json.dumps(plan.to_dict())), judges=judges, gate=gate)
+    assert again.to_dict() == plan.to_dict()
+    assert again.steps == plan.steps
+    for given in ({"judges": judges}, {"judges": {}, "gate": gate}):
+        with pytest.raises(InvalidInput):
+            ReleasePlan.kept(plan.to_dict(), **given)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="be what to_dict returned"):
+        ReleasePlan.kept({"steps": []}, judges=judges)

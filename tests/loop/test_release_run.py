@@ -239,11 +239,12 @@ def test_a_step_that_asks_for_approvals_waits_for_other_people(tmp_path: Path) -
     house.releases.advance("fraud/2", who="bob", why="urgent", now=160)
     with pytest.raises(Conflict, match="somebody else has to approve"):
         house.releases.approve("fraud/2", who="bob", why="mine", now=160)
-    for who in ("cid", "cid", "dora"):
+    for who in ("cid", "cid", "CID", "c\u2003id", "dora"):
         assert house.registry.state("fraud").production == 1
         house.releases.approve("fraud/2", who=who, why="read it", now=161)
         release = house.tick(162)
     assert (release.step_name, house.registry.state("fraud").production) == ("full", 2)
+    assert [who for _, who, _ in release.approvals] == ["cid", "dora"]
     with pytest.raises(Conflict, match="waits for nobody's approval"):
         house.releases.approve("fraud/2", who="eve", why="late", now=163)
     house.close()
@@ -265,10 +266,10 @@ def test_who_asked_for_a_step_does_not_approve_it_also_when_another_asks_after(t
     house.tick(100)
     for who in ("bob", "cid"):
         house.releases.advance("fraud/2", who=who, why="urgent", now=102)
-    for who in ("ann", "bob", "cid"):
+    for who in ("ann", "bob", "cid", "ANN", "B ob", "c\u00a0id", "\uff41nn"):
         with pytest.raises(Conflict, match="somebody else has to approve"):
             house.releases.approve("fraud/2", who=who, why="mine", now=103)
-    for who in ("bob ", " "):
+    for who in ("bob ", " ", "do\u200bra", "\u202edora"):
         with pytest.raises(InvalidInput, match="who"):
             house.releases.approve("fraud/2", who=who, why="mine", now=103)
     assert house.tick(104).step_name == "shadow"
@@ -487,6 +488,24 @@ def test_what_cannot_be_put_on_probation_is_refused(house: House) -> None:
     house.registry.ledger.start_canary("fraud", 1, 0.1, reason="by hand", actor="bob", now=113)
     with pytest.raises(Conflict, match="fraud/1 is a running canary"):
         house.releases.adopt("fraud", 3, house.plan, **given)
+
+
+def test_a_canary_that_was_begun_otherwise_is_taken_up_in_the_step_of_its_share(house: House) -> None:
+    house.releases.abort("fraud/2", who="ann", why="another first", now=101)
+    given: dict[str, Any] = {"actor": "bob", "reason": "begun by hand"}
+    house.registry.ledger.start_canary("fraud", 3, 0.3, reason="by hand", actor="bob", now=102)
+    with pytest.raises(Conflict, match="the plan has none of that"):
+        house.releases.adopt("fraud", 3, house.plan, now=103, **given)
+    house.registry.ledger.start_canary("fraud", 3, 0.5, reason="by hand", actor="bob", now=103)
+    release = house.releases.adopt("fraud", 3, house.plan, now=104, **given)
+    assert (release.step_name, release.champion, release.shares) == ("canary 50 %", "fraud/1", ((104, 0.5),))
+    assert "from canary 50 % on, of shadow" in release.events[0].text
+    assert [entry.kind for entry in house.registry.ledger.history("fraud", version=3)][-1] == "note"
+    ended = house.releases.supersede("fraud/3", who="loop", why="a newer one", now=105)
+    assert (ended.status, house.registry.state("fraud").canary) == ("superseded", None)
+    assert house.records.list("release")[-1].outcome == "superseded"
+    with pytest.raises(Conflict, match="has ended: superseded"):
+        house.releases.supersede("fraud/3", who="loop", why="a newer one", now=106)
 
 
 def test_many_who_tick_at_once_act_once(tmp_path: Path) -> None:

@@ -186,7 +186,15 @@ def test_systems_do_not_wait_for_each_other(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"jitter": -1}, {"cool_down": -1}, {"cost_a_week": float("nan")}, {"labels": 0}, {"runs_a_week": -1}]
+    "wrong",
+    [
+        {"jitter": -1},
+        {"cool_down": -1},
+        {"cost_a_week": float("nan")},
+        {"labels": 0},
+        {"runs_a_week": -1},
+        {"cool_down": "1d"},
+    ],
 )
 def test_odd_rules_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):

@@ -17,7 +17,7 @@ from vitok.loop.release_book import Release
 from vitok.loop.release_evidence import LogEvidence, Look, Split
 from vitok.loop.release_plan import PlannedJudge, ReleasePlan, Step
 from vitok.loop.release_run import Releases
-from vitok.loop.releases import begin_canary, push, roll_back, settle_canary
+from vitok.loop.releases import push, roll_back, rollback_seconds
 from vitok.loop.switches import Switches
 from vitok.loop.traffic_judge import CostRule, RateRule, TrafficJudge, TrafficVerdict
 from vitok.loop.triage import Change, Evidence, Fact, TriageRules, changes_in_ledger
@@ -59,9 +59,8 @@ __all__ = [
     "TriageRules",
     "TriggerRules",
     "Triggers",
-    "begin_canary",
     "changes_in_ledger",
     "push",
     "roll_back",
-    "settle_canary",
+    "rollback_seconds",
 ]

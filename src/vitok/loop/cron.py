@@ -42,7 +42,7 @@ class Cron:
     text: str
 
     def __post_init__(self) -> None:
-        fields = self.text.split()
+        fields = self.text.split() if isinstance(self.text, str) else []
         if len(fields) != len(_FIELDS):
             raise InvalidInput("schedule", self.text, "have five fields: minute, hour, day, month, day of the week")
         for field, (name, low, high) in zip(fields, _FIELDS, strict=True):

@@ -139,9 +139,12 @@ class Incidents:
         """Adds what somebody found out or did.
 
         Raises:
+            InvalidInput: If nobody is named, or nothing is said.
             NotFound: If there is no such incident.
         """
         _check_who(who)
+        if not text.strip():
+            raise InvalidInput("text", text, "not be empty", "Say what was found out or done")
         given = {"event": "note", "who": who} | dict(data or {})
         return self.records.add(record_id, f"{who}: {text}", now=now, data=given, key=key)
 

@@ -20,10 +20,12 @@ from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput, NotFound
 from vitok.loop.release_evidence import Seen
 from vitok.loop.release_plan import ReleasePlan
+from vitok.registry.people import check_person, person
 from vitok.stats.results import Result
 
-Status = Literal["running", "paused", "finished", "refused", "inconclusive", "aborted", "overtaken"]
-"""`"overtaken"`: something else moved the model first, such as the playbook or a push by hand."""
+Status = Literal["running", "paused", "finished", "refused", "inconclusive", "aborted", "superseded", "overtaken"]
+"""`"superseded"`: it was ended undecided, for a newer version. `"overtaken"`: something else moved the model first,
+such as the playbook or a push by hand."""
 
 OPEN = ("running", "paused")
 _SCHEMA = """
@@ -99,7 +101,7 @@ class ReleaseEvent(Result):
 
     Attributes:
         at: When, in microseconds.
-        kind: `"begun"`, `"entered"`, `"held"`, `"ordered"`, `"approved"`, `"paused"`, `"resumed"` or `"closed"`.
+        kind: `"begun"`, `"entered"`, `"aside"`, `"ordered"`, `"approved"`, `"paused"`, `"resumed"` or `"closed"`.
         who: Who did it.
         text: What, in words.
         data: The numbers behind it, ready for JSON.
@@ -259,7 +261,10 @@ class ReleaseBook:
                 if (present[0].version, present[0].incumbent, present[0].plan) != (version, incumbent, kept):
                     raise Conflict(f"{present[0]} is open; end it first")
                 return present[0]
-            told = plan if move is None else f"{plan.steps[-1].name} alone, of {plan}"
+            told = str(plan)
+            if move is not None:
+                step = plan.steps[move["step"]]
+                told = f"{step.name} alone, of {plan}" if step.kind == "full" else f"from {step.name} on, of {plan}"
             begun = None if move is None else json.dumps(move, allow_nan=False)
             values = (model, version, incumbent, json.dumps(kept, allow_nan=False), actor, reason, now, key, begun)
             names = "model, version, incumbent, plan, actor, reason, begun_at, key, move"
@@ -371,9 +376,12 @@ class Writing:
             self._transaction.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", rows)
 
     def approve(self, step: int, *, who: str, why: str, now: int) -> None:
-        """Keeps an approval of a step; the same person's again changes nothing."""
-        values = (self._number, step, who, why, now)
-        self._transaction.execute("INSERT INTO approval VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+        """Keeps an approval of a step; the same person's again changes nothing, however the name is spelled."""
+        known = "SELECT who FROM approval WHERE release = ? AND step = ?"
+        given = self._transaction.execute(known, (self._number, step)).fetchall()
+        if person(who) not in {person(name) for (name,) in given}:
+            values = (self._number, step, who, why, now)
+            self._transaction.execute("INSERT INTO approval VALUES (?, ?, ?, ?, ?)", values)
 
     def close(self, status: Status, *, now: int) -> None:
         """Ends the release; what its judges have said stays, the ids that they have counted are not needed any more."""
@@ -389,13 +397,15 @@ def check_words(**texts: str) -> None:
     """Checks that who acts is named and says why.
 
     Raises:
-        InvalidInput: If a text is empty, or has blanks around it, which would make two people of one.
+        InvalidInput: If a text is empty, or has blanks around it; if a name holds characters that cannot be seen.
     """
     for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise InvalidInput(name, text, "not be empty", "Say who does it, and why")
         if text != text.strip():
             raise InvalidInput(name, text, "have no blanks before or after it")
+        if name in ("who", "actor"):
+            check_person(name, text)
 
 
 def _column(name: str) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from vitok.loop.release_book import Release
+
 _DIGEST = 8
 _PIECE = 200_000
 _MOST = 1_000_000
@@ -57,7 +59,7 @@ class Look:
 
 
 class Watched(Protocol):
-    """What evidence is asked about: a `Release`."""
+    """What `LogEvidence` is asked about: a `Release`."""
 
     @property
     def position(self) -> Any:
@@ -78,7 +80,7 @@ class Watched(Protocol):
 class ReleaseEvidence(Protocol):
     """Where a release finds what it is judged on."""
 
-    def look(self, release: Watched, *, now: int) -> Look:
+    def look(self, release: "Release", *, now: int) -> Look:
         """Returns what came since `release.position`; asked again from there, the same and what came later."""
         ...
 
@@ -107,6 +109,8 @@ class LogEvidence:
         requests: Makes what `TrafficJudge.see` takes out of new decisions; None where traffic is not compared.
         outcomes: The same out of decisions with a `label`.
         seen_as: Changes rows before anybody judges them, such as taking an override out of them; None for as logged.
+        trusted: Changes the labels before they are joined, such as leaving out those of a source that went wrong; None
+            for all of them.
         settling: After a change of the share, decisions of so many microseconds count in no comparison of traffic:
             not every process has seen the change yet.
     """
@@ -118,6 +122,7 @@ class LogEvidence:
     requests: Rows | None = None
     outcomes: Rows | None = None
     seen_as: Rows | None = None
+    trusted: Rows | None = None
     settling: int = 5_000_000
 
     def __post_init__(self) -> None:
@@ -169,14 +174,21 @@ class LogEvidence:
             tail.close()
         return (pl.concat(parts, how="diagonal_relaxed") if parts else None), after or place, more
 
-    def _labelled(self, start: int, end: int, now: int) -> "pl.DataFrame | None":
-        made, outcomes = self.folder / "decisions", self.folder / "outcomes"
-        if end <= start or not segments(made) or not segments(outcomes):
+    def labels(self, since: int, now: int) -> "pl.DataFrame | None":
+        """Returns the labels that count of the decisions since a time, as they are known now; None without a log."""
+        outcomes = self.folder / "outcomes"
+        if not segments(outcomes):
             return None
-        logged = scan(made, Span(ingest=(start, end)))
         # Two machines' clocks differ: an outcome may seem to have come before its decision.
-        known = decisions.labels(outcomes, as_of=now, kind=self.kind, since=start - HOUR)
-        return decisions.join(logged, known).drop_nulls("label")
+        known = decisions.labels(outcomes, as_of=now, kind=self.kind, since=since - HOUR)
+        return known if self.trusted is None else self.trusted(known)
+
+    def _labelled(self, start: int, end: int, now: int) -> "pl.DataFrame | None":
+        made = self.folder / "decisions"
+        known = self.labels(start, now) if end > start and segments(made) else None
+        if known is None:
+            return None
+        return decisions.join(scan(made, Span(ingest=(start, end))), known).drop_nulls("label")
 
     def _splits(self, frame: "pl.DataFrame | None", made: Rows | None, release: Watched) -> Iterable[Split]:
         if frame is None or made is None or not len(frame):
@@ -190,7 +202,7 @@ def _start(folder: Path, began: int) -> list[list[int]] | None:
     for segment in segments(folder):
         written = "/".join(segment.path.parts[-3:-1])
         if segment.number // LANE not in found or (written.startswith("day=") and written < hour):
-            found[segment.number // LANE] = segment.number
+            found[segment.number // LANE] = segment.first
     return [[number, 0] for number in found.values()] or None
 
 

@@ -246,6 +246,34 @@ class ReleasePlan:
         judges = {name: PlannedJudge(make=make) for name, make in made.items() if make is not None and name in used}
         return cls(steps=kept, judges=judges, alpha=alpha)
 
+    @classmethod
+    def kept(
+        cls, data: Mapping[str, Any], *, judges: Mapping[str, MakeJudge], gate: Gate | None = None
+    ) -> "ReleasePlan":
+        """Makes the plan again that a release was begun with, from what is kept of it.
+
+        Args:
+            data: What `to_dict` returned, such as `Release.plan`.
+            judges: Makes the judges, by their names in the plan.
+            gate: The gate of the steps that have one.
+
+        Raises:
+            InvalidInput: If a judge or a gate of it is not given, or a part is missing.
+        """
+        try:
+            steps = [dict(step) for step in data["steps"]]
+            if gate is None and any(step["gate"] for step in steps):
+                raise InvalidInput("gate", None, "be given where a step has one")
+            for step in steps:
+                step |= {name: tuple(step[name]) for name in ("judges", "accepts")}
+                step["gate"] = gate if step["gate"] else None
+            made = {name: PlannedJudge(make=judges[name], weight=weight) for name, weight in data["judges"].items()}
+            return cls(steps=tuple(Step(**step) for step in steps), judges=made, alpha=data["alpha"])
+        except (KeyError, TypeError) as error:
+            raise InvalidInput(
+                "plan", sorted(data), f"be what to_dict returned, and judged as here ({error})"
+            ) from None
+
     def confidence_level(self, judge: str) -> float:
         """Returns the level that a judge works at: 1 less its part of the plan's error.
 

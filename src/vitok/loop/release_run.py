@@ -11,13 +11,15 @@ from typing import Any
 
 from vitok.errors import Conflict, GateRefused, InvalidInput
 from vitok.loop.records import Records
-from vitok.loop.release_book import Release, ReleaseBook, ReleaseEvent, Writing, check_words
-from vitok.loop.release_evidence import Look, ReleaseEvidence, Seen
+from vitok.loop.release_book import Release, ReleaseBook, ReleaseEvent, Status, Writing, check_words
+from vitok.loop.release_evidence import ReleaseEvidence, Seen
+from vitok.loop.release_looks import scored_by, taken
 from vitok.loop.release_moves import LOOP, Moves
 from vitok.loop.release_plan import CountsOnce, Judge, ReleasePlan, Step
 from vitok.loop.releases import Judged
 from vitok.monitoring.rules import duration_text
 from vitok.registry import ModelState, Registry, Verdict
+from vitok.registry.people import person
 
 _ATTEMPTS = 5
 
@@ -140,42 +142,50 @@ class Releases:
         reason: str,
         key: str | None = None,
     ) -> Release:
-        """Takes up a version that was pushed straight to Production: its release begins in the last step of a plan.
+        """Takes up a version that somebody let answer otherwise: its release begins in the step where it stands.
 
-        Its probation begins now, beside the version that served before it, which a roll back puts back. The steps
-        before are not made up for, and no gate and no approval is asked: the push has answered for them.
+        That is the last step of a plan where it was pushed straight to Production: its probation begins now, beside
+        the version that served before it, which a roll back puts back. For a running canary it is the plan's canary
+        of that share. The steps before are not made up for, and no gate and no approval is asked of them: whoever let
+        it answer has answered for them.
 
         Args:
             model: Name of the model.
-            version: Number of the version, which serves.
-            plan: The plan; of its steps only the last is done, at its judge's part of the error.
+            version: Number of the version, which serves, or is the canary.
+            plan: The plan; its steps are done from there on, at their judges' part of the error.
             now: The present, in microseconds.
-            actor: Who puts it on probation.
+            actor: Who takes it up.
             reason: Why, in words.
             key: Idempotency key: the same key again returns the release that it began, also after that has ended.
 
         Returns:
-            The release, in its last step; the same call again, while it is open, returns it as it stands.
+            The release, in its step; the same call again, while it is open, returns it as it stands.
 
         Raises:
             NotFound: If there is no such version.
-            Conflict: If another version serves, nothing served before it, another release of the model is open, or a
-                canary runs.
+            Conflict: If it neither serves nor is the canary, nothing served before it, another release of the model is
+                open, another canary runs, or the plan has no canary of its share.
         """
         check_words(actor=actor, reason=reason)
         state = self.registry.state(model)
         name = state.version(version).name
         known = self._begun(state, version, plan, now=now, actor=actor, reason=reason, key=key)
         if known is None:
-            if state.production != version:
+            place, beside = len(plan.steps) - 1, state.previous
+            if state.canary == version:
+                found = [at for at, step in enumerate(plan.steps) if step.share == state.canary_share]
+                if not found:
+                    raise Conflict(f"{name} is a canary of {100 * state.canary_share:g} %; the plan has none of that")
+                place, beside = found[0], state.production
+            elif state.production != version:
                 raise Conflict(f"{name} is not in Production; call push first, or begin for a release of all steps")
-            if state.previous is None:
-                raise Conflict(f"nothing served before {name}: there is nothing to compare it with, or to go back to")
-            if state.canary is not None:
+            elif state.canary is not None:
                 raise Conflict(f"{model}/{state.canary} is a running canary; end it first")
-            move = {"kind": "adopt", "step": len(plan.steps) - 1}
+            if beside is None:
+                raise Conflict(f"nothing served before {name}: there is nothing to compare it with, or to go back to")
+            move = {"kind": "adopt", "step": place}
             known = self.book.begin(
-                model, version, state.previous, plan, actor=actor, reason=reason, now=now, key=key, move=move
+                model, version, beside, plan, actor=actor, reason=reason, now=now, key=key, move=move
             )
         return self._moves.settled(known, now)
 
@@ -239,12 +249,15 @@ class Releases:
         step = plan.steps[release.step] if release.step >= 0 else None
         judges: dict[str, Judge] = {}
         said: dict[str, Judged] = {}
+        aside: dict[str, list[str]] = {}
         counted, position, more = release.decisions, release.position, False
         if step is not None and not lost:
             judges, more = {name: self._judge(release, plan, name) for name in step.judges}, True
         while more:
             look = evidence.look(dataclasses.replace(release, position=position), now=now)
-            said = {name: judge.take(look, now=now) for name, judge in judges.items()}
+            for name, judge in judges.items():
+                said[name], refused = taken(judge, look, now=now)
+                aside.setdefault(name, []).extend(refused)
             counted += scored_by(look, release.candidate)
             # A refusal waits for nothing.
             more = look.more and look.position != position and not any(one.state == "refuse" for one in said.values())
@@ -265,6 +278,9 @@ class Releases:
                     apart = judge.ids if isinstance(judge, CountsOnce) else None
                     state = judge.sums() if isinstance(judge, CountsOnce) else judge.to_state()
                     writing.judged(name, state, said[name].to_dict(), ids=apart)
+                    if aside[name] and not any(one.kind == "aside" and one.who == name for one in release.events):
+                        text = f"rows that it cannot judge are put aside, {len(aside[name]):,} here: {aside[name][0]}"
+                        writing.tell(ReleaseEvent(at=now, kind="aside", who=name, text=text))
                 writing.set(position=position, decisions=counted, entered_at=entered, waits=waits, move=move)
         except Conflict:
             present = self.book.get(release.release_id)
@@ -345,7 +361,7 @@ class Releases:
             place = next((at for at in range(release.step + 1, len(steps)) if steps[at]["approvals"]), None)
             if place is None and not self._ledger_waits(release):
                 raise Conflict(f"{release.release_id} waits for nobody's approval")
-            if who in _involved(release):
+            if person(who) in _involved(release):
                 raise Conflict(f"{release.release_id} was begun or asked for by {who!r}; somebody else has to approve")
             if place is not None:
                 writing.approve(place, who=who, why=why, now=now)
@@ -356,8 +372,8 @@ class Releases:
         # First the ledger, which has rules of its own; its entry has a key, so asking again adds none.
         release = self.book.get(release_id)
         self._propose(release, now)
-        if release.is_open and who not in _involved(release) and self._ledger_waits(release):
-            key = release.key_of(f"approved by {who}")
+        if release.is_open and person(who) not in _involved(release) and self._ledger_waits(release):
+            key = release.key_of(f"approved by {person(who)}")
             self.registry.ledger.approve(release.model, release.version, reason=why, actor=who, now=now, key=key)
             if not any(step["approvals"] for step in release.plan["steps"][release.step + 1 :]):
                 event = ReleaseEvent(at=now, kind="approved", who=who, text=f"{release.candidate}: {why}")
@@ -371,10 +387,21 @@ class Releases:
             NotFound: If there is no such release.
             Conflict: If it has ended.
         """
+        return self._put_back(release_id, "aborted", "abort", who=who, why=why, now=now)
 
+    def supersede(self, release_id: str, *, who: str, why: str, now: int) -> Release:
+        """Ends a release that is undecided because a newer version is to be tried in its place; else as `abort`.
+
+        Raises:
+            NotFound: If there is no such release.
+            Conflict: If it has ended.
+        """
+        return self._put_back(release_id, "superseded", "make way", who=who, why=why, now=now)
+
+    def _put_back(self, release_id: str, outcome: Status, told: str, *, who: str, why: str, now: int) -> Release:
         def change(writing: Writing, _: Release) -> None:
-            writing.set(move={"kind": "back", "outcome": "aborted", "reason": why, "who": who})
-            writing.tell(ReleaseEvent(at=now, kind="ordered", who=who, text=f"abort: {why}"))
+            writing.set(move={"kind": "back", "outcome": outcome, "reason": why, "who": who})
+            writing.tell(ReleaseEvent(at=now, kind="ordered", who=who, text=f"{told}: {why}"))
 
         return self._order(release_id, change, who=who, why=why, now=now)
 
@@ -442,7 +469,7 @@ class Releases:
             return {"kind": "back", "outcome": "refused", "reason": f"gate of {step.name}: {told}", "who": LOOP}, ""
         if step.kind != "shadow" and self.registry.state(release.model).version(release.version).gate is None:
             return None, f"{step.name} waits for a gate: the verdict on {release.candidate} is void"
-        given = {who for at, who, _ in release.approvals if at == place} - _involved(release)
+        given = {person(who) for at, who, _ in release.approvals if at == place} - _involved(release)
         if len(given) < step.approvals:
             return None, f"{step.name} waits for approval, {len(given)} of {step.approvals} given"
         if step.kind != "shadow" and self._ledger_waits(release):
@@ -468,7 +495,7 @@ class Releases:
         state = self.registry.state(release.model)
         present = state.version(release.version)
         serves = state.production == release.version
-        return not serves and len(present.approvers) < max(state.approvals, int(present.proposed_by is not None))
+        return not serves and present.n_approvers < max(state.approvals, int(present.proposed_by is not None))
 
     def _propose(self, release: Release, now: int) -> None:
         state = self.registry.state(release.model)
@@ -516,24 +543,6 @@ class Releases:
         return self._moves.settled(self.book.get(release.release_id), now)
 
 
-def scored_by(look: Look, version: str) -> int:
-    """Counts the new decisions of a look that a version acted on or was scored beside.
-
-    Example:
-        >>> scored_by(Look(), "fraud/2")
-        0
-    """
-    import polars as pl
-
-    count = 0
-    if look.decisions is not None:
-        for name in ("model_version", "shadow_version"):
-            if name in look.decisions.columns:
-                count += int(look.decisions.select((pl.col(name) == version).sum()).item())
-        return count
-    return sum(int((part.requests["version"] == version).sum()) for part in look.splits)
-
-
 def _missing(step: Step, said: Mapping[str, Judged], counted: int, lasted: int) -> str:
     """Says what a step still waits for; empty where it has what it needs."""
     if lasted < step.least:
@@ -545,6 +554,7 @@ def _missing(step: Step, said: Mapping[str, Judged], counted: int, lasted: int) 
 
 
 def _involved(release: Release) -> set[str]:
-    """Names who began the release, and all who asked for the step that comes next."""
+    """Says who began the release and who asked for the step that comes next, each as `person` writes them."""
     entered = max((at for at, event in enumerate(release.events) if event.kind == "entered"), default=0)
-    return {release.actor} | {event.who for event in release.events[entered:] if event.kind == "ordered"}
+    ordered = [event.who for event in release.events[entered:] if event.kind == "ordered"]
+    return {person(who) for who in (release.actor, *ordered)}

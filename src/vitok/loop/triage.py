@@ -14,6 +14,8 @@ from vitok.errors import VitokError
 from vitok.registry import Ledger
 from vitok.stats.results import Result
 
+ANOTHER = "another version answers"
+"""The question whether the version before answers where the one in force does not; only a system may know."""
 Finding = Literal["found", "ruled out", "unknown"]
 Cause = Literal["data", "release", "model out", "quality", "drift", "unknown"]
 _LENGTH = re.compile(r"_\d+[dh]$")
@@ -149,6 +151,9 @@ def triage(alert: dict[str, Any], evidence: Evidence, *, now: int, rules: Triage
     broken = [fact for fact in integrity if fact.finding == "found"]
     young = _young(alert, changes, rules)
     rule = of_any_length(alert["rule"])
+    if rule in rules.model_out and any((fact.question, fact.finding) == (ANOTHER, "ruled out") for fact in where):
+        # To go back to a version that does not answer either would help nobody.
+        young = None
     if broken or rule in rules.data:
         text = "; ".join(fact.text for fact in broken) or f"{rule} is about data"
         cause: Cause = "data"
@@ -157,7 +162,7 @@ def triage(alert: dict[str, Any], evidence: Evidence, *, now: int, rules: Triage
         when = f"{age:.3g} h before" if age >= 0 else f"{-age:.3g} h after"
         cause, text = "release", f"{young.version} came into force {when} it began: {young.text}"
     elif rule in rules.model_out:
-        cause, text = "model out", "no version answers, and no young one is at fault"
+        cause, text = "model out", "no version answers, and no young one alone is at fault"
     elif rule in rules.quality:
         cause, text = "quality", "decisions got worse, data are in order and no version is young"
     elif rule in rules.drift:

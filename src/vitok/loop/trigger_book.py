@@ -7,6 +7,7 @@ with what a crash left unfinished.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -100,8 +101,9 @@ class TriggerRules:
 
     def __post_init__(self) -> None:
         for name in ("jitter", "debounce", "cool_down", "runs_a_week", "cost_a_week"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"trigger: {name}", getattr(self, name), "be at least 0")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not float(value) >= 0:
+                raise InvalidInput(f"trigger: {name}", value, "be a number of at least 0")
         if self.labels is not None and self.labels < 1:
             raise InvalidInput("trigger: labels", self.labels, "be at least 1, or None")
 

@@ -17,7 +17,6 @@ from vitok import decisions, stats
 from vitok.clock import DAY, HOUR, EventClock
 from vitok.decisions import labels, replay_decision
 from vitok.errors import Conflict, NotFound
-from vitok.loop import Records, begin_canary
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Registry, Tracker
 from vitok.serving import HotRequest
@@ -172,9 +171,7 @@ def test_what_proves_better_becomes_a_version(lived: Lived, tmp_path: Path) -> N
     _, probability = model.answer(X)
     expected = snapshot.predict({name: X[:, i] for i, name in enumerate(FEATURES.names)})
     np.testing.assert_allclose(probability, expected, rtol=1e-12)
-    begin_canary(
-        registry, Records(lived.home), SYSTEM, made.version, 0.5, now=lived.end, actor="test", reason="it is better"
-    )
+    registry.ledger.start_canary(SYSTEM, made.version, 0.5, reason="it is better", actor="test", now=lived.end)
     service = FraudService(lived.home, clock=EventClock(), deadline=5.0)
     answers = [json.loads(reply.body) for reply in service.handle([asked(number) for number in range(20)])]
     assert {answer["model_version"] for answer in answers} == {"fraud/1", made.name}

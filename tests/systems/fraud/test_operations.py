@@ -14,7 +14,7 @@ import pytest
 
 from vitok.clock import DAY, HOUR, EventClock
 from vitok.errors import Conflict
-from vitok.loop import Records, Switches, TriggerRules, Triggers, begin_canary
+from vitok.loop import LogEvidence, Look, Records, Switches, TriggerRules, Triggers
 from vitok.loop.incidents import events, standing
 from vitok.monitoring import Alert, AlertRule
 from vitok.policies import Costs
@@ -23,6 +23,7 @@ from vitok.serving import HotRequest
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.operating import Gauges, MakerApart, by_hand, operate
 from vitok.systems.fraud.operations import Operator
+from vitok.systems.fraud.releasing import RESCUE_SHARE
 from vitok.systems.fraud.replay import hours
 from vitok.systems.fraud.service import FraudService
 
@@ -146,6 +147,17 @@ def test_a_young_version_with_a_loss_is_rolled_back_once_and_a_person_may_put_it
     assert desk.registry.state(SYSTEM).production == 2
 
 
+def seen(desk: Desk, monkeypatch: pytest.MonkeyPatch, rows: pl.DataFrame) -> None:
+    """Lets the release of a desk see decisions that are in no log."""
+    given: list[Look] = []
+
+    def look(_: Any, release: Any, *, now: int) -> Look:
+        given.append(Look(decisions=None if given else rows, position=release.position or now))
+        return given[-1]
+
+    monkeypatch.setattr(LogEvidence, "look", look)
+
+
 def stopping(candidate: str, incumbent: str) -> pl.DataFrame:
     """Decisions of a candidate that stops everybody, beside an incumbent that stops nobody."""
     n = 400
@@ -163,12 +175,15 @@ def stopping(candidate: str, incumbent: str) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("by_itself", [True, False])
-def test_a_bad_release_is_rolled_back_by_its_judge_or_only_proposed_to_be(desk: Desk, by_itself: bool) -> None:
+def test_a_bad_release_is_rolled_back_by_its_judge_or_only_proposed_to_be(
+    desk: Desk, by_itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = desk.start + DAY
     promoted(desk, now)
     desk.operator.hour(now)
     assert desk.operator.trial is not None
-    desk.operator.trial.judge.see(stopping("fraud/2", "fraud/1"))
+    assert desk.told == ["fraud/2 is on probation beside fraud/1"]
+    seen(desk, monkeypatch, stopping("fraud/2", "fraud/1"))
     if not by_itself:
         Switches(desk.home).set("rollback", propose_only=True, who="ann", why="audit", now=now)
     desk.operator.hour(now + HOUR)
@@ -177,6 +192,7 @@ def test_a_bad_release_is_rolled_back_by_its_judge_or_only_proposed_to_be(desk: 
         assert desk.registry.state(SYSTEM).production == 1
         assert len(desk.operator.rollback_seconds) == 1
         assert desk.operator.trial is None
+        assert "fraud/2 rolled back to fraud/1 in 0." in desk.told[-1]
         return
     assert desk.registry.state(SYSTEM).production == 2
     (record,) = desk.operator.incidents.open()
@@ -234,11 +250,13 @@ def test_a_loss_raises_thresholds_for_a_day_and_a_version_is_made_once_labels_ar
     assert asked["key"].startswith("incident/fraud/")
     assert asked["changed"] == desk.start + 3 * DAY
     assert desk.registry.state(SYSTEM).canary == 2
+    # The champion loses: there is less to lose than to win.
+    assert desk.registry.state(SYSTEM).canary_share == RESCUE_SHARE
     assert desk.operator.latest_retrained == 2
     assert desk.operator.last_retrain == later
     notes = [entry.text for record in desk.operator.incidents.open() for entry in events(record, "note")]
     assert notes == ["loop: retraining (incident): gate accepted fraud/2: all checks passed"]
-    desk.operator.retrain(later + 30 * DAY)
+    desk.operator.retrain(later + 6 * DAY)
     assert len(desk.maker.asked) == 1
     assert desk.operator.holds_back(later) == "fraud/2 is on trial"
 
@@ -292,26 +310,30 @@ def test_alerts_that_cleared_are_written_down_and_their_incident_stays_open(desk
     assert [entry.data["event"] for entry in record.timeline] == ["alert", "triage", "quiet"]
 
 
-def test_a_trial_goes_on_after_a_restart_with_all_that_was_seen(home: Path, world) -> None:
+def test_a_canary_of_a_person_is_taken_up_and_judged_on_after_a_restart(home: Path, world) -> None:
     start = world.timeline.replay_start
     first = Desk(home, world)
     version = another(first.registry, now=start)
-    begin_canary(first.registry, Records(home), SYSTEM, version, 0.3, now=start, actor="ann", reason="test")
+    first.registry.ledger.start_canary(SYSTEM, version, 0.3, reason="test", actor="ann", now=start)
+    first.operator.hour(start)
+    assert first.told == ["canary fraud/2 answers 30% of the customers"]
     fill(home, world, 2)
     first.operator.hour(start + 2 * DAY)
-    first.operator.learn(start + 2 * DAY)
-    assert first.operator.trial is not None
-    seen = first.operator.trial.judge.verdict(start + 2 * DAY)
-    assert seen.n_decisions > 500
+    release = first.operator.trial
+    assert release is not None
+    said = release.verdicts["canary"]
+    assert said["n_decisions"] > 500
     first.close()
     again = Desk(home, world)
     again.operator.hour(start + 2 * DAY)
     assert again.operator.trial is not None
-    assert again.operator.trial.subject == (2, 1, start, True)
-    assert again.operator.trial.judge.verdict(start + 2 * DAY) == seen
+    assert again.operator.trial.verdicts["canary"] == said
+    assert again.operator.trial.shares == ((start, 0.3),)
+    assert again.told == []
     again.registry.ledger.end_canary(SYSTEM, verdict="refused", reason="test", actor="ann", now=start + 2 * DAY)
     again.operator.hour(start + 2 * DAY)
     assert again.operator.trial is None
+    assert again.told == ["canary fraud/2 overtaken: fraud/2 is no canary of 30 % any more"]
     again.close()
 
 

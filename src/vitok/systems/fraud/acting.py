@@ -1,6 +1,5 @@
 """What the loop may do to the fraud service: four actions, each done once under its key and taken back likewise."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ def actions(
     *,
     clock: Clock,
     lacks: Callable[[int], str],
-    seconds: list[float],
+    well: Callable[[int], str],
 ) -> Actions:
     """Returns all that the loop may do to the service.
 
@@ -50,12 +49,12 @@ def actions(
         triggers: What begins retrainings.
         clock: Says when something is taken back.
         lacks: Says at a time why no version can be made here at all; empty where one can.
-        seconds: Gets the wall seconds of each roll back.
+        well: Says at a time why no rules are needed, since the model answers; empty where they may be.
     """
     return Actions(
-        rollback=RollBack(registry, records, seconds),
+        rollback=RollBack(registry, records),
         raise_threshold=OverrideFor(overrides, "raise_threshold", clock),
-        use_rules=OverrideFor(overrides, "use_rules", clock),
+        use_rules=OverrideFor(overrides, "use_rules", clock, needless=well),
         retrain=AskToRetrain(triggers, lacks),
     )
 
@@ -66,13 +65,11 @@ class RollBack:
     Args:
         registry: Where versions stand.
         records: Where roll backs are recorded.
-        seconds: Gets the wall seconds until the ledger named the earlier version, for each roll back.
     """
 
-    def __init__(self, registry: Registry, records: Records, seconds: list[float]) -> None:
+    def __init__(self, registry: Registry, records: Records) -> None:
         self._registry = registry
         self._records = records
-        self._seconds = seconds
 
     def do(self, order: Order) -> Mapping[str, Any]:
         """Rolls back.
@@ -80,24 +77,21 @@ class RollBack:
         Raises:
             Conflict: If another version is in force by now, or another one would come back than triage said.
         """
-        began = time.perf_counter()
         ledger = self._registry.ledger
-        entry = ledger.entry(SYSTEM, order.key)
+        state, entry = ledger.state(SYSTEM), ledger.entry(SYSTEM, order.key)
         if entry is None:
-            state = ledger.state(SYSTEM)
             bad, good = f"{SYSTEM}/{state.production}", f"{SYSTEM}/{state.previous}"
             if order.version not in (bad, ALL_VERSIONS) or order.to != good:
                 raise Conflict(
                     f"{bad} is in Production and {good} was before; the order is {order.version} to {order.to}"
                 )
-            entry = ledger.rollback(
-                SYSTEM, reason=order.reason, actor=LOOP, now=order.now, expected=state.production, key=order.key
-            )
-            self._seconds.append(time.perf_counter() - began)
-        bad_version = int(entry.version or 0)
-        # The ledger has moved; this writes the records of it, and ends those of a canary.
-        roll_back(self._registry, self._records, SYSTEM, order, expected=bad_version, now=order.now, actor=LOOP)
-        return {"from": bad_version, "to": entry.details["to_version"], "seconds": time.perf_counter() - began}
+        leaves = int((state.production if entry is None else entry.version) or 0)
+        seconds = roll_back(
+            self._registry, self._records, SYSTEM, order, expected=leaves, now=order.now, actor=LOOP, key=order.key
+        )
+        entry = ledger.entry(SYSTEM, order.key)
+        assert entry is not None  # noqa: S101
+        return {"from": leaves, "to": entry.details["to_version"], "seconds": seconds}
 
     def undo(self, order: Order, done: Mapping[str, Any]) -> None:
         """Puts the version that left back into force, where the one that came is still there.
@@ -128,22 +122,34 @@ class OverrideFor:
         overrides: The overrides of the home.
         action: Which.
         clock: Says when one is taken back.
+        needless: Says at a time why it is not needed any more; empty where it may be.
     """
 
-    def __init__(self, overrides: Overrides, action: Literal["raise_threshold", "use_rules"], clock: Clock) -> None:
+    def __init__(
+        self,
+        overrides: Overrides,
+        action: Literal["raise_threshold", "use_rules"],
+        clock: Clock,
+        *,
+        needless: Callable[[int], str] = lambda _: "",
+    ) -> None:
         self._overrides = overrides
         self._action = action
         self._clock = clock
+        self._needless = needless
 
     def do(self, order: Order) -> Mapping[str, Any]:
         """Writes the override.
 
         Raises:
-            Conflict: If the order has no end.
+            Conflict: If the order has no end, or is not needed any more.
             InvalidInput: If it goes too far or lasts too long.
         """
         if order.until is None:
             raise Conflict(f"{order.key} has no end; what is other than released has to have one")
+        over = self._needless(order.now)
+        if over:
+            raise Conflict(over)
         by = order.by if self._action == "raise_threshold" else 0.0
         made = Override(
             key=order.key, action=self._action, by=by, who=LOOP, why=_short(order), since=order.now, until=order.until

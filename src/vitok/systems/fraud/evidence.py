@@ -6,10 +6,11 @@ from typing import Any
 from vitok.clock import DAY, HOUR, isoformat
 from vitok.loop import Change, Fact, changes_in_ledger
 from vitok.loop.incidents import ALL_VERSIONS
-from vitok.loop.triage import TriageRules, of_any_length
+from vitok.loop.triage import ANOTHER, TriageRules, of_any_length
 from vitok.monitoring import Alerts, ReferenceProfile, Sketches, WatchRules, WindowCounts, check_quality, diagnose
 from vitok.monitoring.conditions import fallback_finding
 from vitok.registry import Registry
+from vitok.systems.fraud import rules as by_hand
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.overrides import Overrides
 from vitok.systems.fraud.sketching import VIEWS
@@ -98,7 +99,20 @@ class FraudEvidence:
                 item = measured[name]
                 facts.append(Fact(question=name, finding="found", text=str(item), value=item.effect, n=window.n))
         facts.append(self._answering(alert))
+        if of_any_length(alert["rule"]) in TriageRules().model_out:
+            facts.append(self._another(alert))
         return facts
+
+    def _another(self, alert: dict[str, Any]) -> Fact:
+        end = int(alert["raised_at"]) // HOUR * HOUR
+        start = end - (HOUR if alert["rule"].endswith("_1h") else DAY)
+        totals = self._sketches.totals(start, end)
+        n = 0 if totals is None else totals.routes.get("fallback", 0)
+        if not n:
+            return Fact(question=ANOTHER, finding="unknown", text="no decision was answered by a fallback")
+        by_rules = min(n, self._sketches.versions(start, end).get(by_hand.VERSION, 0))
+        text = f"of {n:,} decisions that the version in force did not answer, rules answered {by_rules:,}"
+        return Fact(question=ANOTHER, finding="ruled out" if 2 * by_rules > n else "found", text=text, n=n)
 
     def _answering(self, alert: dict[str, Any]) -> Fact:
         end = int(alert["raised_at"]) // HOUR * HOUR

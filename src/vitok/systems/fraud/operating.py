@@ -167,16 +167,14 @@ class LiveOperator(Operator):
 
     def round(self, now: int) -> None:
         """Does what is due by now; what is due once a day or an hour is done once."""
-        if self.trial is None:
-            self.catch_up()
-        self.hour(now)
+        self.catch_up()
+        self.follow_up(now)
         live = self.is_live(now)
         if live:
             self.look(now)
             self._evaluate(now)
         self.answer(now)
         if now - self._learned_at >= HOUR or now < self._learned_at:
-            self.learn(now)
             self.challenge(now)
             self._learned_at = now
         self.retrain(now)
@@ -241,7 +239,9 @@ def by_hand(home: Path, *, clock: Clock) -> Iterator[Playbook]:
         triggers = stack.enter_context(contextlib.closing(Triggers(home, TriggerRules())))
         sketches = stack.enter_context(contextlib.closing(monitoring.Sketches(home / "monitoring" / "sketches.sqlite")))
         alerts = stack.enter_context(contextlib.closing(monitoring.Alerts(home / "monitoring" / "alerts.sqlite")))
-        may = actions(registry, incidents.records, overrides, triggers, clock=clock, lacks=lambda _: "", seconds=[])
+        may = actions(
+            registry, incidents.records, overrides, triggers, clock=clock, lacks=lambda _: "", well=lambda _: ""
+        )
         evidence = FraudEvidence(registry, sketches, alerts, overrides, lambda _: None, monitoring.WatchRules())
         durable = stack.enter_context(Durable(home))
         yield Playbook(incidents, may, evidence, durable=durable, switches=Switches(home))

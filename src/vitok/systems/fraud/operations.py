@@ -1,7 +1,8 @@
-"""What acts beside the service: playbook, triggers, retraining, canary, probation, roll back, delivery; from the log.
+"""What acts beside the service: playbook, triggers, retraining, releases, roll back, delivery; from the log.
 
-Everything that it does is in a file before it is done: `loop.sqlite` has the steps, `loop/` the triggers and the
-overrides, `records/` the incidents and releases, the ledger what serves. So one that was killed goes on where it was.
+Everything that it does is in a file before it is done: `loop.sqlite` has the steps, `loop/` the triggers, the releases
+and the overrides, `records/` what people read of it, the ledger what serves. So one that was killed goes on where it
+was.
 """
 
 import dataclasses
@@ -17,65 +18,42 @@ from vitok.loop import (
     Bound,
     Durable,
     Incidents,
-    Order,
-    PairedJudge,
     Playbook,
     Record,
-    ReleaseVerdict,
+    Release,
     Run,
     Switches,
     TriggerRules,
     Triggers,
-    begin_canary,
-    roll_back,
-    settle_canary,
+    rollback_seconds,
 )
 from vitok.loop.incidents import ALL_VERSIONS, events
-from vitok.loop.playbook_actions import words
 from vitok.loop.triage import TriageRules, of_any_length
+from vitok.monitoring.conditions import fallback_finding
+from vitok.monitoring.label_guard import LABEL_SOURCE
 from vitok.monitoring.outbox import Channel
-from vitok.policies import Costs, TierPolicy
+from vitok.policies import Costs
 from vitok.registry import Registry
 from vitok.systems.fraud.acting import LOOP, RETRAININGS, actions
 from vitok.systems.fraud.evidence import FraudEvidence
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.notices import channels as file_channels
 from vitok.systems.fraud.observing import Observer
-from vitok.systems.fraud.overrides import Overrides, as_released
-from vitok.systems.fraud.versions import PROBATION
+from vitok.systems.fraud.overrides import Overrides
+from vitok.systems.fraud.releasing import UNDECIDED, Releasing
 
-CANARY_SHARE = 0.1
-CANARY_LONGEST = 7 * DAY
-"""So long after its first labels can be known, an undecided canary is ended: while it runs, none other can be made."""
-_RECENT = 7 * DAY
-_JUDGED = (
-    "request_id",
-    "model_version",
-    "probability",
-    "action",
-    "shadow_version",
-    "shadow_probability",
-    "amount",
-    "route",
-    "route_reason",
-    "policy_version",
+FALLBACK_1H = monitoring.AlertRule(
+    name="fallback_1h",
+    severity="critical",
+    playbook="look at the runtime and the online store; roll back the last release",
+    windows=1,
+    clear_after=2,
+    every=HOUR,
 )
-
-
-@dataclasses.dataclass
-class Trial:
-    """A version under judgement: a canary beside the champion, or a new champion beside the version before."""
-
-    judge: PairedJudge
-    version: int
-    incumbent: int
-    started: int
-    canary: bool
-
-    @property
-    def subject(self) -> tuple[int, int, int, bool]:
-        """What is judged; the ledger says the same of it after a restart."""
-        return self.version, self.incumbent, self.started, self.canary
+"""Most decisions of an hour were answered by a fallback: no model answers, and the day is not waited for."""
+_FEWEST = 30
+_MOSTLY = 0.5
+_RECENT = 7 * DAY
 
 
 class Making(Protocol):
@@ -130,6 +108,8 @@ class Operator(Observer):
         self.maker, self.costs = maker, costs
         self.tell = tell
         self.trigger_rules, self.min_matured = triggers, min_matured
+        # What the playbook asks for a retraining for is a loss too.
+        self._of_loss = triggers.loss | TriageRules().quality
         self.triggers = Triggers(home, triggers)
         self.durable = Durable(home)
         # The watch judges days: what belongs together is alerted days apart.
@@ -137,8 +117,6 @@ class Operator(Observer):
         self.records = self.incidents.records
         self.overrides = Overrides(home)
         self.clock = EventClock()
-        self.trial: Trial | None = None
-        self.rollback_seconds: list[float] = []
         self.paused = ""
         ways, told = channels or file_channels(home)
         self.delivery = monitoring.Delivery(home / "monitoring" / "delivery.sqlite", self.alerts, ways, told)
@@ -152,187 +130,109 @@ class Operator(Observer):
                 self.triggers,
                 clock=self.clock,
                 lacks=maker.lacks,
-                seconds=self.rollback_seconds,
+                well=self.answers,
             ),
             FraudEvidence(registry, self.sketches, self.alerts, self.overrides, self.profile, self.watch.rules),
             durable=self.durable,
             switches=self.switches,
             bounds={"retrain": RETRAININGS, **(bounds or {})},
         )
-        self._policies: dict[int, TierPolicy] = {}
+        self.releasing = Releasing(
+            home,
+            registry,
+            self.records,
+            costs=costs,
+            label_delay=label_delay,
+            guard=self.guard,
+            profile_of=self.profile,
+            tell=lambda now, text: self.tell(now, text),
+            note=lambda text, now, key: self._note(text, now=now, key=key),
+            mirror=maker.mirror,
+        )
         self._answered: set[str] = set()
-        self._seen_revision = -1
         self._rests_until = 0
 
     # Each hour
 
     def hour(self, now: int) -> None:
-        """Sketches what was logged since, judges the version on trial at once, and ends and tells what is due."""
+        """Does what is due each hour: counts, judges the release under way and the hours, answers, ends, delivers."""
+        self.follow_up(now)
+        self.look(now)
+        self.answer(now)
+        self.delivery.tick(now)
+
+    def follow_up(self, now: int) -> None:
+        """Sketches what was logged since, moves the release under way, and ends what has come to its end."""
         self.clock.advance(now)
-        frame = self.follow()
-        if not self._on_trial(now) and frame is not None and self.trial is not None:
-            self.trial.judge.see(as_released(frame, self._policy_of))
-        if self.trial is not None:
-            self._settle(self.trial, self.trial.judge.verdict(now), now)
+        self.follow()
+        self.releasing.tick(now)
         over = {f"{key}/undone" for key in self.playbook.expire(now=now)}
         for record in self.incidents.records.list("incident") if over else ():
             for entry in record.timeline:
                 if entry.key in over:
                     self.tell(now, f"{record.record_id}, {entry.text}")
-        self.delivery.tick(now)
 
-    def _settle(self, trial: Trial, verdict: ReleaseVerdict, now: int) -> None:
-        name = f"{SYSTEM}/{trial.version}"
-        if verdict.state == "continue" or (verdict.state == "accept" and not trial.canary):
-            if not trial.canary and now - trial.started > PROBATION:
-                self.tell(now, f"{name} has passed its probation")
-                self.trial = None
-            elif trial.canary and now - trial.started > CANARY_LONGEST + self.label_delay:
-                self._give_up(trial, verdict, now)
-            return
-        if trial.canary:
-            settle_canary(self.registry, self.records, SYSTEM, verdict, now=now, actor=LOOP)
-            told = "accepted and promoted" if verdict.state == "accept" else "refused"
-            self.tell(now, f"canary {name} {told}: {verdict.reason}")
-            self._note(f"canary {name} {told}: {verdict.reason}", now=now, key=f"{name}/{told}")
-        elif self._only_proposed(trial, verdict, now):
-            return
-        else:
-            seconds = roll_back(
-                self.registry, self.records, SYSTEM, verdict, expected=trial.version, now=now, actor=LOOP
-            )
-            self.rollback_seconds.append(seconds)
-            told = f"{name} rolled back to {SYSTEM}/{trial.incumbent} in {seconds:.3f} s: {verdict.reason}"
-            self.tell(now, told)
-        self._on_trial(now)
-        self.maker.mirror()
+    @property
+    def trial(self) -> Release | None:
+        """The release under way, if there is one."""
+        return self.releasing.open()
 
-    def _give_up(self, trial: Trial, verdict: ReleaseVerdict, now: int) -> None:
-        name, days = f"{SYSTEM}/{trial.version}", (now - trial.started) / DAY
-        reason = f"undecided after {days:.0f} days: {verdict.reason}"
-        self.registry.ledger.end_canary(
-            SYSTEM, verdict="inconclusive", version=trial.version, reason=reason, actor=LOOP, now=now
-        )
-        for record in self.records.list("release"):
-            if record.is_open and record.version == name:
-                self.records.add(record.record_id, f"ended without a verdict: {reason}", now=now, key="ended")
-                self.records.close(record.record_id, "inconclusive", now=now)
-        self.tell(now, f"canary {name} ended, {reason}")
-        self._on_trial(now)
-        self.maker.mirror()
+    @property
+    def rollback_seconds(self) -> dict[int, float]:
+        """Wall seconds of each roll back, by the number of its entry in the ledger."""
+        return rollback_seconds(self.records, SYSTEM)
 
-    def _only_proposed(self, trial: Trial, verdict: ReleaseVerdict, now: int) -> bool:
-        switch = self.switches.holds("rollback")
-        if switch is None:
-            return False
-        name, to = f"{SYSTEM}/{trial.version}", f"{SYSTEM}/{trial.incumbent}"
-        key = f"trial/{name}/{trial.started}/rollback"
-        record = self.records.open(
-            "incident",
-            f"{name} is worse than {to}",
-            system=SYSTEM,
-            version=name,
-            now=now,
-            why=verdict.reason,
-            key=key,
-        )
-        if not any(entry.key == key for entry in record.timeline):
-            order = Order(
-                key=key,
-                incident=record.record_id,
-                system=SYSTEM,
-                version=name,
-                reason=verdict.reason,
-                now=now,
-                to=to,
-            )
-            text = f"{LOOP} proposes to {words('rollback', order)}: {verdict.reason}; not done, since {switch}"
-            data = {"event": "proposal", "action": "rollback", "order": order.to_dict(), "held": str(switch)}
-            self.records.add(record.record_id, text, now=now, data=data, key=key)
-            self.tell(now, f"{record.record_id}, {text}")
-        return True
+    def answers(self, now: int) -> str:
+        """Says that the model answers, by the last hour of the sketches; empty where it does not, or nobody asked."""
+        found = self._fallback(now // HOUR * HOUR)
+        return "" if found is None or found[0] else f"the model answers again: {found[2]}"
 
-    def _on_trial(self, now: int) -> bool:
-        """Lets the trial be the one that the ledger names; a new one begins with what was logged since its start.
-
-        Returns:
-            Whether a trial has begun here, with all that is logged by now.
-        """
-        revision = self.registry.ledger.revision()
-        if revision == self._seen_revision:
-            return False
-        self._seen_revision = revision
-        subject = self._subject(now)
-        if subject is None or (self.trial is not None and self.trial.subject == subject):
-            self.trial = None if subject is None else self.trial
-            return False
-        version, incumbent, started, canary = subject
-        judge = PairedJudge(
-            candidate=f"{SYSTEM}/{version}",
-            incumbent=f"{SYSTEM}/{incumbent}",
-            candidate_policy=self._policy(version),
-            incumbent_policy=self._policy(incumbent),
-            costs=self.costs,
-        )
-        self.trial = Trial(judge, version, incumbent, started, canary)
-        if self._logged("decisions"):
-            log = self.home / "log" / "decisions"
-            judge.see(as_released(decisions.read(log, since=started, columns=_JUDGED), self._policy_of))
-            self._mature(self.trial, now)
-        return True
-
-    def _mature(self, trial: Trial, now: int) -> None:
-        if self._logged("outcomes"):
-            trial.judge.mature(as_released(self.labelled(trial.started, now, now), self._policy_of))
-
-    def _logged(self, name: str) -> bool:
-        folder = self.home / "log" / name
-        return folder.is_dir() and any(folder.rglob("segment-*"))
-
-    def _subject(self, now: int) -> tuple[int, int, int, bool] | None:
-        state = self.registry.state(SYSTEM)
-        if state.production is None:
+    def _fallback(self, end: int) -> tuple[bool, float, str] | None:
+        totals = self.sketches.totals(end - HOUR, end)
+        if totals is None or totals.n < _FEWEST:
             return None
-        if state.canary is not None and state.canary_since is not None:
-            return state.canary, state.production, state.canary_since, True
-        for entry in reversed(self.registry.ledger.history(SYSTEM, version=state.production)):
-            if entry.kind == "promoted" and entry.stage_to == "Production":
-                young = now - entry.time_us <= PROBATION and "rollback_of" not in entry.details
-                return (state.production, state.previous, entry.time_us, False) if young and state.previous else None
-        return None
-
-    def _policy(self, number: int) -> TierPolicy:
-        if number not in self._policies:
-            self._policies[number] = TierPolicy.from_dict(self.registry.load(SYSTEM, number).json("policy.json"))
-        return self._policies[number]
-
-    def _policy_of(self, version: str) -> TierPolicy:
-        return self._policy(int(version.partition("/")[2]))
+        rules = dataclasses.replace(self.watch.rules, min_n=_FEWEST, max_fallback_share=_MOSTLY)
+        found = fallback_finding(totals, rules)
+        return None if found is None else (found.firing, found.value, found.reason)
 
     # Each day
 
     def day(self, now: int) -> None:
-        """Evaluates the days that have closed, answers alerts, learns from matured outcomes, retrains where due."""
+        """Evaluates what has closed, answers alerts, and retrains where that is due."""
         self.clock.advance(now)
         self.look(now)
         self.answer(now)
-        self.learn(now)
         self.retrain(now)
 
     def look(self, now: int) -> None:
-        """Judges the days that have closed, which raises and clears alerts."""
-        of_labels = self.look_at_labels(now)
+        """Judges the hours and days that have closed, which raises and clears alerts."""
+        seen = (*self.look_at_labels(now), *self._look_at_routes(now))
         watched = self.judge(now)
-        for alert in (*(one for one in of_labels if one.state == "open"), *watched.raised):
+        for alert in (*(one for one in seen if one.state == "open"), *watched.raised):
             self.tell(now, f"{alert.severity} alert {alert.rule} on {alert.version}: {alert.reason}")
-        for alert in (*(one for one in of_labels if one.state == "cleared"), *watched.cleared):
+        for alert in (*(one for one in seen if one.state == "cleared"), *watched.cleared):
             self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
 
-    def learn(self, now: int) -> None:
-        """Judges the version on trial by the outcomes that are known by now."""
-        if self.trial is not None:
-            self._mature(self.trial, now)
-            self._settle(self.trial, self.trial.judge.verdict(now), now)
+    def _look_at_routes(self, now: int) -> tuple[monitoring.Alert, ...]:
+        """Judges whether the model answered in the last hour that has closed; quiet hours leave nothing behind."""
+        end = now // HOUR * HOUR
+        found = self._fallback(end)
+        opened = any(alert.rule == FALLBACK_1H.name for alert in self.alerts.open(system=SYSTEM))
+        if found is None or not (found[0] or opened):
+            return ()
+        firing, value, reason = found
+        alert = self.alerts.observe(
+            FALLBACK_1H,
+            system=SYSTEM,
+            version=ALL_VERSIONS,
+            window_end=end,
+            firing=firing,
+            value=value,
+            bound=_MOSTLY,
+            reason=reason,
+            now=now,
+        )
+        return () if alert is None else (alert,)
 
     def answer(self, now: int) -> None:
         """Lets the playbook answer each open alert, once, and writes down which have cleared."""
@@ -347,7 +247,7 @@ class Operator(Observer):
             if recent and key not in self._answered:
                 self.incidents.quiet(alert, now=now)
                 self._answered.add(key)
-        self._on_trial(now)
+        self.releasing.catch_up(now)
 
     def _tell_answer(self, record: Record, alert: monitoring.Alert, now: int) -> None:
         for entry in record.timeline:
@@ -361,10 +261,11 @@ class Operator(Observer):
                 self._answered.add(text)
 
     def retrain(self, now: int) -> None:
-        """Makes a version where one is due and lets it answer a share; each step is done once, also after a crash."""
+        """Makes a version where one is due and begins its release; each step is done once, also after a crash."""
         if now < self._rests_until:
             return
-        ready = not self.holds_back(now)
+        stale, why = self._outlived(now)
+        ready = not self.holds_back(now, besides=stale)
         # Switched to "propose only", a retraining begins when a person asks, or by the schedule that one has set.
         proposed = self.switches.holds("retrain") is not None
         alerts = () if proposed else self.alerts.open(system=SYSTEM)
@@ -375,7 +276,7 @@ class Operator(Observer):
         began = time.perf_counter()
         self.tell(now, f"retraining ({run.kind}): {run.reason}")
         state = self.registry.state(SYSTEM)
-        changed = self._changed()
+        changed, rescue = self._changed(), bool(self._losses())
 
         def make(_: dict[str, Any]) -> dict[str, Any]:
             return self.maker.again(run.key, reason=run.reason, at=run.begun_at, changed=changed)
@@ -390,8 +291,10 @@ class Operator(Observer):
                     SYSTEM, version, "Production", reason=run.reason, actor=LOOP, now=now, key=key
                 )
                 return {"released": "Production"}
-            share, why = CANARY_SHARE, run.reason
-            begin_canary(self.registry, self.records, SYSTEM, version, share, now=now, actor=LOOP, reason=why)
+            if stale is not None:
+                self.releasing.supersede(stale, why=why, now=now)
+            key = f"{run.key}/release"
+            self.releasing.begin(version, rescue=rescue, now=now, reason=run.reason, key=key)
             return {"released": "canary"}
 
         try:
@@ -406,11 +309,9 @@ class Operator(Observer):
         name = f"{SYSTEM}/{done['version']}"
         told = f"gate {'accepted' if done['accepted'] else 'refused'} {name}: {done['gate']}"
         self._end(run, told, began, now)
-        if done["released"] == "canary":
-            self.tell(now, f"canary {name} answers {CANARY_SHARE:.0%} of the customers")
-        elif done["released"]:
+        if done["released"] == "Production":
             self.tell(now, f"{name} promoted, nothing was in Production")
-        self._on_trial(now)
+        self.releasing.tick(now)
 
     def _end(self, run: Run, outcome: str, began: float, now: int) -> None:
         hours = (time.perf_counter() - began) / 3600
@@ -425,14 +326,43 @@ class Operator(Observer):
             if asked:
                 self.incidents.note(record.record_id, text, who=LOOP, now=now, key=f"note/{key}")
 
-    def holds_back(self, now: int) -> str:
-        """Says why no version is to be made now, whoever asks; empty where nothing is in the way."""
-        if self.trial is not None:
-            return f"{SYSTEM}/{self.trial.version} is on trial"
+    def _outlived(self, now: int) -> tuple[Release | None, str]:
+        """Returns the canary that makes way for a version that passes its gate, and why; None where that has to wait.
+
+        It makes way where it has not been decided in a week; and at once, unless it is ahead, where the champion loses
+        since the world changed: made of labels of before, it has learned nothing of that.
+        """
+        release, changed = self.trial, self._changed()
+        if release is None or release.kind != "canary" or release.entered_at is None:
+            return None, ""
+        said = release.verdicts.get("canary") or {}
+        if said.get("state", "continue") != "continue":
+            return None, ""
+        if now - release.entered_at >= UNDECIDED:
+            days = (now - release.entered_at) / DAY
+            return release, f"undecided after {days:.0f} days, and a newer version has passed its gate"
+        ahead = (said.get("cost_difference") or {}).get("value")
+        made = self.registry.ledger.history(SYSTEM, version=release.version)[0].time_us
+        if (ahead is not None and ahead < 0) or changed is None or made - self.label_delay > changed:
+            return None, ""
+        return release, "the world changed after the labels that it learned from, and the champion loses"
+
+    def holds_back(self, now: int, *, besides: Release | None = None) -> str:
+        """Says why no version is to be made now, whoever asks; empty where nothing is in the way.
+
+        Args:
+            now: The present, in microseconds.
+            besides: A release that is not in the way.
+        """
+        release = self.releasing.busy(now)
+        if release is not None and (besides is None or release.release_id != besides.release_id):
+            return f"{release.candidate} is on trial"
         if self.paused:
             return self.paused
         open_alerts = self.alerts.open(system=SYSTEM)
-        faulty = [alert.rule for alert in open_alerts if of_any_length(alert.rule) in TriageRules().data]
+        # Labels of a source that went wrong are held: what is made meanwhile does not learn from them.
+        of_data = TriageRules().data - {LABEL_SOURCE.name}
+        faulty = [alert.rule for alert in open_alerts if of_any_length(alert.rule) in of_data]
         if faulty:
             return f"the data are at fault: {', '.join(faulty)}"
         changed = self._changed()
@@ -442,17 +372,29 @@ class Operator(Observer):
 
     def _known(self, now: int) -> int:
         # How many labels are known; asked only where somebody wants to know, since all outcomes are read for it.
-        if self.trigger_rules.labels is None or not self._logged("outcomes"):
+        folder = self.home / "log" / "outcomes"
+        if self.trigger_rules.labels is None or not any(folder.rglob("segment-*")):
             return 0
-        return decisions.labels(self.home / "log" / "outcomes", as_of=now, kind=SYSTEM).height
+        return decisions.labels(folder, as_of=now, kind=SYSTEM).height
+
+    def _losses(self) -> list[monitoring.Alert]:
+        """Returns the open alerts that say that the champion decides worse than it did."""
+        champion = f"{SYSTEM}/{self.registry.state(SYSTEM).production}"
+        found = self.alerts.open(system=SYSTEM)
+        return [one for one in found if one.version == champion and of_any_length(one.rule) in self._of_loss]
 
     def _changed(self) -> int | None:
+        """Says since when the champion has been losing, by its own alerts; None where it does not lose.
+
+        Drift alone costs nothing, and the customers of a canary differ from all customers: neither is a reason to wait.
+        """
+        losses = self._losses()
+        if not losses:
+            return None
         # A loss is seen when its labels have come; what it is about began so much earlier.
-        rules = self.trigger_rules
-        late = dict.fromkeys(rules.drift, 0) | dict.fromkeys(rules.loss, self.label_delay)
-        found = [(of_any_length(alert.rule), alert.first_seen) for alert in self.alerts.open(system=SYSTEM)]
-        begun = [first_seen - late[rule] for rule, first_seen in found if rule in late]
-        return min(begun, default=None)
+        late = dict.fromkeys(self.trigger_rules.drift, 0) | dict.fromkeys(self._of_loss, self.label_delay)
+        own = [one for one in self.alerts.open(system=SYSTEM) if one.version == losses[0].version]
+        return min(one.first_seen - late[of_any_length(one.rule)] for one in own if of_any_length(one.rule) in late)
 
     @property
     def latest_retrained(self) -> int | None:
@@ -466,7 +408,8 @@ class Operator(Observer):
         return max((run.begun_at for run in self.triggers.runs(system=SYSTEM)), default=None)
 
     def close(self) -> None:
-        """Ends what runs in the background."""
+        """Ends what runs in the background, and closes what is open."""
+        self.releasing.close()
         self.durable.close()
         self.triggers.close()
         self.delivery.close()

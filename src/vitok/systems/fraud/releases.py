@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitok import decisions, settings
-from vitok.clock import DAY
+from vitok.clock import DAY, parse_time
 from vitok.errors import InvalidInput
 from vitok.features import Catalogue
 from vitok.monitoring.label_guard import LabelGuard
 from vitok.policies import Costs
-from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, model_card
+from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, evaluate, model_card
 from vitok.systems.fraud import training
 from vitok.systems.fraud.acting import LOOP, too_young
 from vitok.systems.fraud.features import FEATURES
-from vitok.systems.fraud.label_check import HOLDS
+from vitok.systems.fraud.label_check import HOLDS, label_check
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.training import Candidate, Sample
@@ -61,6 +61,7 @@ class Workshop:
         fingerprint: Hash of the data behind the history.
         costs: What actions cost.
         start: When the data begin, microseconds.
+        guarded: Whether labels whose source has gone wrong are left out; where they are not, a gate asks for them.
     """
 
     home: Path
@@ -69,6 +70,7 @@ class Workshop:
     fingerprint: str
     costs: Costs
     start: int
+    guarded: bool = True
 
     def rows(self, now: int, *, since: int) -> Sample:
         """Reads all rows of `[since, now)` with the labels known at `now`, from the history and the decision log."""
@@ -101,7 +103,7 @@ class Workshop:
 
     def _believed(self, view: "pl.DataFrame") -> "pl.DataFrame":
         # Labels whose source has gone wrong teach nothing.
-        if not (self.home / HOLDS).exists():
+        if not self.guarded or not (self.home / HOLDS).exists():
             return view
         with contextlib.closing(LabelGuard(self.home / HOLDS)) as guard:
             return guard.trusted(view)
@@ -210,8 +212,16 @@ def register(
 ) -> Made:
     """Tracks the run, registers the package, records the gate, and writes the model card.
 
-    The same key again makes nothing new.
+    The gate asks too whether it has learned from labels that are held. The same key again makes nothing new.
     """
+    learned = label_check(
+        workshop.home,
+        since=parse_time(candidate.parameters["train_start"]),
+        until=parse_time(candidate.parameters["validation_end"]) + 1,
+        now=now,
+        left_out=workshop.guarded,
+    )
+    candidate = dataclasses.replace(candidate, verdict=evaluate([*candidate.verdict.checks, learned]))
     seeds = {"training": settings.current().seed}
     data = {"transactions": DataSnapshot(digest=workshop.fingerprint, rows=candidate.parameters["train_rows"])}
     with tracker.run(EXPERIMENT, name=name, params=candidate.parameters, seeds=seeds, data=data) as run:
@@ -237,8 +247,8 @@ def register(
             f"{candidate.parameters['validation_end']}; nothing was fitted on it",
         )
         run.log_artifact("card.md", card.markdown())
-        run.log_folder(registry.packages / version.path, "package")
-    tracker.mirror(registry.state(SYSTEM), packages=registry.packages)
+        run.log_folder(registry.load(SYSTEM, version.version).folder, "package")
+    tracker.mirror(registry.state(SYSTEM), packages=registry.location)
     return Made(version=version.version, verdict=candidate.verdict)
 
 
@@ -282,7 +292,7 @@ class Maker:
 
     def mirror(self) -> None:
         """Shows the stages of the versions in the tracking store."""
-        self.tracker.mirror(self.registry.state(SYSTEM), packages=self.registry.packages)
+        self.tracker.mirror(self.registry.state(SYSTEM), packages=self.registry.location)
 
 
 def load(registry: Registry, version: int) -> LoadedModel:

@@ -24,9 +24,11 @@ from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.challenger import Challenger
 from vitok.systems.fraud.features import FEATURES, online_features
 from vitok.systems.fraud.intake import CONTRACT
+from vitok.systems.fraud.label_events import label_notes
 from vitok.systems.fraud.messages import SYSTEM, history_note
-from vitok.systems.fraud.operations import CANARY_SHARE, Operator
+from vitok.systems.fraud.operations import Operator
 from vitok.systems.fraud.releases import Maker, Workshop, load, register
+from vitok.systems.fraud.releasing import CANARY_SHARE
 from vitok.systems.fraud.replay import Replay, ServiceProcess, hours
 from vitok.systems.fraud.report import Report, Scored, by_rules, comparison, numbers
 from vitok.systems.fraud.training import Sample, Timeline, not_filled
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 PACED_RATE = 1000.0
-PACED_DECISIONS = 12_000
+PACED_DECISIONS = 6_000
 _DRILL_BEFORE_END = 2 * DAY
 DRILL = "release drill"
 Tell = Callable[[int | None, str], None]
@@ -200,7 +202,7 @@ class Turn:
             registry.ledger.promote(
                 SYSTEM, made.version, "Production", reason="first version", actor="demo", now=now, key="first/promote"
             )
-            tracker.mirror(registry.state(SYSTEM), packages=registry.packages)
+            tracker.mirror(registry.state(SYSTEM), packages=registry.location)
 
     # Service
 
@@ -215,7 +217,7 @@ class Turn:
         online_features(store).backfill(
             {"transactions": transactions, "labels": prepared.labels},
             until=prepared.timeline.replay_start,
-            notes={"transactions": notes},
+            notes={"transactions": notes, "labels": label_notes(prepared.labels)},
         )
         store.sync()
         store.close()
@@ -266,11 +268,11 @@ class Turn:
         state = registry.state(SYSTEM)
         if state.production is None:
             return False
-        if state.canary is not None:
-            registry.ledger.end_canary(
-                SYSTEM, verdict="inconclusive", reason="the replay ends before it could be judged", actor=DRILL, now=now
-            )
-            self.tell(now, f"canary {SYSTEM}/{state.canary} ended without a verdict")
+        release = operator.trial
+        if release is not None and release.kind != "full":
+            why = "the replay ends before it could be judged"
+            operator.releasing.releases.abort(release.release_id, who=DRILL, why=why, now=now)
+            operator.releasing.tick(now)
         operator.paused = "a release drill has been held"
         candidate = maker.workshop.upside_down(now, label_delay=maker.label_delay)
         name, key = "drill: labels flipped in an export", f"drill/{now}"
@@ -279,6 +281,7 @@ class Turn:
         why = "release drill: pushed past the gate on purpose"
         push(registry, operator.records, SYSTEM, made.version, override=why, now=now, actor=DRILL)
         self.tell(now, f"{made.name} pushed to Production past the gate (drill)")
+        operator.releasing.tick(now)
         return True
 
     def _third(self, timeline: Timeline) -> int:
@@ -378,6 +381,7 @@ class Turn:
         after = [alert.raised_at for alert in alerts if change is not None and alert.raised_at > change]
 
         rolled_back = [entry for entry in history if entry.kind == "rolled_back"]
+        seconds = operator.rollback_seconds
 
         def days(moment: int | None) -> float | None:
             return None if moment is None or change is None else (moment - change) / DAY
@@ -413,8 +417,8 @@ class Turn:
                 if entry.kind in {"promoted", "canary_started", "canary_ended", "rolled_back"}
             ],
             "rollbacks": [
-                {"version": f"{SYSTEM}/{entry.version}", "at": isoformat(entry.time_us), "seconds": seconds}
-                for entry, seconds in zip(rolled_back, operator.rollback_seconds, strict=True)
+                {"version": f"{SYSTEM}/{entry.version}", "at": isoformat(entry.time_us), "seconds": seconds[entry.seq]}
+                for entry in rolled_back
             ],
             "canary_share": CANARY_SHARE,
             "days_from_change_to_alert": days(min(after, default=None)),

@@ -15,7 +15,8 @@ from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.overrides import Override, Overrides, policy_under
 
-PROBATION = 3 * DAY
+PROBATION = 10 * DAY
+"""So long after a promotion the version before is scored beside: the usual label delay, a week, and three days more."""
 NO_MODEL = "no version is in Production"
 _LOG = logging.getLogger("vitok.fraud")
 
@@ -28,6 +29,8 @@ class InForce:
         chain: Champion, the version before it, rules: who is asked until one answers.
         champion: The version in Production, or None.
         canary: The version on trial, or None.
+        shadow: The newest version in Staging, of those made after the champion, where there is no canary; or None. It
+            is scored, and never answers.
         previous: The version before the champion, or None.
         route: Which customers the canary answers; None without a champion.
         champion_absent: Why another version stands in for the one in Production; empty where none does.
@@ -40,6 +43,7 @@ class InForce:
     chain: Fallback
     champion: LoadedModel | None = None
     canary: LoadedModel | None = None
+    shadow: LoadedModel | None = None
     previous: LoadedModel | None = None
     route: Route | None = None
     champion_absent: str = ""
@@ -50,15 +54,16 @@ class InForce:
 
     def model(self, version: str) -> LoadedModel | None:
         """Returns a version by its name; None for the rules."""
-        for model in (self.champion, self.canary, self.previous):
+        for model in (self.champion, self.canary, self.shadow, self.previous):
             if model is not None and model.version == version:
                 return model
         return None
 
     def beside(self, now: int) -> LoadedModel | None:
-        """Returns the version that is scored beside the champion: the canary, or the one before in the probation."""
-        if self.canary is not None:
-            return self.canary
+        """Returns what is scored beside the champion: canary, shadow, or the version before in the probation."""
+        tried = self.canary or self.shadow
+        if tried is not None:
+            return tried
         return self.previous if now < self.probation_end else None
 
 
@@ -161,15 +166,19 @@ class Versions:
             released,
             champion=adjusted(released.champion),
             canary=adjusted(released.canary),
+            shadow=adjusted(released.shadow),
             previous=adjusted(released.previous),
             overrides=overrides,
         )
 
     def _read(self, state: ModelState, before: InForce, revision: int) -> InForce:
-        known = (before.champion, before.canary, before.previous)
+        known = (before.champion, before.canary, before.shadow, before.previous)
         loaded = {model.version: model for model in known if model is not None}
         champion = self._load(state.production, "Production", loaded)
         canary = self._load(state.canary, "Staging", loaded) if state.canary_share else None
+        # One that has stayed in Staging since before the champion was made takes no place from its probation.
+        staged = max((one for one in state.staging if one > (state.production or 0)), default=None)
+        shadow = self._load(None if state.canary_share else staged, "Staging", loaded)
         previous = self._load(state.previous, "Archived", loaded)
         absent = ""
         if champion is None and state.production is not None:
@@ -186,6 +195,7 @@ class Versions:
             chain=Fallback([*answering.values(), self._rules], name=SYSTEM, margin=0),
             champion=champion,
             canary=None if champion is None else canary,
+            shadow=None if champion is None else shadow,
             previous=previous,
             route=route,
             champion_absent=absent,
