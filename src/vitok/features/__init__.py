@@ -24,6 +24,7 @@ from vitok.features.aggregations import (
     Window,
 )
 from vitok.features.catalogue import Catalogue
+from vitok.features.corrections import with_corrections
 from vitok.features.definitions import FeatureSet, OnDemand
 from vitok.features.embeddings import ArrayIndex
 from vitok.features.forgetting import forget
@@ -77,4 +78,5 @@ __all__ = [
     "materialise",
     "rebuild",
     "table",
+    "with_corrections",
 ]

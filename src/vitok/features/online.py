@@ -17,6 +17,7 @@ from vitok.engines import KeyValueStore
 from vitok.engines.row_store import RowStore
 from vitok.errors import Conflict, InvalidInput
 from vitok.features import intake
+from vitok.features.corrections import check_correctable
 from vitok.features.definitions import FeatureSet
 from vitok.features.events import one_key
 from vitok.features.fingerprints import fingerprint_texts
@@ -235,6 +236,45 @@ class OnlineFeatures(OnlineWindows):
             if fresh:
                 self._notes[source, encode_key(event_id)] = (note, time)
         return new
+
+    @alone
+    @at_once
+    def correct(
+        self,
+        source: str,
+        event_ids: Sequence[str],
+        times: Sequence[int],
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        notes: Sequence[bytes] = (),
+    ) -> None:
+        """Puts events right that count already: adds what their values differ by, without a journal.
+
+        No event is counted. A difference lies at the time of its event, so that it leaves every window together with
+        it, and is seen from now on; `corrections.with_corrections` gives `table` the same. Whoever calls sees to it
+        that none is added twice.
+
+        Args:
+            source: Name of the source; its views must be of counts, sums and means.
+            event_ids: Ids of the events.
+            times: The times that the events were added with, in microseconds.
+            rows: Entity keys and columns of conditions as the events had them; in aggregated columns new less old.
+            notes: What is noted with the events from now on, one an event; by default their notes stay.
+
+        Raises:
+            InvalidInput: If an event was not seen, or a view cannot be put right by a difference; nothing has changed.
+        """
+        if not len(event_ids):
+            return
+        check_correctable([lane.view for lane in self._by_source[self._source(source).name]])
+        events = self._row_events(source, event_ids, times, rows)
+        if not self._ids[source].seen.has(events.ids).all():
+            raise InvalidInput("event_ids", event_ids, "have been seen before", "Only what counts can be put right.")
+        for lane, slots in zip(self._by_source[source], self._slots(events), strict=True):
+            lane.state.correct(slots, events.times, events.values[lane.view.name])
+            lane.mark(slots)
+        for event_id, time, note in zip(event_ids, times, notes, strict=False):
+            self._notes[source, encode_key(event_id)] = (note, time)
 
     @alone
     @at_once

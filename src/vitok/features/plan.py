@@ -96,6 +96,11 @@ class Plan:
         return tuple(frozenset(kinds) for kinds in out)
 
     @functools.cached_property
+    def is_additive(self) -> bool:
+        """Whether all features are counts, sums, means, or made of these: then a difference puts a value right."""
+        return not self.codes and all(kinds <= {SUM, MEAN, NUMBER} for kinds in self.kinds_of)
+
+    @functools.cached_property
     def has_order(self) -> bool:
         """Whether the order of events of the same instant matters: by ingest time, then by event id."""
         return any(kinds & {FIRST, LAST, RECENT} for kinds in self.kinds_of)

@@ -217,6 +217,16 @@ class WindowState:
                 if at < len(slots):
                     self._recents[place] = _more_room(self._recents[place])
 
+    def correct(self, slots: np.ndarray, times: np.ndarray, differences: np.ndarray) -> None:
+        """Adds differences to the sums of events and counts none; the view must be one of counts, sums and means.
+
+        Args:
+            slots: Shape (n,): places of the keys.
+            times: Shape (n,), int64 microseconds: times of the events.
+            differences: Shape (n, inputs): new less old; NaN where nothing changes.
+        """
+        state_kernels.correct(self._main, self.layout.spec, slots, times, differences)
+
     def read(self, slots: np.ndarray, times: np.ndarray, out: np.ndarray, status: np.ndarray | None = None) -> None:
         """Answers all features of some keys.
 

@@ -392,6 +392,24 @@ def _top(keys: np.ndarray, counts: np.ndarray, rank: int) -> float:
 
 
 @njit(cache=True)
+def correct(arena: Arena, spec: Spec, slots: np.ndarray, times: np.ndarray, differences: np.ndarray) -> None:
+    """Adds differences to the sums of events that are in the states of their keys.
+
+    The last entry that does not begin after an event holds it, or holds others of its tile, from which no question
+    tells it apart any more. Where there is none, the event has left all windows, or its key was forgotten.
+    """
+    for i in range(slots.shape[0]):
+        at = _before(arena, slots[i], times[i] + 1) - 1
+        if at < 0:
+            continue
+        at += arena.offset[slots[i]]
+        for k in range(spec.slots.shape[0]):
+            slot = spec.slots[k, SUM_SLOT]
+            if slot >= 0 and not np.isnan(differences[i, k]):
+                arena.floats[at, slot] += differences[i, k]
+
+
+@njit(cache=True)
 def read(arena: Arena, spec: Spec, s: int, time: int, running: np.ndarray, out: np.ndarray) -> None:
     """Answers all windows of one key as of one time, in one pass from the newest entry back.
 

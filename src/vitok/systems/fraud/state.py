@@ -9,12 +9,14 @@ import numpy as np
 
 from vitok import decisions
 from vitok.clock import DAY
+from vitok.decision import Outcome
 from vitok.engines import LmdbStore, MemoryStore
 from vitok.errors import StoreError
 from vitok.features import FeatureSet
 from vitok.features.warming import warm_up
 from vitok.systems.fraud.features import online_features
 from vitok.systems.fraud.intake import Accepted
+from vitok.systems.fraud.label_events import Standing
 from vitok.systems.fraud.messages import microseconds, note
 from vitok.systems.fraud.timekeeping import Timekeeper
 
@@ -86,8 +88,9 @@ class FeatureState:
         tail.close()
         tail = decisions.Tail(self._logs / "outcomes", positions.get("outcomes"))
         while (frame := tail.read(_AT_ONCE)) is not None:
-            rows = frame.select("request_id", "event_time", "value").to_dicts()
-            self._add([(row["request_id"], microseconds(row["event_time"]), row["value"]) for row in rows])
+            moments = (frame[name].to_physical() for name in ("event_time", "ingest_time"))
+            rows = frame.select("request_id", "kind", "value", "source", "supersedes").with_columns(*moments).to_dicts()
+            self._add([Outcome(**row) for row in rows])
             self.recovered_events += len(rows)
         tail.close()
 
@@ -118,20 +121,59 @@ class FeatureState:
         self._features.add_on_demand(values, np.array(accepted.event_time, np.int64))
         return values, status
 
-    def learn(self, labels: Sequence[tuple[str, int, float]]) -> None:
-        """Adds (transaction, time in microseconds, label) to the features of the transaction's terminal."""
-        self._add(labels)
-        self.grew(len(labels))
+    def standing(self, transaction_id: str) -> Standing | None:
+        """Returns where the label of a transaction stands; None where it has none, or one that came without a note."""
+        noted = self._online.note("labels", transaction_id) if self.labelled(transaction_id) else None
+        return None if noted is None else Standing.unpack(noted)
 
-    def _add(self, labels: Sequence[tuple[str, int, float]]) -> None:
-        known = [(label, self.noted(label[0])) for label in labels]
-        found = [(label, noted[24:].decode()) for label, noted in known if noted is not None]
-        self._times.advance(max((moment for (_, moment, _), _ in found), default=0))
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Adds outcomes to the features of their transactions' terminals, in the order of the log.
+
+        The first outcome of a transaction is an event at its time; one that supersedes it adds the difference there
+        (see `vitok.systems.fraud.label_events`). Where it is not known what it supersedes, since the history was loaded
+        without `label_notes`, the features stay as they are, and `uncorrected_labels` counts it.
+        """
+        self._add(outcomes)
+        self.grew(len(outcomes))
+
+    def _add(self, outcomes: Sequence[Outcome]) -> None:
+        first: dict[str, tuple[Standing, str]] = {}
+        corrected: dict[str, Standing] = {}
+        changes: list[tuple[str, Standing, dict[str, object]]] = []
+        for outcome in outcomes:
+            name = outcome.request_id
+            noted = self.noted(name)
+            if noted is None:
+                continue
+            self._times.advance(max(outcome.event_time, outcome.ingest_time))
+            told = (outcome.value, outcome.event_time, outcome.source, outcome.ingest_time)
+            terminal = noted[24:].decode()
+            if not outcome.supersedes:
+                first.setdefault(name, (Standing.first(*told), terminal))
+                continue
+            before = corrected.get(name) or self.standing(name)
+            if before is None and name in first and not self.labelled(name):
+                before = first[name][0]
+            if before is None:
+                self._count("uncorrected_labels")
+                continue
+            after = before.after(*told)
+            if after is not None:
+                corrected[name] = after
+                changes.append((name, after, {"terminal_id": terminal, "is_fraud": after.value - before.value}))
         self._online.add_many(
             "labels",
-            [transaction_id for (transaction_id, _, _), _ in found],
-            [moment for (_, moment, _), _ in found],
-            [{"terminal_id": terminal, "is_fraud": value} for (_, _, value), terminal in found],
+            list(first),
+            [standing.label_time for standing, _ in first.values()],
+            [{"terminal_id": terminal, "is_fraud": standing.value} for standing, terminal in first.values()],
+            notes=[standing.pack() for standing, _ in first.values()],
+        )
+        self._online.correct(
+            "labels",
+            [name for name, _, _ in changes],
+            [standing.label_time for _, standing, _ in changes],
+            [row for _, _, row in changes],
+            notes=[standing.pack() for _, standing, _ in changes],
         )
 
     def grew(self, n: int) -> None:
