@@ -141,3 +141,17 @@ def test_maturity(tmp_path, schema, make_block):
     assert all(frame["share"] <= frame["upper"])
     again = maturity(read(tmp_path / "d"), known, [2500], as_of=9000)
     assert again["labelled"].to_list() == [5]
+
+
+def test_a_view_that_was_asked_for_before_sees_what_came_since(tmp_path):
+    with OutcomeLog(tmp_path) as log:
+        log.append([outcome("a", 1.0, 10)])
+        first = labels(tmp_path, as_of=50, kind="fraud")
+        first.insert_column(0, pl.Series("mine", [1]))
+        assert labels(tmp_path, as_of=50, kind="fraud").columns[0] == "request_id"
+        # It comes late, and counts from when it was learned of.
+        log.append([outcome("a", 0.0, 30), outcome("b", 1.0, 60)])
+        assert view(tmp_path, 50) == {"a": 0.0}
+        assert view(tmp_path, 20) == {"a": 1.0}
+        assert view(tmp_path, 60) == {"a": 0.0, "b": 1.0}
+    assert view(tmp_path, 60) == {"a": 0.0, "b": 1.0}

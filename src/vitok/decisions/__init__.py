@@ -12,6 +12,7 @@ from vitok.decisions.forgetting import Receipt, Verified, forget, receipts, veri
 from vitok.decisions.label_maturity import maturity
 from vitok.decisions.label_view import join, labels
 from vitok.decisions.log import DecisionLog, OutcomeLog
+from vitok.decisions.merging import Merged, merge
 from vitok.decisions.messages import Constant
 from vitok.decisions.reading import find, read
 from vitok.decisions.replay import (
@@ -38,6 +39,7 @@ __all__ = [
     "Hold",
     "LabelWeights",
     "LogSchema",
+    "Merged",
     "OnSeal",
     "OutcomeBlock",
     "OutcomeLog",
@@ -60,6 +62,7 @@ __all__ = [
     "label_weights",
     "labels",
     "maturity",
+    "merge",
     "query",
     "read",
     "receipts",

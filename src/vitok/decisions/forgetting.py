@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from vitok.decisions.files import replace as write_file
 from vitok.decisions.files import sync
 from vitok.decisions.log import DecisionLog, OutcomeLog, declared_schema
+from vitok.decisions.parts import parts_of, sealed_rows
 from vitok.decisions.reading import open_table
 from vitok.decisions.retention import check_key, held_rows, holds, keyed
 from vitok.decisions.rewriting import maintained, rewrite
 from vitok.decisions.schema import outcome_schema
-from vitok.decisions.segments import Segment, segments
+from vitok.decisions.segments import Segment, numbers, segment_name, segments
 from vitok.decisions.sidecars import OnSeal
 from vitok.decisions.writer import SegmentWriter
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
@@ -248,12 +249,13 @@ def verify(folder: str | Path, receipt: Receipt, column: str, value: str, *, key
         found += int((frame[column] == value).sum()) if column in frame.columns else 0
     for _, frame in _frames(top / "outcomes", ["request_id"]):
         outcomes += sum(keyed(key, request) in hashes for request in frame["request_id"]) if hashes else 0
-    paths = _sealed_paths(top)
-    differing = []
-    for change in receipt.changes:
-        path = paths.get((change.log, change.segment))
-        if (path is None and change.rows_after) or (path is not None and _digest(path) != change.sha256):
-            differing.append(f"{change.log}/{change.segment}")
+    named = {(one.log, one.segment) for one in receipt.changes}
+    digests = _digests(top, named)
+    differing = [
+        f"{one.log}/{one.segment}"
+        for one in receipt.changes
+        if digests.get((one.log, one.segment), "" if one.rows_after else one.sha256) != one.sha256
+    ]
     signed = hmac.compare_digest(receipt.signature, _signature(receipt, key))
     return Verified(
         signed=signed,
@@ -321,8 +323,7 @@ def _frames(folder: Path, columns: list[str]) -> "Iterable[tuple[Segment, pl.Dat
         # It may have been sealed since the folder was listed.
         path = table if isinstance(table, Path) else segment.path
         if isinstance(table, Path):
-            there = pq.read_schema(table).names
-            table = pq.read_table(table, columns=[name for name in columns if name in there], partitioning=None)
+            table = sealed_rows(folder, segment, columns)
         if table is not None:
             frame = pl.from_arrow(table.select([name for name in columns if name in table.column_names]))
             assert isinstance(frame, pl.DataFrame)  # noqa: S101
@@ -331,6 +332,20 @@ def _frames(folder: Path, columns: list[str]) -> "Iterable[tuple[Segment, pl.Dat
 
 def _sealed_paths(top: Path) -> dict[tuple[str, str], Path]:
     return {(name, one.name): one.path for name in _LOGS for one in segments(top / name) if one.sealed}
+
+
+def _digests(top: Path, named: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    # Of a segment that was merged since, the file that it was is known to the merged one.
+    found: dict[tuple[str, str], str] = {}
+    for (name, segment_name_), path in _sealed_paths(top).items():
+        if (name, segment_name_) in named:
+            found[name, segment_name_] = _digest(path)
+        span = numbers(path.name)
+        if span is not None and span[0] < span[1]:
+            metadata = pq.read_metadata(path)
+            parts = parts_of(metadata.metadata, number=span[1], rows=metadata.num_rows)
+            found |= {(name, segment_name(one.number)): one.sha256 for one in parts}
+    return found
 
 
 def _begun(top: Path) -> dict[str, dict[str, list[Any]]]:
@@ -352,9 +367,10 @@ def _keep_begun(top: Path, begun: dict[str, dict[str, list[Any]]]) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    # What was left half written when somebody was killed who changed a sealed segment: it has rows too.
+    # What was left half written when somebody was killed who changed a sealed segment, or merged some: it has rows too.
     for left in folder.rglob("segment-*.parquet.tmp"):
-        if left.with_suffix("").exists():
+        span = numbers(left.stem)
+        if left.with_suffix("").exists() or (span is not None and span[0] < span[1]):
             left.unlink(missing_ok=True)
 
 

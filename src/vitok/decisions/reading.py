@@ -16,8 +16,10 @@ from vitok.decision import Decision
 from vitok.decisions.framing import frames
 from vitok.decisions.index import Key, candidates
 from vitok.decisions.log import declared_schema
+from vitok.decisions.opened import Times, opened_rows
+from vitok.decisions.parts import moved, standing
 from vitok.decisions.schema import FEATURE_PREFIX, LATER, readable, schema_of
-from vitok.decisions.sealing import open_rows, whole_rows
+from vitok.decisions.sealing import whole_rows
 from vitok.decisions.segments import Segment, sealed_path, segments
 from vitok.errors import InvalidInput, NotFound
 
@@ -30,6 +32,8 @@ _MOST_KEPT = 50_000
 _MARK = b"\xff\xff\xff\xff"
 _WINDOW = 1 << 20
 _MOST_MISSES = 32
+# Rows are chosen by these, so they are read whatever columns are wanted.
+_FILTERED = ("event_time", "ingest_time", "model_version", "kind")
 
 _Bounds = tuple[int | None, int | None]
 
@@ -45,9 +49,9 @@ class Span(NamedTuple):
         """Whether all rows lie in it."""
         return self == Span()
 
-    def touches(self, times: "_Times") -> bool:
-        """Says whether rows of such times may lie in it."""
-        pairs = ((self.event, times.event), (self.ingest, times.ingest))
+    def touches(self, event: Times, ingest: Times) -> bool:
+        """Says whether rows may lie in it of which the earliest and the latest times are given."""
+        pairs = ((self.event, event), (self.ingest, ingest))
         return all(
             (low is None or last >= low) and (high is None or first < high) for (low, high), (first, last) in pairs
         )
@@ -55,8 +59,8 @@ class Span(NamedTuple):
 
 class _Times(NamedTuple):
     # Earliest and latest times of a sealed segment, and its columns.
-    event: tuple[int, int]
-    ingest: tuple[int, int]
+    event: Times
+    ingest: Times
     schema: pa.Schema
 
 
@@ -134,8 +138,10 @@ def find(folder: str | Path, *, decision_id: str | None = None, request_id: str 
     for segment in segments(Path(folder)):
         row = None if segment.sealed else _find_open(segment.path, key, wanted, raw)
         if row is None:
-            sealed = segment.path if segment.sealed else sealed_path(Path(folder), segment.number)
-            row = _find_sealed(sealed, key, wanted, raw)
+            sealed: Path | None = segment.path if segment.sealed else sealed_path(Path(folder), segment.number)
+            while row is None and sealed is not None:
+                row = _find_sealed(sealed, key, wanted, raw)
+                sealed = None if row is not None or sealed.exists() else moved(Path(folder), segment, sealed)
         if row is not None:
             return row
     return None
@@ -173,16 +179,17 @@ def scan(
     # Segments without a row of the span still tell which columns there are.
     shapes: set[tuple[tuple[str, str], ...]] = set()
     listed = segments(folder)
+    needed = None if columns is None else {*columns, *_FILTERED}
     for first in range(0, len(listed), _AT_ONCE):
         with contextlib.ExitStack() as stack:
             frames_: list[pl.LazyFrame] = []
             for segment in listed[first : first + _AT_ONCE]:
-                opened = _opened(segment, span, shapes, stack)
+                opened = _opened(folder, segment, span, needed, shapes, stack)
                 if opened is None:
                     continue
-                names = opened.collect_schema().names()
+                frame, names = opened
                 known.update(dict.fromkeys(names))
-                frames_.append(_chosen(opened, names, span, columns, models, kind))
+                frames_.append(_chosen(frame, names, span, columns, models, kind))
             if frames_:
                 parts.append(pl.concat(frames_, how="diagonal_relaxed").collect())
     if not parts:
@@ -199,28 +206,44 @@ def scan(
 
 
 def _opened(
-    segment: Segment, span: Span, shapes: set[tuple[tuple[str, str], ...]], stack: contextlib.ExitStack
-) -> "pl.LazyFrame | None":
-    table = segment.path if segment.sealed else open_table(segment)
-    if not isinstance(table, Path):
-        return None if table is None else _lazy(table)
-    source = stack.enter_context(_held(table))
-    if source is None:
-        return None
+    folder: Path,
+    segment: Segment,
+    span: Span,
+    needed: Collection[str] | None,
+    shapes: set[tuple[tuple[str, str], ...]],
+    stack: contextlib.ExitStack,
+) -> "tuple[pl.LazyFrame, Sequence[str]] | None":
+    # The rows of a segment, of which not all may lie in the span nor all columns be there, and its columns' names.
+    path = segment.path
+    if not segment.sealed:
+        try:
+            rows, names = opened_rows(path, touches=None if span.unbounded else span.touches, columns=needed)
+        except FileNotFoundError:
+            path = sealed_path(folder, segment.number)
+        else:
+            return (_lazy(rows), names) if names else None
+    while (source := stack.enter_context(_held(path))) is None:
+        place = moved(folder, segment, path)
+        if place is None:
+            return None
+        path = place
+    within = standing(path, source, segment)
     # Only what is not wanted is looked at twice, and then remembered.
-    times = None if span.unbounded else _times(table, source)
-    if times is None or span.touches(times):
-        return _completed(_parquet(source))
+    times = None if span.unbounded else _times(path, source)
+    if times is None or span.touches(times.event, times.ingest):
+        frame = _completed(_parquet(source) if within is None else _parquet(source).slice(*within))
+        return frame, frame.collect_schema().names()
     shape = tuple((field.name, str(field.type)) for field in times.schema)
     if shape in shapes:
         return None
     shapes.add(shape)
-    return _completed(_lazy(times.schema.empty_table()))
+    frame = _completed(_lazy(times.schema.empty_table()))
+    return frame, frame.collect_schema().names()
 
 
 def _chosen(
     frame: "pl.LazyFrame",
-    names: list[str],
+    names: Sequence[str],
     span: Span,
     columns: Sequence[str] | None,
     models: Collection[str] | None,
@@ -311,11 +334,11 @@ def _lazy(table: pa.Table) -> "pl.LazyFrame":
 def open_table(segment: Segment) -> pa.Table | Path | None:
     """Reads an open segment; where it was sealed meanwhile returns that path, where it held nothing None."""
     try:
-        table = readable(open_rows(segment.path)[0])
+        table, names = opened_rows(segment.path)
     except FileNotFoundError:
         sealed = sealed_path(segment.path.parent, segment.number)
         return sealed if sealed.exists() else None
-    return table if table.num_columns else None
+    return table if names else None
 
 
 def _find_open(path: Path, key: Key, wanted: bytes | str, raw: bytes) -> Decision | None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from vitok.clock import duration
 from vitok.decisions.files import replace
+from vitok.decisions.parts import parts_of
 from vitok.decisions.rewriting import maintained, remove, rewrite
 from vitok.decisions.segments import Segment, segments
 from vitok.decisions.sidecars import OnSeal
@@ -134,7 +135,8 @@ def retain(
     """Removes sealed rows that are old enough and that no hold keeps.
 
     A segment goes when all of it was learned of before the time that is kept; kinds of outcomes may have times of
-    their own, and then go from a segment when all of the kind in it is old enough.
+    their own, and then go from a segment when all of the kind in it is old enough. Of a merged file each segment in it
+    goes by itself.
 
     Args:
         folder: Folder of a log.
@@ -334,16 +336,19 @@ def _newest(path: Path) -> int:
 
 def _old(segment: Segment, usual: int, ages: Mapping[str, int], now: int) -> npt.NDArray[np.bool_]:
     frame = _columns(segment.path, ["ingest_time", "kind"] if ages else ["ingest_time"])
-    times = frame["ingest_time"].to_physical().to_numpy()
-    if not ages:
-        return np.full(len(times), bool(times.max() < now - usual))
-    if "kind" not in frame.columns:
+    if ages and "kind" not in frame.columns:
         raise InvalidInput("by_kind", list(ages), "be None for a log of decisions")
-    old = np.zeros(len(times), bool)
-    kinds = frame["kind"].to_numpy()
-    for kind in np.unique(kinds):
-        mine = kinds == kind
-        old |= mine & bool(times[mine].max() < now - ages.get(str(kind), usual))
+    metadata = pq.read_metadata(segment.path)
+    parts = parts_of(metadata.metadata, number=segment.number, rows=metadata.num_rows)
+    # Rows that are old together: of one segment, and of one kind where kinds have times of their own.
+    part = np.repeat(np.arange(len(parts)), [one.rows for one in parts])
+    group = part if not ages else part + len(parts) * (frame["kind"].rank("dense").to_numpy().astype(np.int64) - 1)
+    limits = np.full(frame.height, now - usual)
+    for kind, age in ages.items():
+        limits[(frame["kind"] == kind).to_numpy()] = now - age
+    newest = np.full(int(group.max()) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(newest, group, frame["ingest_time"].to_physical().to_numpy())
+    old: npt.NDArray[np.bool_] = newest[group] < limits
     return old
 
 

@@ -6,9 +6,10 @@ frame that a reader gets, each feature is a column `f_<name>` of its own.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -278,6 +279,7 @@ def open_schema(schema: LogSchema) -> pa.Schema:
     return pa.schema(fields, metadata=_metadata("decisions", schema))
 
 
+@functools.lru_cache(maxsize=64)
 def readable_schema(schema: LogSchema) -> pa.Schema:
     """Returns the Arrow schema of a sealed segment and of every reader's frame: a column for each feature."""
     head = _fields(_HEAD)
@@ -294,7 +296,12 @@ def outcome_schema() -> pa.Schema:
 
 def schema_of(arrow: pa.Schema) -> LogSchema | None:
     """Reads the schema that a segment of decisions carries; None for a segment of outcomes."""
-    content = json.loads((arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    return _schema_in((arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+
+
+@functools.lru_cache(maxsize=64)
+def _schema_in(text: bytes) -> LogSchema | None:
+    content = json.loads(text)
     return LogSchema.from_dict(content["schema"]) if "schema" in content else None
 
 
@@ -354,33 +361,59 @@ def removed_rows(metadata: Mapping[bytes, bytes] | None) -> npt.NDArray[np.int64
     return np.concatenate([np.arange(first, first + n, dtype=np.int64) for first, n in ranges])
 
 
-def readable(table: pa.Table) -> pa.Table:
-    """Gives rows of a segment the columns that readers see; a table that has them is returned as it is."""
+def stored_names(arrow: pa.Schema, columns: Collection[str]) -> list[str]:
+    """Returns the columns of an open segment that are needed to give some of those that readers see.
+
+    Those that it does not have are left out; there is always one, by which the rows can be counted.
+
+    Example:
+        >>> arrow = open_schema(LogSchema("fraud", (), (), ("count_1d",)))
+        >>> stored_names(arrow, ["f_count_1d", "request_id", "nothing"])
+        ['request_id', 'features']
+    """
+    listed = _FEATURES in arrow.names and any(name.startswith(FEATURE_PREFIX) for name in columns)
+    wanted = {*columns, _FEATURES} if listed else {*columns} - {_FEATURES}
+    return [name for name in arrow.names if name in wanted] or ["event_time"]
+
+
+def readable(table: pa.Table, columns: Collection[str] | None = None) -> pa.Table:
+    """Gives rows of a segment the columns that readers see; a table that has them is returned as it is.
+
+    Args:
+        table: The rows as they lie in the segment, at least with what `stored_names` gives.
+        columns: Columns wanted, those among them that there are; None for all.
+    """
     schema = schema_of(table.schema)
     if schema is None:
-        return table
+        return table if columns is None else table.select([name for name in table.schema.names if name in columns])
     if "system" in table.schema.names:
         for name in schema.later:
             if name not in table.schema.names:
                 table = table.append_column(pa.field(name, pa.string()), pa.nulls(table.num_rows, pa.string()))
-        return table
+        return table if columns is None else table.select([name for name in table.schema.names if name in columns])
     table = table.combine_chunks()
     target = readable_schema(schema)
+    if columns is not None:
+        target = pa.schema([field for field in target if field.name in columns], metadata=target.metadata)
     n, k = table.num_rows, len(schema.features)
+    position = {FEATURE_PREFIX + name: index for index, name in enumerate(schema.features)}
+    listed = [name for name in target.names if name in position]
     flat = pa.array(np.empty(0))
-    if n and k:
+    if n and listed:
         # One transposing copy: the features of a row lie together, and each column wants its own run of memory.
         matrix = table.column(_FEATURES).chunk(0).flatten().to_numpy().reshape(n, k)
+        if len(listed) < k:
+            matrix = matrix[:, [position[name] for name in listed]]
         flat = pa.array(np.ascontiguousarray(matrix.T).reshape(-1))
-    position = {FEATURE_PREFIX + name: index for index, name in enumerate(schema.features)}
-    columns: list[Any] = []
+    place = {name: index for index, name in enumerate(listed)}
+    found: list[Any] = []
     for name in target.names:
         if name == "system":
-            columns.append(pa.repeat(schema.system, n))
-        elif name in position:
-            columns.append(flat.slice(position[name] * n, n))
+            found.append(pa.repeat(schema.system, n))
+        elif name in place:
+            found.append(flat.slice(place[name] * n, n))
         elif name in schema.later and name not in table.schema.names:
-            columns.append(pa.nulls(n, pa.string()))
+            found.append(pa.nulls(n, pa.string()))
         else:
-            columns.append(table.column(name))
-    return pa.table(columns, schema=target)
+            found.append(table.column(name))
+    return pa.table(found, schema=target)

@@ -6,7 +6,7 @@ in between leaves the open file, and the next start begins anew.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,34 @@ def open_rows(path: Path) -> tuple[pa.Table, bool]:
     return whole_rows(path.read_bytes())
 
 
-def whole_rows(data: bytes) -> tuple[pa.Table, bool]:
+def whole_rows(data: bytes, wanted: Callable[[pa.Schema], Sequence[str]] | None = None) -> tuple[pa.Table, bool]:
     """Decodes the whole messages among the bytes of an open segment.
+
+    Args:
+        data: The bytes.
+        wanted: Gives the columns, as they lie in the file, that are to be decoded; None for all.
 
     Returns:
         The rows as they lie in the file, with no columns where not even a schema is whole; and whether the rest of
         the file, if any, is only the beginning of a message.
     """
     try:
-        return pa.ipc.open_stream(pa.py_buffer(data)).read_all(), True
+        return _read_all(pa.py_buffer(data), wanted), True
     except (pa.ArrowException, OSError):
         whole = 0
         for frame in frames(data):
             whole = frame.end
         if not whole:
             return pa.table({}), torn(data, 0)
-        return pa.ipc.open_stream(pa.py_buffer(memoryview(data)[:whole])).read_all(), torn(data, whole)
+        return _read_all(pa.py_buffer(memoryview(data)[:whole]), wanted), torn(data, whole)
+
+
+def _read_all(data: pa.Buffer, wanted: Callable[[pa.Schema], Sequence[str]] | None) -> pa.Table:
+    stream = pa.ipc.open_stream(data)
+    if wanted is not None:
+        places = [stream.schema.get_field_index(name) for name in wanted(stream.schema)]
+        stream = pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=places))
+    return stream.read_all()
 
 
 def seal(

@@ -2,14 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitok import ids
+from vitok.decisions.parts import moved, parts_of
 from vitok.decisions.schema import readable
-from vitok.decisions.segments import segments
+from vitok.decisions.segments import Segment, segment_name, segments
 from vitok.engines.log_store import FILE, SEGMENT, LogStore
 from vitok.errors import NotFound
 
@@ -60,24 +61,48 @@ def ship(folder: str | Path, store: LogStore, table: str, *, mirror: bool = Fals
     there = {row[SEGMENT]: (row["f"], row["n"]) for row in listed.to_pylist()}
     n = 0
     for segment in sealed:
-        try:
-            with segment.path.open("rb") as opened:
-                stat = os.fstat(opened.fileno())
-                file = f"{stat.st_size}-{stat.st_mtime_ns}"
-                if there.get(segment.name) == (file, pq.read_metadata(opened).num_rows):
-                    del there[segment.name]
-                    continue
-                rows = readable(pq.read_table(opened, partitioning=None))
-        except FileNotFoundError:
-            # It went since the folder was listed: what the store has of it goes as of all that are gone.
-            continue
-        there.pop(segment.name, None)
-        store.put(table, segment.name, _portable(rows).append_column(FILE, pa.repeat(file, rows.num_rows)))
-        n += 1
+        n += _bring(top, segment, store, table, there)
     if mirror:
         for name in there:
             store.put(table, name, pa.table({FILE: pa.array([], pa.string())}))
             n += 1
+    return n
+
+
+def _bring(top: Path, segment: Segment, store: LogStore, table: str, there: dict[str, tuple[str, int]]) -> int:
+    # Takes what is in the log from `there`. The store has each segment under its own name, merged or not: so a merge
+    # brings nothing twice.
+    path: Path | None = segment.path
+    while path is not None:
+        try:
+            with path.open("rb") as opened:
+                return _bring_from(opened, segment, store, table, there)
+        except FileNotFoundError:
+            # It was merged since the folder was listed, or has gone: what the store has of it goes as of all that are
+            # gone.
+            path = moved(top, segment, path)
+    return 0
+
+
+def _bring_from(
+    opened: BinaryIO, segment: Segment, store: LogStore, table: str, there: dict[str, tuple[str, int]]
+) -> int:
+    stat = os.fstat(opened.fileno())
+    metadata = pq.read_metadata(opened)
+    parts = parts_of(metadata.metadata, number=segment.number, rows=metadata.num_rows)
+    rows: pa.Table | None = None
+    n = begin = 0
+    for part in parts:
+        first, begin = begin, begin + part.rows
+        if not segment.first <= part.number <= segment.number:
+            continue
+        name, file = segment_name(part.number), part.file or f"{stat.st_size}-{stat.st_mtime_ns}"
+        if there.pop(name, None) == (file, part.rows):
+            continue
+        if rows is None:
+            rows = _portable(readable(pq.read_table(opened, partitioning=None)))
+        store.put(table, name, rows.slice(first, part.rows).append_column(FILE, pa.repeat(file, part.rows)))
+        n += 1
     return n
 
 

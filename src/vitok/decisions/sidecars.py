@@ -145,6 +145,9 @@ def sidecars(
                 continue
             # It was sealed since the folder was listed.
             sealed = sealed_path(top, segment.number)
+        if sealed.stem != segment.name:
+            # And merged: what lies beside that tells of more.
+            continue
         found = _read(side_path(sealed, kind), segment.name, since, until)
         if found is not None:
             yield found

@@ -7,16 +7,19 @@ not seen, and stops before a message that is not whole yet.
 import bisect
 import itertools
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vitok.decisions.framing import frames
-from vitok.decisions.schema import readable, removed_rows
+from vitok.decisions.parts import Part, parts_of
+from vitok.decisions.schema import readable
 from vitok.decisions.segments import LANE, Position, changed, open_path, sealed_path, segments
 from vitok.errors import Conflict, InvalidInput
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _CHUNK = 4 << 20
+_CHECKED = 4096
 
 
 class Tail:
@@ -59,6 +63,9 @@ class Tail:
         self._lanes = {place.segment // LANE: _Lane(self.folder, place) for place in _places(position)}
         self._looked: int | None = None
         self._turn = 0
+        # Where the last `read` began, and which rows of which lane and segment it returned, one after another.
+        self._began: dict[int, Position] = {}
+        self._parts: list[tuple[int, int, _Rows]] = []
 
     @property
     def position(self) -> Position:
@@ -77,6 +84,26 @@ class Tail:
         """The place in what each process has written; give them to a new `Tail` to go on from there."""
         return tuple(self._lanes[lane].position for lane in sorted(self._lanes))
 
+    def behind(self, n_rows: int) -> tuple[Position, ...]:
+        """The places after the first rows of what the last `read` returned, as `positions` gives them.
+
+        Args:
+            n_rows: How many of them; 0 is where it began.
+
+        Raises:
+            InvalidInput: If it returned fewer.
+        """
+        found, left = dict(self._began), n_rows
+        for lane, segment, rows in self._parts:
+            if left <= 0:
+                break
+            n = min(left, rows.n)
+            found[lane] = Position(segment, rows.behind(n))
+            left -= n
+        if left:
+            raise InvalidInput("n_rows", n_rows, "be from 0 to the rows of the last read")
+        return tuple(found[lane] for lane in sorted(found))
+
     def read(self, max_rows: int | None = None) -> "pl.DataFrame | None":
         """Returns the rows appended since, features as columns `f_<name>`; None where there are none.
 
@@ -92,17 +119,20 @@ class Tail:
 
         self._look()
         found: list[pl.DataFrame] = []
+        self._began, self._parts = {number: lane.position for number, lane in self._lanes.items()}, []
         left = max_rows
-        lanes = list(self._lanes.values())
+        lanes = list(self._lanes.items())
         # Another lane goes first each time: with `max_rows` a busy one would keep the others waiting.
         self._turn += 1
         for number in range(len(lanes)):
-            lane = lanes[(number + self._turn) % len(lanes)]
+            at, lane = lanes[(number + self._turn) % len(lanes)]
             while left is None or left > 0:
-                table = lane.take(left)
-                if table is None:
+                taken = lane.take(left)
+                if taken is None:
                     break
-                left = None if left is None else left - table.num_rows
+                table, rows = taken
+                left = None if left is None else left - rows.n
+                self._parts.append((at, lane.position.segment, rows))
                 frame = pl.from_arrow(table)
                 assert isinstance(frame, pl.DataFrame)  # noqa: S101
                 found.append(frame)
@@ -135,6 +165,22 @@ def _places(given: Sequence[int] | Sequence[Sequence[int]] | None) -> list[Posit
     return [Position(*pair) for pair in pairs]
 
 
+_NONE = np.empty(0, np.int64)
+
+
+class _Rows(NamedTuple):
+    # Some rows of a segment, from row `first` of its file on. Where some were deleted, the others keep their numbers:
+    # `before` says how many are left in the file before each deleted one.
+    first: int
+    n: int
+    before: NDArray[np.int64] = _NONE
+
+    def behind(self, n: int) -> int:
+        """Returns the number of the row behind the first `n` of them, which are at least one."""
+        last = self.first + n - 1
+        return last + int(np.searchsorted(self.before, last, side="right")) + 1
+
+
 class _Lane:
     # What one process after another has written, each segment begun after the one before was finished.
 
@@ -148,12 +194,12 @@ class _Lane:
     def position(self) -> Position:
         return Position(self._segment, self._rows)
 
-    def take(self, limit: int | None) -> pa.Table | None:
+    def take(self, limit: int | None) -> tuple[pa.Table, _Rows] | None:
         while True:
             found = self._next(limit)
             if found is not None:
-                table, self._rows = found
-                return table
+                self._rows = found[1].behind(found[1].n)
+                return found
             if not self._advance():
                 return None
 
@@ -162,7 +208,7 @@ class _Lane:
             self._source.close()
             self._source = None
 
-    def _next(self, limit: int | None) -> tuple[pa.Table, int] | None:
+    def _next(self, limit: int | None) -> tuple[pa.Table, _Rows] | None:
         for _ in range(2):
             # A file without its name was sealed, or written anew without rows that had to go: these must not be
             # given any more.
@@ -178,27 +224,39 @@ class _Lane:
         return None
 
     def _locate(self) -> "_OpenSource | _SealedSource | None":
-        # A sealing may come between the two looks; the sealed form is then there at the next.
-        for _ in range(2):
+        # A sealing or a merge may come between the two looks; the other form is then there at the next.
+        for _ in range(3):
             try:
-                return _OpenSource(open_path(self._folder, self._segment))
+                return _OpenSource(open_path(self._folder, self._segment), self._rows)
             except FileNotFoundError:
                 pass
             try:
-                return _SealedSource(sealed_path(self._folder, self._segment))
+                source = _SealedSource(sealed_path(self._folder, self._segment), self._segment)
             except FileNotFoundError:
-                pass
+                continue
+            if source.segment != self._segment:
+                # Of a merged file: no row of the segment is left.
+                self._segment, self._rows = source.segment, 0
+            return source
         return None
 
     def _advance(self) -> bool:
+        if isinstance(self._source, _SealedSource) and self._source.following():
+            self._segment, self._rows = self._source.segment, 0
+            return True
         at = changed(self._folder)
         if at is not None and at == self._looked:
             return False
         end = (self._segment // LANE + 1) * LANE
-        later = next((one.number for one in segments(self._folder) if self._segment < one.number < end), None)
+        ahead = (one for one in segments(self._folder) if self._segment < one.number < end)
+        later = next((one.first for one in ahead if self._source is None or not self._source.is_at(one.path)), None)
         if later is None:
             self._looked = at
             return False
+        if later <= self._segment:
+            # This one was merged, and what comes behind it is in the same file.
+            self.close()
+            return True
         # A later segment means that this one is finished; only now is it certain that nothing was missed.
         if self._next(1) is not None:
             return True
@@ -207,18 +265,47 @@ class _Lane:
         return True
 
 
+class _Behind(NamedTuple):
+    # How far an open segment was gone through: which file, its schema, and the byte at which row `rows` begins. A log
+    # that was made anew may have a file of the same name and number: it has other bytes at its begin, or before that.
+    file: tuple[int, int]
+    check: int
+    schema: bytes
+    offset: int
+    rows: int
+
+
+# By path: whoever looks each minute with a new `Tail` at a position need not go through the segment from its beginning.
+_kept: dict[str, _Behind] = {}
+_MOST_KEPT = 256
+
+
 class _OpenSource:
     """Rows of an open segment: an Arrow IPC stream that may still grow."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int) -> None:
+        self._path = path
         self._fd = os.open(path, os.O_RDONLY)
         self._schema = b""
         self._offset = 0
         self._rows = 0
         self._chunk = _CHUNK
+        kept = _kept.get(str(path))
+        if kept is not None and kept.rows <= start and self._is(kept):
+            _, _, self._schema, self._offset, self._rows = kept
 
-    def take(self, start: int, limit: int | None) -> tuple[pa.Table, int] | None:
-        """Returns rows from row `start` of the segment on, at most `limit`, and the row behind them; None for none."""
+    def _is(self, kept: _Behind) -> bool:
+        stat = os.fstat(self._fd)
+        if (stat.st_dev, stat.st_ino) != kept.file or stat.st_size < kept.offset:
+            return False
+        return self._check(kept.offset) == kept.check
+
+    def _check(self, offset: int) -> int:
+        last = max(0, offset - _CHECKED)
+        return zlib.crc32(os.pread(self._fd, offset - last, last), zlib.crc32(os.pread(self._fd, _CHECKED, 0)))
+
+    def take(self, start: int, limit: int | None) -> tuple[pa.Table, _Rows] | None:
+        """Returns rows from row `start` of the segment on, at most `limit`; None for none."""
         while True:
             data = os.pread(self._fd, self._chunk, self._offset)
             if not self._schema:
@@ -245,7 +332,7 @@ class _OpenSource:
                 self._rows = before
                 stream = pa.ipc.open_stream(pa.py_buffer(self._schema + data[first:last]))
                 table = readable(stream.read_all().slice(start - before, limit))
-                return table, start + table.num_rows
+                return table, _Rows(start, table.num_rows)
             if whole:
                 self._offset += whole
                 self._rows = after
@@ -258,37 +345,72 @@ class _OpenSource:
         """Says whether the file has lost its name."""
         return os.fstat(self._fd).st_nlink == 0
 
+    def is_at(self, path: Path) -> bool:
+        """Says whether the file has this name."""
+        return path == self._path
+
     def close(self) -> None:
         """Closes the file."""
+        stat = os.fstat(self._fd)
+        if stat.st_nlink and self._schema:
+            if len(_kept) >= _MOST_KEPT:
+                _kept.clear()
+            file, check = (stat.st_dev, stat.st_ino), self._check(self._offset)
+            _kept[str(self._path)] = _Behind(file, check, self._schema, self._offset, self._rows)
         os.close(self._fd)
 
 
 class _SealedSource:
-    """Rows of a sealed segment: Parquet, of which rows may have been deleted, though their numbers stay."""
+    """Rows of a sealed segment: Parquet, of which rows may have been deleted, though their numbers stay.
 
-    def __init__(self, path: Path) -> None:
+    A merged file has several segments; one of them is read, and then the next.
+    """
+
+    def __init__(self, path: Path, segment: int) -> None:
+        self.segment = segment
         self._path, self._inode = path, path.stat().st_ino
         self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
         counts = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
         self._starts = list(itertools.accumulate(counts, initial=0))
-        self._removed = removed_rows(metadata.metadata)
-        # How many rows are left before each deleted one.
-        self._before = self._removed - np.arange(len(self._removed))
+        self._parts = parts_of(metadata.metadata, number=segment, rows=metadata.num_rows)
+        # And one more, of no rows, for a place behind all that are left.
+        self._parts.append(Part(segment, 0, _NONE))
+        self._begins = list(itertools.accumulate((one.rows for one in self._parts), initial=0))
         self._group = -1
         self._table: pa.Table | None = None
+        # The segment, or the first one behind it that has rows left.
+        own = range(len(self._parts) - 1)
+        self._turn(next((at for at in own if self._parts[at].number >= segment), len(own)))
 
-    def take(self, start: int, limit: int | None) -> tuple[pa.Table, int] | None:
-        """Returns rows from row `start` of the segment on, at most `limit`, and the row behind them; None for none."""
-        at = start - int(np.searchsorted(self._removed, start))
-        if at >= self._starts[-1]:
+    def take(self, start: int, limit: int | None) -> tuple[pa.Table, _Rows] | None:
+        """Returns rows from row `start` of the segment on, at most `limit`; None for none."""
+        begin, end = self._begins[self._at : self._at + 2]
+        at = begin + start - int(np.searchsorted(self._removed, start))
+        if at >= end:
             return None
         group = bisect.bisect_right(self._starts, at) - 1
         if self._table is None or group != self._group:
             self._group, self._table = group, readable(self._file.read_row_group(group))
-        table = self._table.slice(at - self._starts[group], limit)
-        last = at + table.num_rows - 1
-        return table, last + int(np.searchsorted(self._before, last, side="right")) + 1
+        table = self._table.slice(at - self._starts[group], end - at if limit is None else min(limit, end - at))
+        return table, _Rows(at - begin, table.num_rows, self._before)
+
+    def following(self) -> bool:
+        """Goes on to the next segment in the file; says whether there is one."""
+        if self._at + 2 >= len(self._parts):
+            return False
+        self._turn(self._at + 1)
+        return True
+
+    def _turn(self, at: int) -> None:
+        self._at, self.segment = at, self._parts[at].number
+        self._removed = self._parts[at].removed
+        # How many rows are left before each deleted one.
+        self._before = self._removed - np.arange(len(self._removed))
+
+    def is_at(self, path: Path) -> bool:
+        """Says whether the file has this name."""
+        return path == self._path
 
     def gone(self) -> bool:
         """Says whether the file has lost its name."""

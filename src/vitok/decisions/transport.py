@@ -236,7 +236,8 @@ def _noted(folder: Path, segment: Segment) -> bytes | None:
             return (pq.read_metadata(path).metadata or {}).get(OFFSETS_KEY)
         data = path.read_bytes()
     except FileNotFoundError:
-        sealed = next((one for one in segments(folder) if one.number == segment.number and one.sealed), None)
+        around = (one for one in segments(folder) if one.first <= segment.number <= one.number)
+        sealed = next((one for one in around if one.sealed), None)
         return None if sealed is None else _noted(folder, sealed)
     whole = 0
     for frame in frames(data):
