@@ -23,13 +23,13 @@ class PostgresServer:
 
     server: Any
 
-    def database(self, name: str) -> str:
-        """Makes an empty database and gives its address."""
+    def database(self, name: str, *, like: str = "template1") -> str:
+        """Makes a database, empty or as another one, and gives its address."""
         import psycopg
 
         with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
         return str(self.server.get_uri(database=name))
 
     def cut(self, name: str) -> int:
@@ -39,6 +39,20 @@ class PostgresServer:
         query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s"
         with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
             return int(connection.execute(query, (name,)).fetchone()[0])
+
+    @contextlib.contextmanager
+    def away(self, name: str) -> Iterator[None]:
+        """Lets nobody into a database for a block of code, as a server that is down."""
+        import psycopg
+
+        with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            self.cut(name)
+            yield
+        finally:
+            with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
+                connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
 @contextlib.contextmanager

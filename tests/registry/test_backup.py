@@ -1,6 +1,7 @@
 """A backup is a home that can be opened and read, whoever wrote meanwhile and wherever it was interrupted."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from vitok import decisions, ids
+from vitok.clock import DAY
+from vitok.decision import Outcome
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
 from vitok.registry import Registry, Tracker, at_least, backup, backup_files, evaluate, restore
 
@@ -345,3 +348,77 @@ def test_a_segment_sealed_after_the_last_look_is_in_the_backup(tmp_path: Path, m
     every = decisions.read(place, columns=["decision_id"])
     assert decisions.read(restored, columns=["decision_id"]).equals(every.head(55))
     assert len(every) == 58
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_segments_merged_before_they_are_copied_are_in_the_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    home = tmp_path / "home"
+    place = home / "log" / "decisions"
+    looks: list[Path] = []
+    merges: list[decisions.Merged] = []
+
+    def write(n: int) -> None:
+        with contextlib.closing(decisions.DecisionLog(place, SCHEMA)) as log:
+            log.append(block(n))
+
+    def look(folder: Path) -> backup_files.Listing:
+        looks.append(folder)
+        if len(looks) == 2:
+            write(20)
+            write(10)
+        return real_look(folder)
+
+    def copy(source: Path, target: Path) -> object:
+        if source.name.startswith("segment-00000003") and not merges:
+            merges.append(decisions.merge(place, now=3 * DAY))
+        elif source.name.startswith("segment-00000001-00000004") and again and len(merges) == 1:
+            # What is copied instead has gone as well when its turn comes.
+            write(5)
+            merges.append(decisions.merge(place, now=3 * DAY))
+        return real_copy(source, target)
+
+    write(40)
+    write(30)
+    real_look, real_copy = backup_files.listing, backup_files.copy_file
+    monkeypatch.setattr("vitok.registry.copying.listing", look)
+    monkeypatch.setattr("vitok.registry.copying.copy_file", copy)
+    made = backup(home, tmp_path / "backup", now=0)
+    monkeypatch.undo()
+    assert [one.segments_after for one in merges] == [1] * (1 + again)
+    restored = restore(made.folder, tmp_path / "elsewhere").home / "log" / "decisions"
+    every = decisions.read(place, columns=["decision_id"])
+    assert len(every) == 100 + 5 * again
+    assert decisions.read(restored, columns=["decision_id"]).equals(every)
+    # What merging left in the copy goes, and the log can be written.
+    assert "nothing to merge" in str(decisions.merge(restored, now=3 * DAY))
+    decisions.DecisionLog(restored, SCHEMA).close()
+    assert decisions.read(restored, columns=["decision_id"]).equals(every)
+
+
+@pytest.mark.parametrize("name", ["decisions", "outcomes"])
+def test_a_merge_while_the_home_is_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    home = tmp_path / "home"
+    place = home / "log" / name
+    for at in range(3):
+        made_at = Outcome(request_id=f"r{at}", kind="fraud", value=1.0, event_time=5, ingest_time=5)
+        with decisions.OutcomeLog(place) as log:
+            log.append([made_at])
+    real, looks = backup_files.listing, []
+
+    def look(folder: Path) -> backup_files.Listing:
+        looks.append(folder)
+        found = real(folder)
+        if len(looks) != 2:
+            return found
+        # The walk is past the folder of the merged file before that is there, and comes to the others too late.
+        decisions.merge(place, now=3 * DAY)
+        files = tuple(sorted(set(found.files) & set(real(folder).files)))
+        return dataclasses.replace(found, files=files)
+
+    monkeypatch.setattr("vitok.registry.copying.listing", look)
+    made = backup(home, tmp_path / "backup", now=0)
+    monkeypatch.undo()
+    restored = restore(made.folder, tmp_path / "elsewhere").home / "log" / name
+    assert decisions.read(restored)["request_id"].to_list() == ["r0", "r1", "r2"]

@@ -342,7 +342,7 @@ def test_resolve(ledger: Ledger, add: Add) -> None:
 def test_text_of_any_kind_is_kept(ledger: Ledger, add: Add) -> None:
     add()
     text = "naïve 'quotes'; DROP TABLE entry; 漢字 100 % ? \n 🙂"
-    entry = ledger.note("fraud", text, actor=text, now=0, details={"t": [f"{text}\x00", None, 1.5]})
+    entry = ledger.note("fraud", text, actor=text.replace("\n", ""), now=0, details={"t": [f"{text}\x00", None, 1.5]})
     assert ledger.history("fraud")[-1] == entry
     assert ledger.history("fraud")[-1].reason == text
     assert ledger.verify().intact

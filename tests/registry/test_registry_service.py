@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.registry.conftest import accepted
@@ -81,6 +81,8 @@ def test_a_version_goes_all_the_way(registry: Registry, url: str, tmp_path: Path
     assert client.state("fraud") == registry.state("fraud")
     assert client.state("fraud", at=entry.time_us - 1).production is None
     assert (client.at("fraud", entry.time_us), client.at("fraud", 0)) == (1, None)
+    with pytest.raises(InvalidInput, match="time_us: got '2020'"):
+        client.at("fraud", cast("int", "2020"))
     assert client.history("fraud") == registry.ledger.history("fraud")
     assert client.history("fraud", after=2, version=1) == registry.ledger.history("fraud", after=2, version=1)
     assert client.verify() == registry.ledger.verify()

@@ -1,4 +1,4 @@
-"""`vitok alerts`: list alerts, write the rules for Prometheus, silence, and see what could not be delivered."""
+"""`vitok alerts`: list alerts, take one, write the rules for Prometheus, silence, see what was not delivered."""
 
 import contextlib
 import json as jsonlib
@@ -8,23 +8,20 @@ from typing import Annotated
 
 import typer
 
-from vitok import settings
-from vitok.clock import SystemClock, duration, isoformat, parse_time
+from vitok.clock import duration, isoformat
 from vitok.console.exits import plain_errors
-from vitok.console.fraud_commands import Home
 from vitok.console.option_names import file_of, options_named
-from vitok.console.printed import say
+from vitok.console.printed import printable, say
+from vitok.console.shared_options import By, Home, Json, Now, home_of, moment_of, time_of
+from vitok.engines.sqlite import Database
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring.outbox import Outbox
-from vitok.monitoring.rules import to_prometheus
+from vitok.monitoring.rules import LOOKBACK, to_prometheus
 from vitok.monitoring.silences import MATCHED, Silences
 
-alert_app = typer.Typer(no_args_is_help=True, help="Alerts: list, rules, silence, what was not delivered.")
+alert_app = typer.Typer(no_args_is_help=True, help="Alerts: list, rules, acknowledge, silence, what was not delivered.")
 
-By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
-Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 _OPTIONS = {
     "who": "--by",
     "why": "--reason",
@@ -72,11 +69,29 @@ def rules(
     with plain_errors(), options_named(rules="--file", interval="--interval", duration="--interval"):
         found = usual_rules() if file is None else read_rules(file_of("--file", file))
         if prometheus:
-            typer.echo(to_prometheus(found, interval=duration(interval)), nl=False)
+            spacing = duration(interval)
+            if not 0 < spacing <= LOOKBACK or spacing % 1000:
+                raise InvalidInput("--interval", interval, "be whole milliseconds, up to 5m")
+            typer.echo(to_prometheus(found, interval=spacing), nl=False)
             return
     for rule in found:
         say(f"{rule.severity:9}{rule.name}: {rule.expression}")
         say(f"{'':9}{rule.playbook}")
+
+
+@alert_app.command("acknowledge")
+def acknowledge_(
+    alert_id: Annotated[int, typer.Argument(metavar="ALERT", help="The number that list shows.")],
+    by: By,
+    home: Home = None,
+    now: Now = None,
+) -> None:
+    """Says that somebody takes care of an alert: it escalates no further."""
+    from vitok.monitoring.delivery import acknowledge
+
+    with plain_errors(), options_named(**_OPTIONS), _delivery(home) as database:
+        acknowledge(database, alert_id, who=by, now=moment_of(now))
+    say(f"alert {alert_id} is acknowledged by {by}")
 
 
 @alert_app.command("silence")
@@ -96,15 +111,19 @@ def silence(
 ) -> None:
     """Tells nobody about the alerts that match, for a while; they are raised and shown as ever."""
     with plain_errors(), options_named(duration="--for", **_OPTIONS), _silences(home) as silences:
-        moment = _moment(now)
+        moment = moment_of(now)
         if (length is None) == (until is None):
             raise InvalidInput("--for, --until", (length, until), "be one of the two")
-        begin = moment if since is None else _time("--since", since)
-        end = _time("--until", until) if until is not None else begin + duration(length or "")
+        begin = moment if since is None else time_of("--since", since)
+        end = time_of("--until", until) if until is not None else begin + duration(length or "")
         given = {"rule": rule, "severity": severity, "system": system, "version": version, "slice": slice_name}
         matchers = {name: value for name, value in given.items() if value is not None}
         made = silences.add(matchers, until=end, who=by, why=reason, now=moment, since=begin)
+        known = _rule_names(home)
     say(made)
+    if rule is not None and rule not in known:
+        # It holds: a service may have rules of its own that never fired.
+        typer.echo(f"vitok: no rule {printable(rule)!r} is known here; there is: {', '.join(known)}", err=True)
 
 
 @alert_app.command("silences")
@@ -116,7 +135,7 @@ def list_silences(
 ) -> None:
     """Lists the silences that hold or will."""
     with plain_errors(), _silences(home) as silences:
-        found = silences.all(at=None if every else _moment(now))
+        found = silences.all(at=None if every else moment_of(now))
     for one in found:
         say(one)
     if not found:
@@ -132,7 +151,7 @@ def unsilence(
 ) -> None:
     """Ends a silence now."""
     with plain_errors(), options_named(**_OPTIONS), _silences(home) as silences:
-        ended = silences.end(silence_id, who=by, now=_moment(now))
+        ended = silences.end(silence_id, who=by, now=moment_of(now))
     say(ended)
 
 
@@ -155,12 +174,12 @@ def retry(
 ) -> None:
     """Lets a message that was given up be tried again."""
     with plain_errors(), _outbox(home) as outbox:
-        again = outbox.again(message_id, now=_moment(now))
+        again = outbox.again(message_id, now=moment_of(now))
     say(f"{again}, due {isoformat(again.due_at)}")
 
 
 def _folder(home: Path | None) -> Path:
-    return (home or settings.current().home / "fraud") / "monitoring"
+    return home_of(home) / "monitoring"
 
 
 @contextlib.contextmanager
@@ -173,19 +192,29 @@ def _silences(home: Path | None) -> Iterator[Silences]:
 
 @contextlib.contextmanager
 def _outbox(home: Path | None) -> Iterator[Outbox]:
+    with _delivery(home) as database:
+        yield Outbox(database, {})
+
+
+@contextlib.contextmanager
+def _delivery(home: Path | None) -> Iterator[Database]:
     from vitok.monitoring.delivery import open_delivery
 
     path = _folder(home) / "delivery.sqlite"
     if not path.is_file():
         raise NotFound("file of messages", str(path))
     with contextlib.closing(open_delivery(path)) as database:
-        yield Outbox(database, {})
+        yield database
 
 
-def _moment(text: str | None) -> int:
-    return SystemClock().now() if text is None else _time("--now", text)
+def _rule_names(home: Path | None) -> tuple[str, ...]:
+    """Names the usual rules, and those that have raised an alert."""
+    from vitok.monitoring import Alerts
+    from vitok.monitoring.rule_set import usual_rules
 
-
-def _time(option: str, text: str) -> int:
-    with options_named(time=option):
-        return parse_time(text)
+    names = {rule.name for rule in usual_rules()}
+    path = _folder(home) / "alerts.sqlite"
+    if path.is_file():
+        with contextlib.closing(Alerts(path)) as alerts:
+            names |= {alert.rule for alert in alerts.history()}
+    return tuple(sorted(names))

@@ -14,7 +14,16 @@ from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
 from vitok.engines.s3 import Bucket, is_s3
 from vitok.errors import InvalidInput, NotFound
-from vitok.registry import Backup, Registry, Tracker, backup_stores, clean_stores, fetch_backup, restore_stores
+from vitok.registry import (
+    Backup,
+    Registry,
+    Tracker,
+    attachment_of,
+    backup_stores,
+    clean_stores,
+    fetch_backup,
+    restore_stores,
+)
 from vitok.registry import backup as make_backup
 from vitok.registry import clean as remove
 from vitok.registry import restore as make_restored
@@ -73,9 +82,7 @@ def backup(
                 source = fetch_backup(target, Path(place) / "fetched").folder if is_s3(target) else made.folder
                 restored = make_restored(source, Path(place) / "home")
                 typer.echo(f"restored for a check: {restored.n_packages} packages; {restored.ledger or 'no ledger'}")
-                if (restored.home / "registry").is_dir():
-                    with contextlib.closing(Registry(restored.home)) as registry:
-                        _serve_from(registry)
+                _serve_own(restored.home)
 
 
 def restore(
@@ -91,9 +98,7 @@ def restore(
             _only_with_a_database(packages, artifacts)
             restored = make_restored(folder, home)
             typer.echo(str(restored))
-            if (restored.home / "registry").is_dir():
-                with contextlib.closing(Registry(restored.home)) as registry:
-                    _serve_from(registry)
+            _serve_own(restored.home)
             return
         with contextlib.closing(Registry(home, packages=packages)) as registry:
             tracker, bucket = _runs(home, artifacts)
@@ -128,6 +133,15 @@ def _backup_at(source: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="vitok-restore-") as place:
         yield fetch_backup(source, Path(place) / "fetched").folder
+
+
+def _serve_own(home: Path) -> None:
+    attached = attachment_of(home)
+    if attached is not None:
+        typer.echo(f"the home goes by the registry {attached}, which is in a backup of its own or in none")
+    elif (home / "registry").is_dir():
+        with contextlib.closing(Registry(home)) as registry:
+            _serve_from(registry)
 
 
 def _serve_from(registry: Registry) -> None:

@@ -8,10 +8,10 @@ import typer
 
 from vitok import settings
 from vitok.clock import SystemClock, isoformat, parse_time
+from vitok.console import stores
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
 from vitok.errors import InvalidInput, NotFound
-from vitok.registry import Registry
 from vitok.serving.budgets import BudgetBook, BudgetState, Period, SpendingBudget, Then
 from vitok.serving.cost_report import By, cost_report, told_span
 from vitok.serving.costs import Prices
@@ -137,10 +137,10 @@ def savings(
 
 
 def _unused(home: Path, log: Path, since: int | None, until: int | None) -> tuple[Unused, ...]:
-    if not (home / "registry" / "ledger.sqlite").is_file():
-        raise NotFound("registry", str(home / "registry"))
-    registry = Registry(home)
-    states = [registry.state(name) for name in registry.ledger.models()]
+    with stores.ledger(home) as ledger:
+        if ledger is None:
+            raise NotFound("registry", str(home / "registry"))
+        states = [ledger.state(name) for name in ledger.models()]
     return tuple(unused_models(states, used_versions(log, since=since, until=until)))
 
 

@@ -90,21 +90,24 @@ def _home(home: Path) -> Finding:
 
 
 def _registry(home: Path) -> Finding:
-    if not (home / "registry" / "ledger.sqlite").exists():
-        return Finding("registry", "absent", "no version was registered yet")
-    from vitok.registry import Ledger
+    from vitok.console import stores
+    from vitok.registry import attachment_of
 
     try:
-        ledger = Ledger(home / "registry" / "ledger.sqlite")
-        verification = ledger.verify()
-        states = [ledger.state(model) for model in ledger.models()]
-        ledger.close()
+        attached = attachment_of(home)
+        with stores.ledger(home) as ledger:
+            if ledger is None:
+                return Finding("registry", "absent", "no version was registered yet")
+            verification = ledger.verify()
+            states = [ledger.state(model) for model in ledger.models()]
     except VitokError as error:
         return Finding("registry", "bad", str(error))
     told = ", ".join(
         f"{state.model}: {len(state.versions)} versions, Production {state.production}" for state in states
     )
-    return Finding("registry", "ok" if verification.intact else "bad", f"{told or 'no model yet'}; {verification}")
+    where = "" if attached is None else f"in {attached}: "
+    state = "ok" if verification.intact else "bad"
+    return Finding("registry", state, f"{where}{told or 'no model yet'}; {verification}")
 
 
 def _online(home: Path) -> Finding:

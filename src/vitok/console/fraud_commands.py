@@ -15,6 +15,8 @@ from vitok.clock import Clock, EventClock, SystemClock, duration
 from vitok.console.exits import plain_errors
 from vitok.console.model_guarding import GuardPlan
 from vitok.console.option_names import options_named
+from vitok.console.registry_options import REGISTRY_OPTIONS, ArtifactsAt, PackagesAt, RegistryAt
+from vitok.console.shared_options import Home, home_of
 from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
 
@@ -31,13 +33,21 @@ _TOLD = {
     "schedule": "--retrain",
     "trigger: labels": "--retrain-labels",
 }
+_DEMO = {
+    "n_customers": "--customers",
+    "days": "--days",
+    "n_days": "--days",
+    "seed": "--seed",
+    "duration": "--label-delay",
+}
 _CLOCKS = ("system", "events")
-
-Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
 
 
 def serve_fraud(
     home: Home = None,
+    registry: RegistryAt = None,
+    packages: PackagesAt = None,
+    artifacts: ArtifactsAt = None,
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8200,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     clock: Annotated[str, typer.Option(help="'system', or 'events' for a replay of the past.")] = "system",
@@ -81,13 +91,19 @@ def serve_fraud(
             if number is not None and not 0 <= number <= 65_535:
                 raise InvalidInput(option, number, "be in 0 to 65535")
         one_process(workers)
+        for option, address in (("--packages", packages), ("--artifacts", artifacts)):
+            if address is not None and registry is None:
+                raise InvalidInput(option, address, "go with a database as --registry")
         check_tracing(trace, trace_rate)
         if (tls_cert is None) != (tls_key is None):
             raise InvalidInput("--tls-key", tls_key, "go with --tls-cert")
         with options_named(duration="--label-delay"):
             duration(label_delay)
         plan = FraudPlan(
-            home=home or settings.current().home / "fraud",
+            home=home_of(home),
+            registry=registry,
+            packages=packages,
+            artifacts=artifacts,
             host=host,
             port=port,
             grpc_port=grpc_port,
@@ -127,6 +143,9 @@ class FraudPlan:
 
     Attributes:
         home: Folder of all that it keeps.
+        registry: The registry that it goes by; None for the one that it went by before, at first its own.
+        packages: Where packages lie if that is a database.
+        artifacts: Where the files of runs lie, if runs go to that database as well.
         host: Address to listen on.
         port: Port of HTTP.
         grpc_port: Port of gRPC; None for none.
@@ -147,6 +166,9 @@ class FraudPlan:
     """
 
     home: Path
+    registry: str | None = None
+    packages: str | None = None
+    artifacts: str | None = None
     host: str
     port: int
     grpc_port: int | None
@@ -190,6 +212,7 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
     """
     from vitok.console.model_costing import Costing
     from vitok.console.pages import routes
+    from vitok.registry import attach
     from vitok.serving import Running, serve
     from vitok.serving.grpc_calls import GrpcAddress
     from vitok.serving.server import Tls
@@ -210,6 +233,9 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
         if tracing is not None:
             resources.callback(tracing.close)
         plan.home.mkdir(parents=True, exist_ok=True)
+        if plan.registry is not None:
+            with options_named(**REGISTRY_OPTIONS):
+                attach(plan.home, plan.registry, packages=plan.packages, artifacts=plan.artifacts)
         clock: Clock = EventClock() if plan.events else SystemClock()
         # A thread that packs a checkpoint must not hold the loop for the usual 5 ms.
         sys.setswitchinterval(0.0005)
@@ -293,9 +319,9 @@ def demo_fraud(
     """Runs contract, features, training, gate, service, monitoring, retraining, canary and rollback on card data."""
     from vitok.systems.fraud import run_demo
 
-    with settings.using(seed=seed):
+    with options_named(**_DEMO), settings.using(seed=seed):
         run_demo(
-            home=home or settings.current().home / "fraud",
+            home=home_of(home),
             transactions=transactions,
             mapping=_pairs(mapping or []),
             label_delay=label_delay,

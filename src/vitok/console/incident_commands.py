@@ -2,27 +2,25 @@
 
 import contextlib
 import json as jsonlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitok import settings
-from vitok.clock import SystemClock, parse_time
+from vitok.clock import SystemClock
 from vitok.console.exits import plain_errors
-from vitok.console.fraud_commands import Home
 from vitok.console.option_names import options_named
 from vitok.console.printed import say
+from vitok.console.shared_options import By, Home, Json, Now, home_of, moment_of
 from vitok.errors import InvalidInput, NotFound
+from vitok.loop import Playbook
 from vitok.loop.incidents import Incidents
 from vitok.loop.switches import ALL, Switches
 
 incident_app = typer.Typer(no_args_is_help=True, help="Incidents: read them, go on with them, order and stop the loop.")
 
 RecordId = Annotated[str, typer.Argument(help="Such as incident-0003.")]
-By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
-Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 _OPTIONS = {"who": "--by", "why": "--reason", "text": "TEXT", "outcome": "TEXT", "into": "--into", "action": "ACTION"}
 
 
@@ -35,7 +33,7 @@ def list_incidents(
 ) -> None:
     """Lists the incidents, the oldest first."""
     with plain_errors():
-        incidents = Incidents(_path(home))
+        incidents = Incidents(home_of(home))
         found = incidents.records.list("incident") if every else incidents.open()
     if json:
         typer.echo(jsonlib.dumps([record.to_dict() for record in found], indent=2))
@@ -58,7 +56,7 @@ def show(
     from vitok.loop.incidents_report import report
 
     with plain_errors():
-        record = Incidents(_path(home)).records.get(record_id)
+        record = Incidents(home_of(home)).records.get(record_id)
     if json:
         typer.echo(jsonlib.dumps(record.to_dict(), indent=2))
     else:
@@ -75,7 +73,7 @@ def note(
 ) -> None:
     """Adds a note."""
     with plain_errors(), options_named(**_OPTIONS):
-        record = Incidents(_path(home)).note(record_id, text, who=by, now=_moment(now))
+        record = Incidents(home_of(home)).note(record_id, text, who=by, now=moment_of(now))
     say(record)
 
 
@@ -91,7 +89,7 @@ def resolve(
     from vitok.loop.incidents_report import prevention
 
     with plain_errors(), options_named(**_OPTIONS):
-        record = Incidents(_path(home)).resolve(record_id, text, who=by, now=_moment(now))
+        record = Incidents(home_of(home)).resolve(record_id, text, who=by, now=moment_of(now))
     say(record)
     for proposal in prevention(record):
         say(f"next time: {proposal}")
@@ -107,7 +105,7 @@ def merge(
 ) -> None:
     """Closes an incident as a duplicate of another."""
     with plain_errors(), options_named(**_OPTIONS):
-        record = Incidents(_path(home)).merge(record_id, into, who=by, now=_moment(now))
+        record = Incidents(home_of(home)).merge(record_id, into, who=by, now=moment_of(now))
     say(record)
 
 
@@ -120,12 +118,8 @@ def approve(
     now: Now = None,
 ) -> None:
     """Does what the loop only proposed, or could not do; a service that runs follows it at once."""
-    from vitok.systems.fraud.operating import by_hand
-
-    with plain_errors(), options_named(**_OPTIONS):
-        folder = _known(home)
-        with by_hand(folder, clock=SystemClock()) as playbook:
-            record = playbook.approve(record_id, key, who=by, now=_moment(now))
+    with _playbook(home) as playbook:
+        record = playbook.approve(record_id, key, who=by, now=moment_of(now))
     say(record.timeline[-1])
 
 
@@ -139,12 +133,8 @@ def undo(
     now: Now = None,
 ) -> None:
     """Takes back what the loop or a person did."""
-    from vitok.systems.fraud.operating import by_hand
-
-    with plain_errors(), options_named(**_OPTIONS):
-        folder = _known(home)
-        with by_hand(folder, clock=SystemClock()) as playbook:
-            record = playbook.undo(record_id, key, who=by, why=reason, now=_moment(now))
+    with _playbook(home) as playbook:
+        record = playbook.undo(record_id, key, who=by, why=reason, now=moment_of(now))
     say(record.timeline[-1])
 
 
@@ -161,7 +151,7 @@ def retrain(
 
     with plain_errors(), options_named(**_OPTIONS), contextlib.ExitStack() as stack:
         triggers = stack.enter_context(contextlib.closing(Triggers(_known(home), TriggerRules())))
-        triggers.ask(SYSTEM, who=by, why=reason, now=_moment(now))
+        triggers.ask(SYSTEM, who=by, why=reason, now=moment_of(now))
         asked = triggers.pending(SYSTEM)
     for one in asked:
         say(f"asked for: {one}")
@@ -179,9 +169,9 @@ def propose_only(
 ) -> None:
     """Lets the loop only propose an action, or act by itself again; without --by shows what holds."""
     with plain_errors(), options_named(**_OPTIONS):
-        switches = Switches(_path(home))
+        switches = Switches(home_of(home))
         if by is not None:
-            say(switches.set(action, propose_only=not off, who=by, why=reason, now=_moment(now)))
+            say(switches.set(action, propose_only=not off, who=by, why=reason, now=moment_of(now)))
             return
         if off:
             raise InvalidInput("--by", by, "be given with --off")
@@ -192,20 +182,17 @@ def propose_only(
         say("the loop acts by itself, within its bounds")
 
 
-def _path(home: Path | None) -> Path:
-    return home or settings.current().home / "fraud"
+@contextlib.contextmanager
+def _playbook(home: Path | None) -> Iterator[Playbook]:
+    from vitok.systems.fraud.operating import by_hand
+
+    with plain_errors(), options_named(**_OPTIONS), by_hand(_known(home), clock=SystemClock()) as playbook:
+        yield playbook
 
 
 def _known(home: Path | None) -> Path:
     # Nobody is to find an order in a folder that was made by a slip of the pen.
-    folder = _path(home)
+    folder = home_of(home)
     if not folder.is_dir():
         raise NotFound("home", str(folder))
     return folder
-
-
-def _moment(text: str | None) -> int:
-    if text is None:
-        return SystemClock().now()
-    with options_named(time="--now"):
-        return parse_time(text)

@@ -7,20 +7,18 @@ from typing import Annotated
 import typer
 
 from vitok import settings
-from vitok.clock import SystemClock, duration, isoformat, parse_time
+from vitok.clock import duration, isoformat
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
+from vitok.console.shared_options import By, Json, Now, moment_of, time_of
 from vitok.errors import NotFound
 from vitok.guard import Issued, Key, KeyStore
 
 key_app = typer.Typer(no_args_is_help=True, help="API keys: create, list, rotate, revoke.")
 
 Store = Annotated[Path | None, typer.Option(help="The file of keys; guard/keys.sqlite of the home by default.")]
-By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 Valid = Annotated[str, typer.Option(help="How long it is valid, such as 90d; 'never' for without end.")]
-Now = Annotated[str | None, typer.Option(help="Present time in ISO 8601; the clock's by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 _OPTIONS = {"tenant": "--tenant", "team": "--team", "scopes": "--scope", "actor": "--by", "reason": "--reason"}
 
 KeyId = Annotated[str, typer.Argument(help="The 12 characters that list shows; no secret.")]
@@ -43,8 +41,8 @@ def create(
 ) -> None:
     """Makes a key and shows its token, this once."""
     with plain_errors(), options_named(duration="--valid", **_OPTIONS):
-        moment = _moment(now)
-        begin = None if since is None else _time("--since", since)
+        moment = moment_of(now)
+        begin = None if since is None else time_of("--since", since)
         made = KeyStore(_path(store)).create(
             name,
             tenant=tenant,
@@ -69,7 +67,7 @@ def list_keys(
 ) -> None:
     """Lists the keys: whose each is, what it allows, until when."""
     with plain_errors():
-        moment = _moment(now)
+        moment = moment_of(now)
         keys = _opened(store).keys()
     shown = [key for key in keys if every or key.state(moment) in ("valid", "early")]
     if json:
@@ -101,7 +99,7 @@ def rotate(
         with options_named(duration="--overlap"):
             duration(overlap)
         made = _opened(store).rotate(
-            key_id, actor=by, now=_moment(now), overlap=overlap, expires=_length(valid), reason=reason
+            key_id, actor=by, now=moment_of(now), overlap=overlap, expires=_length(valid), reason=reason
         )
     _show_issued(made, json=json)
 
@@ -110,7 +108,7 @@ def rotate(
 def revoke(key_id: KeyId, by: By, reason: Why, store: Store = None, now: Now = None) -> None:
     """Ends a key for good; a running service refuses it about a second later."""
     with plain_errors(), options_named(**_OPTIONS):
-        key = _opened(store).revoke(key_id, reason=reason, actor=by, now=_moment(now))
+        key = _opened(store).revoke(key_id, reason=reason, actor=by, now=moment_of(now))
     typer.echo(str(key))
 
 
@@ -163,12 +161,3 @@ def _opened(store: Path | None) -> KeyStore:
 
 def _length(text: str) -> str | None:
     return None if text == "never" else text
-
-
-def _moment(text: str | None) -> int:
-    return SystemClock().now() if text is None else _time("--now", text)
-
-
-def _time(option: str, text: str) -> int:
-    with options_named(time=option):
-        return parse_time(text)

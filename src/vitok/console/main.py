@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vitok import __version__, settings
+from vitok import __version__
 from vitok.console import feature_commands, feature_work
 from vitok.console.alert_commands import alert_app
 from vitok.console.backup_commands import backup, clean, restore
@@ -14,7 +14,7 @@ from vitok.console.contract_commands import contract_app
 from vitok.console.cost_commands import cost_app
 from vitok.console.decision_commands import log_app, replay
 from vitok.console.export_commands import export_app
-from vitok.console.fraud_commands import Home, demo_fraud, serve_fraud
+from vitok.console.fraud_commands import demo_fraud, serve_fraud
 from vitok.console.guard_commands import guard_app
 from vitok.console.incident_commands import incident_app
 from vitok.console.key_commands import key_app
@@ -24,6 +24,7 @@ from vitok.console.model_serving import serve_models
 from vitok.console.registry_commands import serve_registry
 from vitok.console.release_commands import release_app
 from vitok.console.run_commands import run_app
+from vitok.console.shared_options import Home, home_of
 from vitok.errors import VitokError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The closed loop of production machine learning.")
@@ -84,7 +85,7 @@ def doctor(home: Home = None) -> None:
     """Says what is installed, which stores are in use, and whether they answer."""
     from vitok.console.doctor import examine
 
-    report = examine(home or settings.current().home / "fraud")
+    report = examine(home_of(home))
     typer.echo(str(report))
     if not report.good:
         raise typer.Exit(1)

@@ -1,8 +1,8 @@
-"""`vitok releases`: see how far a release has come, hold it, send it on, approve it, or end it."""
+"""`vitok releases`: how far a release has come; hold it, send it on, approve or end it; what served when."""
 
+import contextlib
 import json as jsonlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +11,18 @@ import typer
 from vitok import settings
 from vitok.clock import SystemClock, isoformat, parse_time
 from vitok.console.exits import plain_errors
-from vitok.console.fraud_commands import Home
 from vitok.console.option_names import options_named
 from vitok.console.printed import say
+from vitok.console.shared_options import Home
 from vitok.errors import NotFound
 from vitok.loop import Records, Release, Releases
 from vitok.loop.release_book import ReleaseBook
-from vitok.registry import Registry
+from vitok.registry import Registry, has_registry
+from vitok.systems.fraud.messages import SYSTEM
 
-release_app = typer.Typer(no_args_is_help=True, help="Releases: list, show, advance, pause, resume, abort, approve.")
+release_app = typer.Typer(
+    no_args_is_help=True, help="Releases: list, show, advance, pause, resume, abort, approve, at."
+)
 
 ReleaseId = Annotated[str, typer.Argument(help="Such as plan-0003, or fraud/2 for the latest of a version.")]
 By = Annotated[str, typer.Option(help="Who does it; goes on record.")]
@@ -65,7 +68,7 @@ def show(release_id: ReleaseId, home: Home = None, *, json: Json = False) -> Non
 @release_app.command("advance")
 def advance(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now: Now = None) -> None:
     """Asks for the next step at the next tick; its gate and its approvals hold all the same."""
-    with plain_errors(), options_named(**_OPTIONS), _releases(home) as releases:
+    with plain_errors(), options_named(**_OPTIONS), _releases(home, release_id) as releases:
         release = releases.advance(release_id, who=by, why=reason, now=_moment(now))
     _told(release)
 
@@ -73,7 +76,7 @@ def advance(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, no
 @release_app.command("pause")
 def pause(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now: Now = None) -> None:
     """Holds a release where it is; a judge that refuses still rolls it back."""
-    with plain_errors(), options_named(**_OPTIONS), _releases(home) as releases:
+    with plain_errors(), options_named(**_OPTIONS), _releases(home, release_id) as releases:
         release = releases.pause(release_id, who=by, why=reason, now=_moment(now))
     _told(release)
 
@@ -81,7 +84,7 @@ def pause(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now:
 @release_app.command("resume")
 def resume(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now: Now = None) -> None:
     """Lets a paused release go on."""
-    with plain_errors(), options_named(**_OPTIONS), _releases(home) as releases:
+    with plain_errors(), options_named(**_OPTIONS), _releases(home, release_id) as releases:
         release = releases.resume(release_id, who=by, why=reason, now=_moment(now))
     _told(release)
 
@@ -89,7 +92,7 @@ def resume(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now
 @release_app.command("abort")
 def abort(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now: Now = None) -> None:
     """Ends a release at once, paused or not; the version before answers everything again."""
-    with plain_errors(), options_named(**_OPTIONS), _releases(home) as releases:
+    with plain_errors(), options_named(**_OPTIONS), _releases(home, release_id) as releases:
         release = releases.abort(release_id, who=by, why=reason, now=_moment(now))
     _told(release)
 
@@ -97,9 +100,30 @@ def abort(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now:
 @release_app.command("approve")
 def approve(release_id: ReleaseId, by: By, reason: Reason, home: Home = None, now: Now = None) -> None:
     """Approves the next step that asks for it; not for who began the release or asked for the step."""
-    with plain_errors(), options_named(**_OPTIONS), _releases(home) as releases:
+    with plain_errors(), options_named(**_OPTIONS), _releases(home, release_id) as releases:
         release = releases.approve(release_id, who=by, why=reason, now=_moment(now))
     _told(release)
+
+
+@release_app.command("at")
+def at(
+    time: Annotated[str, typer.Argument(help="ISO 8601, such as 2026-03-01T12:00:00Z.")],
+    model: Annotated[str, typer.Option(help="Which model.")] = SYSTEM,
+    home: Home = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Says which version was in Production at a time, and which was a canary beside it."""
+    with plain_errors(), options_named(time="TIME"), contextlib.closing(_registry(home)) as registry:
+        moment = parse_time(time)
+        if model not in registry.ledger.models():
+            raise NotFound("model", model, registry.ledger.models())
+        state = registry.ledger.state(model, at=moment)
+    if json:
+        found = {"model": model, "time_us": moment, "version": state.production}
+        typer.echo(jsonlib.dumps({**found, "canary": state.canary, "canary_share": state.canary_share}, indent=2))
+        return
+    say(f"{isoformat(moment)} {state}")
 
 
 def _told(release: Release) -> None:
@@ -130,7 +154,7 @@ def _path(home: Path | None) -> Path:
     return home or settings.current().home / "fraud"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _book(home: Path | None) -> Iterator[ReleaseBook | None]:
     # To look makes no files where there are none.
     if not (_path(home) / "loop" / "releases.sqlite").exists():
@@ -143,11 +167,11 @@ def _book(home: Path | None) -> Iterator[ReleaseBook | None]:
         book.close()
 
 
-@contextmanager
-def _releases(home: Path | None) -> Iterator[Releases]:
+@contextlib.contextmanager
+def _releases(home: Path | None, release_id: str) -> Iterator[Releases]:
     path = _path(home)
     if not (path / "loop" / "releases.sqlite").exists():
-        raise NotFound("release", "any", [])
+        raise NotFound("release", release_id)
     registry = Registry(path)
     releases = Releases(registry, Records(path))
     try:
@@ -155,6 +179,12 @@ def _releases(home: Path | None) -> Iterator[Releases]:
     finally:
         releases.close()
         registry.close()
+
+
+def _registry(home: Path | None) -> Registry:
+    if not has_registry(_path(home)):
+        raise NotFound("registry in", str(_path(home)))
+    return Registry(_path(home))
 
 
 def _moment(text: str | None) -> int:

@@ -1,23 +1,27 @@
 """`vitok runs`: what was tracked, one run, and several side by side."""
 
+import contextlib
 import json as jsonlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vitok import settings
 from vitok.clock import isoformat
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
-from vitok.registry import Compared, RunRecord, Tracker, compare
+from vitok.console.shared_options import Home, Json, home_of
+from vitok.engines.address import hidden
+from vitok.errors import InvalidInput, NotFound
+from vitok.registry import Compared, Registry, RunRecord, Tracker, compare, copy_home
+from vitok.registry import attach as attach_home
+from vitok.registry.attachment import LEDGER
 from vitok.registry.run_reading import facts, told
 
-run_app = typer.Typer(no_args_is_help=True, help="Runs of training, whoever logged them: list, show, compare.")
+run_app = typer.Typer(no_args_is_help=True, help="Runs of training, whoever logged them: list, show, compare, copy.")
 
-Home = Annotated[Path | None, typer.Option(help="Folder of everything vitok writes; .vitok/fraud by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 _OPTIONS = {"matching": "--filter", "most": "--most", "runs": "RUN"}
 _METRICS = 4
 # Wide enough that nothing is cut where the output goes into a file.
@@ -107,6 +111,49 @@ def compared(
         _table(("", *map(_head, side.runs)), rows, numbers=len(side.runs))
 
 
+@run_app.command("copy")
+def copied(
+    to: Annotated[str, typer.Option(help="Database to copy into: postgresql://user@host/database.")],
+    artifacts: Annotated[str, typer.Option(help="Where the files of runs go: s3://bucket/prefix?endpoint=...")],
+    packages: Annotated[
+        str | None, typer.Option(help="Where packages go, s3://bucket/prefix?endpoint=...; needed if there are any.")
+    ] = None,
+    *,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also runs that say they are still going on: what was killed does.")
+    ] = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Then the home goes by them: registry and runs are there from now on.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Copies runs, versions and packages of a home into PostgreSQL and S3, and compares; the same again goes on."""
+    from vitok.engines.postgres import is_postgres
+    from vitok.engines.s3 import Bucket, is_s3
+
+    with plain_errors(), options_named(home="--to", registry="--to", packages="--packages", artifacts="--artifacts"):
+        place = home_of(home)
+        if not is_postgres(to):
+            raise InvalidInput("--to", hidden(to), "look like postgresql://user@host/database")
+        if not is_s3(artifacts):
+            raise InvalidInput("--artifacts", artifacts, "look like s3://bucket/prefix?endpoint=...")
+        has_versions = (place / LEDGER).exists()
+        if packages is None and (has_versions or attach):
+            raise InvalidInput("--packages", packages, "be given: the home has versions, or is to go by the database")
+        tracker, bucket = Tracker(to, artifacts=artifacts), Bucket(artifacts)
+        with contextlib.ExitStack() as stack:
+            registry = None
+            if packages is not None:
+                cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitok-copy-"))
+                registry = Registry(to, packages=packages, cache=Path(cache))
+                stack.callback(registry.close)
+            done = copy_home(place, to, registry=registry, tracker=tracker, bucket=bucket, unfinished=unfinished)
+        typer.echo(str(done))
+        if attach:
+            attach_home(place, to, packages=packages, artifacts=artifacts)
+            typer.echo(f"{place} goes by {hidden(to)} from now on")
+
+
 def _rows(lines: Sequence[Compared], *, every: bool) -> list[tuple[str, ...]]:
     return [(line.name, *map(told, line.values)) for line in lines if every or line.differs]
 
@@ -116,7 +163,10 @@ def _head(run: RunRecord) -> str:
 
 
 def _tracker(home: Path | None) -> Tracker:
-    return Tracker(home or settings.current().home / "fraud")
+    place = home_of(home)
+    if not place.is_dir():
+        raise NotFound("home", str(place))
+    return Tracker(place)
 
 
 def _write(found: Any) -> None:

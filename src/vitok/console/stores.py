@@ -15,26 +15,50 @@ from vitok.monitoring import Alerts, EstimateLedger, ReferenceProfile, Sketches
 from vitok.monitoring.delivery import open_delivery
 from vitok.monitoring.silences import Silences
 from vitok.policies import TierPolicy
-from vitok.registry import Ledger, ModelState, Package, Version, read_package
+from vitok.registry import Ledger, ModelState, Package, Registry, Version, read_package
+from vitok.registry.attachment import Attachment, attachment_of
 from vitok.systems.fraud.messages import SYSTEM
 
 _KEPT_PACKAGES = 16
+_KEPT_REGISTRIES = 16
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 
 
 @contextlib.contextmanager
 def ledger(home: Path) -> Iterator[Ledger | None]:
-    """Opens the ledger; None where no version was ever registered."""
-    path = home / "registry" / "ledger.sqlite"
+    """Opens the ledger that a home goes by; None where no version was ever registered."""
+    attached = attachment_of(home)
+    if attached is not None and attached.folder is None:
+        yield _shared(home, attached).ledger
+        return
+    path = _owner(home, attached) / "registry" / "ledger.sqlite"
     if not path.exists():
         yield None
         return
-    opened = Ledger(path)
-    try:
+    with contextlib.closing(Ledger(path)) as opened:
         yield opened
-    finally:
-        opened.close()
+
+
+@contextlib.contextmanager
+def registry(home: Path) -> Iterator[Registry]:
+    """Opens the registry that a home goes by."""
+    attached = attachment_of(home)
+    if attached is not None and attached.folder is None:
+        yield _shared(home, attached)
+        return
+    with contextlib.closing(Registry(home)) as opened:
+        yield opened
+
+
+def _owner(home: Path, attached: Attachment | None) -> Path:
+    return home if attached is None or attached.folder is None else attached.folder
+
+
+@functools.lru_cache(maxsize=_KEPT_REGISTRIES)
+def _shared(home: Path, _attached: Attachment) -> Registry:
+    # Following a database takes a connection and a thread: not one for each page.
+    return Registry(home)
 
 
 @contextlib.contextmanager
@@ -89,38 +113,42 @@ def package(home: Path, version: Version) -> Package:
         StoreError: If it is not what was registered.
         NotFound: If it is not there.
     """
-    # A registered package never changes, so its digest stands for its bytes.
-    return _package(home / "registry" / "packages" / version.path, version.digest)
+    attached = attachment_of(home)
+    if attached is not None and attached.folder is None:
+        # Not kept here: the folder of those in use may let go of its files.
+        return _shared(home, attached).load(version.model, version.version)
+    return _package(_owner(home, attached), version)
 
 
+# A registered package never changes, so its digest stands for its bytes.
 @functools.lru_cache(maxsize=_KEPT_PACKAGES)
-def _package(folder: Path, digest: str) -> Package:
-    found = read_package(folder)
-    if found.digest != digest:
+def _package(owner: Path, version: Version) -> Package:
+    found = read_package(owner / "registry" / "packages" / version.path)
+    if found.digest != version.digest:
         raise NotFound("package", f"{found.name}/{found.version} as it was registered", [found.digest])
     return found
 
 
 @functools.lru_cache(maxsize=_KEPT_PACKAGES * 4)
-def _document(folder: Path, digest: str, name: str) -> Any:
-    found = _package(folder, digest)
+def _document(home: Path, version: Version, name: str) -> Any:
+    found = package(home, version)
     return found.json(name) if name in found else None
 
 
 def document(home: Path, version: Version, name: str) -> Any:
     """Reads a JSON file of a version's package; None where it has none of that name."""
-    return _document(home / "registry" / "packages" / version.path, version.digest, name)
+    return _document(home, version, name)
 
 
 @functools.lru_cache(maxsize=_KEPT_PACKAGES)
-def _profile(folder: Path, digest: str) -> ReferenceProfile | None:
-    found = _document(folder, digest, "profile.json")
+def _profile(home: Path, version: Version) -> ReferenceProfile | None:
+    found = _document(home, version, "profile.json")
     return None if found is None else ReferenceProfile.from_dict(found)
 
 
 def profile(home: Path, version: Version) -> ReferenceProfile | None:
     """Returns the reference profile of a version, or None where its package has none."""
-    return _profile(home / "registry" / "packages" / version.path, version.digest)
+    return _profile(home, version)
 
 
 def policy(home: Path, version: Version) -> TierPolicy | None:

@@ -45,6 +45,19 @@ class Follower:
             return None
         return listening.number if time.monotonic() < listening.good_until else None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the database has not answered for three seconds and more."""
+        listening = self._listening
+        return self._pid == os.getpid() and time.monotonic() >= max(
+            listening.good_until, listening.began + _GOOD_SECONDS
+        )
+
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong since the database answered last; None where nothing did, or it is still being waited for."""
+        return self._listening.error
+
     def note(self, number: int) -> None:
         """Takes over a number that this process has written itself."""
         self._listening.note(number)
@@ -68,6 +81,8 @@ class _Listening:
     def __init__(self, url: str, channel: str, query: str) -> None:
         self.number = 0
         self.good_until = 0.0
+        self.began = time.monotonic()
+        self.error: Exception | None = None
         self._url, self._channel, self._query = url, channel, query
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -90,9 +105,11 @@ class _Listening:
 
         try:
             while not self._stopped.is_set():
-                # Whoever asks meanwhile asks the database, and is told what is wrong with it.
-                with contextlib.suppress(psycopg.Error, OSError), contextlib.closing(connect(self._url)) as connection:
-                    self._follow(connection)
+                try:
+                    with contextlib.closing(connect(self._url)) as connection:
+                        self._follow(connection)
+                except (psycopg.Error, OSError) as error:
+                    self.error = error
                 self._stopped.wait(_AGAIN_SECONDS)
         finally:
             self.good_until = 0.0
@@ -106,4 +123,5 @@ class _Listening:
             asked = time.monotonic()
             self.note(connection.execute(self._query).fetchone()[0])
             self.good_until = asked + _GOOD_SECONDS
+            self.error = None
             select.select([connection.fileno(), self._ears], [], [], _ASK_SECONDS)

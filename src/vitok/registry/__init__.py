@@ -8,6 +8,7 @@ to retrain, promote or roll back is decided in loop. MLflow's registry and alias
 read back.
 """
 
+from vitok.registry.attachment import Attachment, attach, attachment_of, has_registry
 from vitok.registry.backup_files import Backup
 from vitok.registry.cards import MetricRow, ModelCard, model_card
 from vitok.registry.cleaning import Cleaned, Removal, clean
@@ -25,12 +26,14 @@ from vitok.registry.gate_checks import (
     no_worse_by_slice,
 )
 from vitok.registry.gates import Check, Verdict, at_least, at_most, evaluate, not_worse
+from vitok.registry.home_copying import CopiedHome, copy_home
 from vitok.registry.ledger import Ledger
 from vitok.registry.object_packages import ObjectPackages
 from vitok.registry.package import Package, read_package, write_package
 from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
 from vitok.registry.registry import Registry
 from vitok.registry.remote_backup import fetch_backup, send_backup
+from vitok.registry.run_copying import CopiedRuns
 from vitok.registry.run_reading import Compared, MetricHistory, RunComparison, RunList, RunRecord, compare
 from vitok.registry.runs import TrackedRun
 from vitok.registry.shared_backup import RestoredStores, backup_stores, restore_stores
@@ -40,10 +43,13 @@ from vitok.registry.storage import Verification
 from vitok.registry.tracking import Tracker
 
 __all__ = [
+    "Attachment",
     "Backup",
     "Check",
     "Cleaned",
     "Compared",
+    "CopiedHome",
+    "CopiedRuns",
     "DataSnapshot",
     "Entry",
     "Ledger",
@@ -71,6 +77,8 @@ __all__ = [
     "all_of",
     "at_least",
     "at_most",
+    "attach",
+    "attachment_of",
     "backup",
     "backup_stores",
     "calibrated",
@@ -79,11 +87,13 @@ __all__ = [
     "close_to_traffic",
     "compare",
     "contract_kept",
+    "copy_home",
     "data_in_order",
     "evaluate",
     "fast_enough",
     "fetch_backup",
     "find_provenance",
+    "has_registry",
     "model_card",
     "no_dearer",
     "no_skew",

@@ -25,6 +25,8 @@ _FORMAT = 1
 _CHUNK = 1 << 20
 _SUFFIXES = (".sqlite", ".sqlite3", ".db")
 _COMPANIONS = ("-wal", "-shm", "-journal")
+CACHE = "registry-cache"
+"""Folder of a home with packages that are fetched again when they are asked for."""
 _ARTIFACTS = "mlartifacts"
 _PACKAGES = ("registry", "packages")
 
@@ -88,13 +90,19 @@ class Listing:
 
 
 def listing(home: Path) -> Listing:
-    """Lists a home. What is half made is left out: folders of packages that were never finished or set aside."""
+    """Lists a home. What is half made is left out: folders of packages that were never finished or set aside.
+
+    So are copies of packages that lie in another place.
+    """
     files, databases, skipped = [], [], []
     for place, folders, names in os.walk(home):
         inside = Path(place).relative_to(home)
         # The online store is made anew from the log, and its file cannot be copied while somebody writes it.
         if "data.mdb" in names and "lock.mdb" in names:
             skipped.append(f"{inside}/")
+            folders.clear()
+            continue
+        if inside.parts == (CACHE,):
             folders.clear()
             continue
         hidden = inside.parts[:2] == _PACKAGES and len(inside.parts) == 3

@@ -1,6 +1,7 @@
 """One change of one model's ledger: the rules that every change keeps, and the entries it appends."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from vitok.errors import Conflict, GateRefused, InvalidInput
@@ -95,13 +96,14 @@ class Change:
 
     def _approved(self, version: Version) -> None:
         needed = max(self.state.approvals, int(version.proposed_by is not None))
-        if len(version.approvers) >= needed:
+        given = version.n_approvers
+        if given >= needed:
             return
         if version.proposed_by is None:
             raise GateRefused(
                 f"{version.name} needs {_people(needed)} to approve it, and was not proposed; call propose first"
             )
-        so_far = f", {len(version.approvers)} of {needed} given" if version.approvers else ""
+        so_far = f", {given} of {needed} given" if given else ""
         raise GateRefused(
             f"{version.name} was proposed by {version.proposed_by!r} and waits for somebody else's approval{so_far}"
         )
@@ -163,3 +165,15 @@ def check_text(field: str, value: object) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidInput(field, value, "be valid Unicode") from None
+
+
+def checked_time(field: str, value: object) -> int:
+    """Returns a time as the stores take it: they would compare a text with numbers, and answer.
+
+    Raises:
+        InvalidInput: If it is no whole number of 64 bits.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+        fix = "Read a text with vitok.clock.parse_time"
+        raise InvalidInput(field, value, "be microseconds since 1970, a whole number", fix)
+    return int(value)

@@ -12,7 +12,8 @@ from typing import Literal
 from urllib.parse import unquote, urlparse
 
 from vitok.clock import DAY, duration
-from vitok.errors import Conflict, StoreError
+from vitok.errors import Conflict, InvalidInput, StoreError
+from vitok.registry.attachment import attachment_of
 from vitok.registry.files import exclusive
 from vitok.registry.registry import Registry
 from vitok.registry.stages import Version
@@ -118,7 +119,7 @@ def clean(
         dry_run: Only say what would be removed.
 
     Raises:
-        InvalidInput: If the age is no length of time.
+        InvalidInput: If the age is no length of time, or the home goes by another registry than its own.
         NotFound: If a log that was named is not there.
         StoreError: If a store cannot be read; nothing is removed then.
 
@@ -134,6 +135,9 @@ def clean(
         >>> registry.close(); place.cleanup()
     """
     home = Path(home).resolve()
+    attached = attachment_of(home)
+    if attached is not None:
+        raise InvalidInput("home", str(home), f"have a registry of its own; it goes by {attached}: clean that one up")
     before = now - duration(older_than)
     registry = Registry(home)
     try:

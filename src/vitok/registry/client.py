@@ -14,6 +14,7 @@ import msgspec
 
 from vitok import ids
 from vitok.errors import Conflict, GateRefused, InvalidInput, NotFound, ServiceError, StoreError, VitokError
+from vitok.registry.change import checked_time
 from vitok.registry.gates import Verdict
 from vitok.registry.package import Content, Package, check_model_name, contents_of, read_package, write_package
 from vitok.registry.stages import CanaryVerdict, Entry, ModelState, Stage, Version
@@ -79,7 +80,7 @@ class RegistryClient:
         Raises:
             NotFound: If there is no such model.
         """
-        found = self._json("GET", _path(model), {"at": at})
+        found = self._json("GET", _path(model), {"at": None if at is None else checked_time("at", at)})
         del found["latest"], found["shown"]
         versions = tuple(_version(item) for item in found.pop("versions"))
         fewer = found.pop("fewer_approvals")
@@ -91,8 +92,12 @@ class RegistryClient:
         )
 
     def at(self, model: str, time_us: int) -> int | None:
-        """Returns the version that was in Production at a time, or None."""
-        found = self._json("GET", f"{_path(model)}/at", {"time": time_us})["version"]
+        """Returns the version that was in Production at a time in microseconds, or None.
+
+        Raises:
+            InvalidInput: If the time is no whole number, such as a text.
+        """
+        found = self._json("GET", f"{_path(model)}/at", {"time": checked_time("time_us", time_us)})["version"]
         return None if found is None else int(found)
 
     def history(self, model: str, *, version: int | None = None, after: int = 0) -> tuple[Entry, ...]:

@@ -14,6 +14,7 @@ from vitok.registry.backup_files import (
     MANIFEST,
     UNFINISHED,
     Backup,
+    Listing,
     copy_database,
     copy_file,
     entry_of,
@@ -120,15 +121,15 @@ def backup(home: str | Path, folder: str | Path, *, now: int) -> Backup:
             else:
                 databases[name] = copied
         named = _named(content / LEDGER) if LEDGER in databases else {}
-        second = listing(home)
+        second = _look(home)
         kept = [name for name in second.files if package_of(name) is None or package_of(name) in named]
-        gone = _fetch(home, content, [name for name in kept if _differs(home / name, files.get(name))], files)
-        # A segment of a log that was sealed after the look lies elsewhere now, under the same stem. What came later
-        # than the look is left out: with it, a part in between could be missing.
-        stems = {Path(name).stem for name in gone}
-        moved = [name for name in listing(home).files if Path(name).stem in stems] if stems else []
-        _fetch(home, content, [name for name in moved if name not in files], files)
-        present = {*second.files, *second.databases, *moved}
+        present = {*second.files, *second.databases}
+        wanted = [name for name in kept if _differs(home / name, files.get(name))]
+        # Segments may be merged again while those that took the place of others are copied.
+        while gone := _fetch(home, content, wanted, files):
+            moved = _in_their_place(gone, _look(home).files)
+            present.update(moved)
+            wanted = [name for name in moved if name not in files]
         for name in list(files):
             package = package_of(name)
             if (package not in named) if package is not None else (name not in present):
@@ -226,6 +227,34 @@ def _fetch(home: Path, content: Path, names: Sequence[str], files: dict[str, Fil
         except FileNotFoundError:
             gone.append(name)
     return gone
+
+
+def _look(home: Path) -> Listing:
+    from vitok.decisions.segments import settled
+
+    # While segments are merged, a walk may miss both the old files and the one with the rows of all.
+    log = home / "log"
+    return settled(log / "decisions", lambda: settled(log / "outcomes", lambda: listing(home)))
+
+
+def _in_their_place(gone: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Finds where what has gone lies now.
+
+    A segment of a log that was sealed after the look lies elsewhere, under the same stem; one that was merged lies in
+    a file that spans its number. What came later than the look is left out otherwise: with it, a part in between
+    could be missing.
+    """
+    from vitok.decisions.segments import numbers
+
+    stems = {Path(name).stem for name in gone}
+    spans = [span for name in gone if (span := numbers(Path(name).name))]
+
+    def holds(name: str) -> bool:
+        # What lies beside a segment is named after it.
+        own = numbers(Path(name).name.partition(".")[0] + ".parquet")
+        return own is not None and any(own[0] <= first and last <= own[1] for first, last in spans)
+
+    return [name for name in names if Path(name).stem in stems or holds(name)]
 
 
 def _differs(path: Path, copied: FileEntry | None) -> bool:

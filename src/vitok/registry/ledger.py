@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from vitok.errors import Conflict, InvalidInput, StoreError
-from vitok.registry.change import Change, check_text
+from vitok.registry.change import Change, check_text, checked_time
 from vitok.registry.gates import Verdict
 from vitok.registry.package import check_model_name
+from vitok.registry.people import check_person, person
 from vitok.registry.stages import CanaryVerdict, Entry, ModelState, Stage, replay
 from vitok.registry.storage import EntryStore, Verification
 
@@ -29,10 +30,13 @@ class Ledger:
 
     A PostgreSQL database is followed, so that `state` and `revision` take no time: they show one's own changes at
     once, and another process's as soon as the database tells of them, mostly within milliseconds and at the latest
-    after three seconds. `catch_up` waits for all there is; every change is decided by what is in the database.
+    after three seconds. `catch_up` waits for all there is; every change is decided by what is in the database. While it
+    does not answer they say so, at once and each time in the same words, until it does.
 
     Args:
         place: The SQLite file, made where it does not exist; or `postgresql://user@host/database`.
+        copy: File in which a copy of what the database has is kept, as `state` reads it. A ledger that is opened
+            while the database does not answer knows what the copy has until it does; nothing can be changed so long.
 
     Raises:
         StoreError: If it cannot be opened, or is something else.
@@ -57,14 +61,15 @@ class Ledger:
         >>> ledger.close(); folder.cleanup()
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self._store = EntryStore(place)
+    def __init__(self, place: str | Path, *, copy: Path | None = None) -> None:
+        self._copy = copy
+        self._store = EntryStore(place, copy=copy)
         # With each state the revision of the whole ledger up to which it is known to be the latest.
         self._states: dict[str, tuple[int, ModelState]] = {}
         self._states_lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["Ledger"], tuple[str | Path]]:
-        return Ledger, (self._store.place,)
+    def __reduce__(self) -> tuple[object, tuple[str | Path, Path | None]]:
+        return _opened, (self._store.place, self._copy)
 
     def __repr__(self) -> str:
         return f"Ledger({self._store.shown!r})"
@@ -85,6 +90,10 @@ class Ledger:
         if isinstance(place, str):
             raise InvalidInput("ledger", self._store.shown, "lie in a file to have a path")
         return place
+
+    def problem(self) -> str:
+        """Says that the database does not answer, where one is followed; empty where all is well. Nobody is asked."""
+        return self._store.problem()
 
     def close(self) -> None:
         """Closes file or connections; a closed ledger cannot be used any more."""
@@ -158,7 +167,7 @@ class Ledger:
         """Approves a proposed version.
 
         Raises:
-            Conflict: If it was not proposed, or the same actor proposed or approved it.
+            Conflict: If it was not proposed, or the same actor proposed or approved it, however the name is spelled.
         """
         with self._change(model, actor=actor, reason=reason, now=now, key=key) as change:
             if not change.repeated("approved", version, None):
@@ -166,9 +175,9 @@ class Ledger:
                 proposer = present.proposed_by
                 if proposer is None:
                     raise Conflict(f"{model}/{version} was not proposed; call propose first")
-                if proposer == actor:
-                    raise Conflict(f"{model}/{version} was proposed by {actor!r}; somebody else has to approve it")
-                if actor in present.approvers:
+                if person(proposer) == person(actor):
+                    raise Conflict(f"{model}/{version} was proposed by {proposer!r}; somebody else has to approve it")
+                if person(actor) in map(person, present.approvers):
                     raise Conflict(f"{model}/{version} was approved by {actor!r} already; it counts once")
                 change.append("approved", version)
         return change.entry
@@ -203,7 +212,7 @@ class Ledger:
                 present, asked = change.state.approvals, change.state.fewer_approvals
                 if needed == present:
                     raise Conflict(f"{model} needs {needed} approvals already")
-                if asked == (needed, actor):
+                if asked is not None and (asked[0], person(asked[1])) == (needed, person(actor)):
                     raise Conflict(
                         f"{actor!r} asked for {needed} approvals of {model}; somebody else has to confirm it"
                     )
@@ -432,15 +441,20 @@ class Ledger:
         """Returns where a model stands now, or stood at a time in microseconds; of an unknown model, the empty state.
 
         Only the entries since the last call are read.
+
+        Raises:
+            InvalidInput: If the time is no whole number, such as a text.
         """
         if at is not None:
-            entries = self._store.read("model = ? AND time_us <= ?", (model, at))
+            entries = self._store.read("model = ? AND time_us <= ?", (model, checked_time("at", at)))
             return self._after(entries, ModelState(model=model))
         revision = self._store.revision()
         seen, known = self._known(model)
         if seen >= revision and known.revision:
             return known
         entries = self._store.read("model = ? AND seq > ?", (model, known.revision))
+        if entries:
+            self._store.keep()
         return self._remember(self._after(entries, known), revision)
 
     def catch_up(self) -> int:
@@ -452,7 +466,12 @@ class Ledger:
         return self._store.catch_up()
 
     def at(self, model: str, time_us: int) -> int | None:
-        """Returns the version that was in Production at a time, or None."""
+        """Returns the version that was in Production at a time in microseconds, or None.
+
+        Raises:
+            InvalidInput: If the time is no whole number, such as a text.
+        """
+        time_us = checked_time("time_us", time_us)
         moved = "kind = 'promoted' AND stage_to = 'Production' OR kind = 'rolled_back'"
         last = self._store.last(f"model = ? AND time_us <= ? AND ({moved})", (model, time_us))
         return None if last is None or last.kind == "rolled_back" else last.version
@@ -497,6 +516,7 @@ class Ledger:
     def _change(self, model: str, *, actor: str, reason: str, now: int, key: str | None) -> Iterator[Change]:
         check_model_name(model)
         check_text("actor", actor)
+        check_person("actor", actor)
         check_text("reason", reason)
         if key is not None:
             check_text("key", key)
@@ -529,3 +549,7 @@ class Ledger:
             raise StoreError(
                 f"ledger {self._store.shown} does not make sense for {start.model}; call verify()"
             ) from error
+
+
+def _opened(place: str | Path, copy: Path | None) -> Ledger:
+    return Ledger(place, copy=copy)

@@ -175,6 +175,13 @@ class ObjectPackages:
             package = read_package(folder)
         return self._checked(package, version)
 
+    def holds(self, version: Version) -> bool:
+        """Says whether the store has a version's package, by its manifest, which is written last."""
+        try:
+            return bool(self._manifest(version))
+        except NotFound:
+            return False
+
     def put_back(self, path: str, package: Package) -> None:
         """Writes a package of a backup to the place that the ledger names."""
         files = {name: package.bytes(name) for name in package.files}

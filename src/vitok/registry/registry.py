@@ -12,6 +12,7 @@ from vitok.engines.address import hidden
 from vitok.engines.postgres import is_postgres
 from vitok.engines.s3 import is_s3
 from vitok.errors import Conflict, InvalidInput, NotFound, StoreError
+from vitok.registry.attachment import CACHE, attachment_of
 from vitok.registry.files import check_whole, exclusive
 from vitok.registry.ledger import Ledger
 from vitok.registry.object_packages import CACHE_BYTES, ObjectPackages
@@ -21,6 +22,8 @@ from vitok.registry.stages import ModelState, Version
 
 class Registry:
     """All versions of all models: under one folder, or in PostgreSQL and an S3-compatible store.
+
+    A home may go by the registry of another home, or by one for many writers, see `attach`; then that one is opened.
 
     A folder has `home/registry/packages/<model>/<version>/` and `home/registry/ledger.sqlite`. A version exists
     when its ledger entry does: a package is put in its place first, and one without an entry (a crash came between)
@@ -63,14 +66,28 @@ class Registry:
     ) -> None:
         self._named = (home, packages, cache, cache_bytes)
         self.objects: ObjectPackages | None = None
+        self.packages: Path
         if isinstance(home, str) and "://" in home:
+            if packages is not None:
+                name = hashlib.sha256(packages.encode()).hexdigest()[:12]
+                cache = cache or settings.current().home / "registry-cache" / name
             self._open_stores(home, packages, cache, cache_bytes)
+            self.home = self.packages.parent
             return
         if packages is not None or cache is not None:
             raise InvalidInput("packages, cache", (packages, cache), "be left out where the registry is a folder")
         self.home = Path(home)
         check_whole(self.home)
-        self._root = self.home / "registry"
+        attached = attachment_of(self.home)
+        if attached is not None and attached.folder is None:
+            # By its address: what was known of one database is never taken for what another has.
+            name = f"ledger-{hashlib.sha256(attached.registry.encode()).hexdigest()[:12]}.sqlite"
+            copy = self.home / CACHE / name
+            self._open_stores(attached.registry, attached.packages, self.home / CACHE, cache_bytes, copy=copy)
+            return
+        owner = self.home if attached is None or attached.folder is None else attached.folder
+        check_whole(owner)
+        self._root = owner / "registry"
         self._lock = self._root / "register.lock"
         self.packages = self._root / "packages"
         try:
@@ -80,29 +97,42 @@ class Registry:
         self.ledger = Ledger(self._root / "ledger.sqlite")
         self.repair()
 
-    def _open_stores(self, database: str, packages: str | None, cache: Path | None, cache_bytes: int) -> None:
+    def _open_stores(
+        self,
+        database: str,
+        packages: str | None,
+        cache: Path | None,
+        cache_bytes: int,
+        *,
+        copy: Path | None = None,
+    ) -> None:
         if not is_postgres(database):
             raise InvalidInput("home", hidden(database), "be a folder, or look like postgresql://user@host/database")
-        if packages is None or not is_s3(packages):
+        if packages is None or cache is None or not is_s3(packages):
             raise InvalidInput("packages", packages, "look like s3://bucket/prefix where the ledger is in a database")
-        name = hashlib.sha256(packages.encode()).hexdigest()[:12]
-        self.home = cache or settings.current().home / "registry-cache" / name
-        self.packages = self.home / "packages"
+        self.packages = cache / "packages"
         self.objects = ObjectPackages(packages, cache=self.packages, cache_bytes=cache_bytes)
-        self.ledger = Ledger(database)
+        self.ledger = Ledger(database, copy=copy)
 
     def __reduce__(self) -> tuple[object, tuple[str | Path, str | None, Path | None, int]]:
         return _opened, self._named
 
     def __repr__(self) -> str:
         if self.objects is not None:
-            return f"Registry({hidden(str(self._named[0]))!r}, packages={self.objects.bucket.url!r})"
+            return f"Registry({hidden(str(self.ledger.place))!r}, packages={self.objects.bucket.url!r})"
         return f"Registry({str(self.home)!r})"
 
     @property
     def location(self) -> str:
         """Where the packages lie, each below it by its version's path: a folder, or `s3://bucket/prefix`."""
         return str(self.packages) if self.objects is None else self.objects.bucket.location
+
+    def problem(self) -> str:
+        """Says why what the ledger says may be old: its database does not answer. Empty where all is well.
+
+        Nobody is asked; it is for a page that says whether a service is ready.
+        """
+        return self.ledger.problem()
 
     def close(self) -> None:
         """Closes the ledger."""

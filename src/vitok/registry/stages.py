@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vitok.clock import isoformat
 from vitok.errors import InvalidInput, NotFound
+from vitok.registry.people import person
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
 Kind = Literal[
@@ -111,6 +112,11 @@ class Version:
     def name(self) -> str:
         """Model and number, as decisions carry it: `"fraud/3"`."""
         return f"{self.model}/{self.version}"
+
+    @property
+    def n_approvers(self) -> int:
+        """How many people have approved it besides who proposed it, however their names are spelled."""
+        return len({person(name) for name in self.approvers} - {person(self.proposed_by or "")})
 
     def __str__(self) -> str:
         gate = {None: "no gate", True: "gate accepted", False: "gate refused"}[self.gate]

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.registry.stages import NO_HASH, Entry, canonical, entry_hash
 
+_LOG = logging.getLogger("vitok.registry")
 _WAIT_SECONDS = 30.0
 _SCHEMA_VERSION = 1
 _COLUMNS = "seq, time_us, kind, model, version, stage_from, stage_to, actor, reason, details, key, previous_hash, hash"
@@ -123,39 +126,42 @@ class EntryStore:
 
     Args:
         place: The file, made with its folder where it does not exist; or `postgresql://user@host/database`.
+        copy: File for a copy of what the database has, as far as `keep` was called. One that is opened while the
+            database does not answer reads from it until it does; to be written to, or verified, it has to be there.
 
     Raises:
         StoreError: If it cannot be opened, or is something else.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, *, copy: Path | None = None) -> None:
         self._place = place
-        self._database: Database | Postgres
+        self._opening = threading.Lock()
+        self._opened: Database | Postgres | None = None
+        self._copy: EntryStore | None = None
         self._follower: Follower | None = None
         self._table = "entry"
         if isinstance(place, str) and is_postgres(place):
             self._table = _TABLE
-            self._database = Postgres(
-                place,
-                schema=_POSTGRES_SCHEMA,
-                table=_TABLE,
-                kind="ledger",
-                version=_SCHEMA_VERSION,
-                wait_seconds=_WAIT_SECONDS,
-            )
+            self._copy = None if copy is None else _copy_at(copy)
+            try:
+                self._opened = _in_postgres(place)
+            except StoreError:
+                if self._copy is None or not self._copy.revision():
+                    raise
+                _LOG.warning("%s; until it does, what was last known of it goes on", self.problem(), exc_info=True)
             self._follower = Follower(place, channel=_CHANNEL, query=self._latest)
         elif isinstance(place, str) and "://" in place:
             raise InvalidInput("ledger", hidden(place), "be a file, or look like postgresql://user@host/database")
         else:
             # Durable: a promotion that was confirmed is on the disk also after a power loss.
-            self._database = Database(
+            self._opened = Database(
                 place, schema=_SCHEMA, kind="ledger", version=_SCHEMA_VERSION, durable=True, wait_seconds=_WAIT_SECONDS
             )
 
     @property
     def place(self) -> str | Path:
         """The file, or the address with its password."""
-        return self._database.url if isinstance(self._database, Postgres) else self._database.path
+        return self._opened.path if isinstance(self._opened, Database) else self._place
 
     @property
     def shown(self) -> str:
@@ -166,7 +172,9 @@ class EntryStore:
         """Closes the connections of this process."""
         if self._follower is not None:
             self._follower.close()
-        self._database.close()
+        for store in (self._opened, self._copy):
+            if store is not None:
+                store.close()
 
     def revision(self) -> int:
         """Returns the number of the latest entry, 0 where there is none.
@@ -175,7 +183,61 @@ class EntryStore:
         millisecond or so where all is well and for three seconds at most.
         """
         followed = None if self._follower is None else self._follower.latest()
-        return self.catch_up() if followed is None else followed
+        if followed is not None:
+            return followed
+        known = self._last_known
+        if known is not None:
+            return known.revision()
+        error = None if self._follower is None else self._follower.error
+        if error is not None and self.problem():
+            # Asked many times a second by who follows: that must not become as many connections.
+            raise StoreError(self.problem()) from error
+        return self.catch_up()
+
+    def problem(self) -> str:
+        """Says that the database does not answer, as far as is known without asking; empty where it does."""
+        away = self._opened is None and (self._follower is None or self._follower.latest() is None)
+        if away or (self._follower is not None and self._follower.lost):
+            return f"ledger {self.shown}: the database does not answer; it is asked again all the time"
+        return ""
+
+    def keep(self) -> None:
+        """Adds to the copy what the database has and it lacks; does nothing where there is none, or no database.
+
+        What goes wrong is logged once, and no copy is kept from then on: it is only for bad days.
+        """
+        if self._copy is None or self._opened is None:
+            return
+        try:
+            with self._copy.writing() as writing, self._opened.reading() as session, _damage(self.shown):
+                last = writing.latest()
+                for row in rows_of(session, self._table, after=last[0]):
+                    entry = entry_of_row(row)
+                    if entry.previous_hash != last[1]:
+                        raise StoreError(
+                            f"ledger {self.shown} does not go on from entry {last[0]} as it was known here: it was "
+                            "changed or exchanged; call verify()"
+                        )
+                    writing.insert(entry)
+                    last = entry.seq, entry.hash
+        except (StoreError, Conflict):
+            _LOG.warning("the copy %s is not kept any more", self._copy.shown, exc_info=True)
+            self._copy = None
+
+    @property
+    def _last_known(self) -> "EntryStore | None":
+        """The copy, as long as the database has not answered since this was opened."""
+        if self._opened is not None or (self._follower is not None and self._follower.latest() is not None):
+            return None
+        return self._copy
+
+    @property
+    def _database(self) -> Database | Postgres:
+        if self._opened is None:
+            with self._opening:
+                if self._opened is None:
+                    self._opened = _in_postgres(str(self._place))
+        return self._opened
 
     def catch_up(self) -> int:
         """Returns the number of the latest entry of all that was written before the call, by whomever."""
@@ -185,12 +247,18 @@ class EntryStore:
 
     def read(self, where: str = "1 = 1", parameters: tuple[Any, ...] = ()) -> list[Entry]:
         """Returns entries in order; `where` is SQL of this package, never of a caller."""
+        known = self._last_known
+        if known is not None:
+            return known.read(where, parameters)
         with self._database.reading() as session, _damage(self.shown):
             return _select(session, self._table, where, parameters)
 
     def last(self, where: str, parameters: tuple[Any, ...]) -> Entry | None:
         """Returns the latest of the entries that `read` would return, or None."""
         # Backwards along the index, so that nothing but this entry is read where it is recent.
+        known = self._last_known
+        if known is not None:
+            return known.last(where, parameters)
         query = f"SELECT {_COLUMNS} FROM {self._table} WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608
         with self._database.reading() as session, _damage(self.shown):
             rows = session.execute(query, parameters).fetchall()
@@ -198,6 +266,9 @@ class EntryStore:
 
     def names(self) -> list[str]:
         """Returns the names of all models, sorted."""
+        known = self._last_known
+        if known is not None:
+            return known.names()
         return sorted(row[0] for row in self._database.read(f"SELECT DISTINCT model FROM {self._table}"))  # noqa: S608
 
     @contextlib.contextmanager
@@ -253,17 +324,41 @@ class EntryStore:
             self._follower.note(seq)
 
 
-def rows_of(session: _Session, table: str = _TABLE) -> Iterator[tuple[Any, ...]]:
-    """Gives all rows of a ledger within a transaction, in order, some thousands at a time."""
-    after: tuple[Any, ...] | None = None
+def _in_postgres(place: str) -> Postgres:
+    return Postgres(
+        place,
+        schema=_POSTGRES_SCHEMA,
+        table=_TABLE,
+        kind="ledger",
+        version=_SCHEMA_VERSION,
+        wait_seconds=_WAIT_SECONDS,
+    )
+
+
+def _copy_at(path: Path) -> EntryStore | None:
+    try:
+        return EntryStore(path)
+    except StoreError:
+        _LOG.warning("the copy %s cannot be opened; none is kept", path, exc_info=True)
+        return None
+
+
+def rows_of(session: _Session, table: str = _TABLE, *, after: int | None = None) -> Iterator[tuple[Any, ...]]:
+    """Gives the rows of a ledger within a transaction, in order, some thousands at a time.
+
+    Args:
+        session: The transaction.
+        table: The table.
+        after: Only those after this number; None for all.
+    """
     while True:
-        where, parameters = ("1 = 1", ()) if after is None else ("seq > ?", after)
+        where, parameters = ("1 = 1", ()) if after is None else ("seq > ?", (after,))
         query = f"SELECT {_COLUMNS} FROM {table} WHERE {where} ORDER BY seq LIMIT {_READ_AT_ONCE}"  # noqa: S608
         rows = session.execute(query, parameters).fetchall()
         yield from rows
         if len(rows) < _READ_AT_ONCE:
             return
-        after = (rows[-1][0],)
+        after = rows[-1][0]
 
 
 class Writing:
@@ -282,11 +377,15 @@ class Writing:
         """Returns entries in order."""
         return _select(self._session, self._table, where, parameters)
 
-    def append(self, entry: Entry) -> Entry:
-        """Appends an entry and returns it with its number and hashes."""
+    def latest(self) -> tuple[int, str]:
+        """Returns number and hash of the latest entry; 0 and zeros where there is none."""
         query = f"SELECT seq, hash FROM {self._table} ORDER BY seq DESC LIMIT 1"  # noqa: S608
         last = self._session.execute(query).fetchall()
-        seq, previous = last[0] if last else (0, NO_HASH)
+        return (last[0][0], last[0][1]) if last else (0, NO_HASH)
+
+    def append(self, entry: Entry) -> Entry:
+        """Appends an entry and returns it with its number and hashes."""
+        seq, previous = self.latest()
         details = canonical(entry.details)
         entry = replace(entry, seq=seq + 1, previous_hash=previous, details=json.loads(details))
         entry = replace(entry, hash=entry_hash(entry))

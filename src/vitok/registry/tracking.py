@@ -18,6 +18,7 @@ from vitok.engines.postgres import alone, connect, is_postgres
 from vitok.engines.postgres import store_errors as store_errors_of_postgres
 from vitok.engines.s3 import bucket_address, is_s3
 from vitok.errors import InvalidInput, NotFound
+from vitok.registry.attachment import attachment_of
 from vitok.registry.files import check_whole, exclusive
 from vitok.registry.metric_store import opened
 from vitok.registry.mlflow_client import import_mlflow, quiet, store_errors
@@ -39,6 +40,8 @@ class Tracker:
     Open it with `mlflow ui --backend-store-uri sqlite:///home/mlflow.db` (the full `mlflow` package). Only the
     client class with explicit addresses is used: MLflow's global state, and another store that the same program
     tracks to, stay as they are. Usage reports of MLflow are switched off.
+
+    A home that was attached to a registry together with its runs (`attach`) has them there.
 
     For many machines, name a PostgreSQL database and a bucket; both are passed on to MLflow. An endpoint in the
     bucket's address becomes `MLFLOW_S3_ENDPOINT_URL` of this process, since MLflow looks for it there.
@@ -72,6 +75,11 @@ class Tracker:
         if artifacts is not None:
             raise InvalidInput("artifacts", artifacts, "be left out where runs lie in a folder")
         self.home = Path(home).resolve()
+        attached = attachment_of(self.home)
+        if attached is not None and attached.artifacts is not None:
+            self.database = attached.registry
+            self._artifacts = _artifact_root(attached.artifacts)
+            return
         self._artifacts = (self.home / "mlartifacts").as_uri()
 
     def __repr__(self) -> str:
@@ -117,6 +125,10 @@ class Tracker:
         """
         home = Path(home).resolve()
         check_whole(home)
+        attached = attachment_of(home)
+        if attached is not None and attached.artifacts is not None:
+            Tracker(home).make()
+            return
         database = home / "mlflow.db"
         if database.exists():
             return
@@ -198,6 +210,24 @@ class Tracker:
             run.end("FAILED")
             raise
         return run
+
+    def take_over(self, row: Mapping[str, Any], tags: Mapping[str, str]) -> int:
+        """Finds the experiment of another store here, by its name, or makes it; returns its number here.
+
+        Args:
+            row: Its row in the other store, with the address that its files have here.
+            tags: Its tags.
+
+        Raises:
+            InvalidInput: If it is deleted here.
+            StoreError: If the store cannot be written.
+        """
+        with store_errors(f"experiment {row['name']!r} cannot be made"):
+            found = self._client().get_experiment_by_name(row["name"])
+            if found is None:
+                made = self._client().create_experiment(row["name"], row["artifact_location"], dict(tags))
+                return int(made)
+            return int(self._experiment(row["name"]))
 
     def runs(self, *, experiment: str | None = None, matching: str = "", most: int = 100) -> RunList:
         """Returns the runs of the store, latest first, also those that plain MLflow code logged.
