@@ -265,3 +265,21 @@ def test_calibration_errors_of_a_verdict_count_rows_by_their_weights() -> None:
     assert alike == whole
     one = judge_calibrator(same, None, [0.2, 0.8], [0, 1], weight=[1.0, 2.0]).incumbent_error
     assert np.isnan(one.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [PlattCalibrator, BetaCalibrator, IsotonicCalibrator, VennAbersCalibrator, CrossVennAbersCalibrator]
+)
+def test_words_are_no_scores(kind: Any) -> None:
+    fitted = kind.fit(np.linspace(0.1, 0.9, 20), np.arange(20) % 2)
+    with pytest.raises(InvalidInput, match=r"^score: got .*numbers"):
+        fitted(["high"])
+    with pytest.raises(InvalidInput, match=r"^score"):
+        kind.fit(["high", "low"], [0, 1])
+
+
+def test_times_that_are_missing_order_nothing() -> None:
+    p = np.linspace(0.1, 0.9, 20)
+    for times in (np.full(20, np.nan), ["monday"] * 20):
+        with pytest.raises(InvalidInput, match="event_time"):
+            refit_calibrator(p, np.arange(20) % 2, times, incumbent=None)

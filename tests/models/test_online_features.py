@@ -243,3 +243,35 @@ def test_many_dicts_of_mixed_values_are_read_as_each_by_itself() -> None:
     for wrong in ("\ud800", 0.5, [1]):
         with pytest.raises(InvalidInput):
             features.encode([*texts, {"a": wrong}])
+
+
+def test_joined_texts_have_the_fingerprints_of_each_by_itself() -> None:
+    rng = np.random.default_rng(3)
+    letters = np.array(list("ab-_ 19\u00e9\u6f22\U0001f600"))
+    texts = ["".join(rng.choice(letters, rng.integers(0, 27))) for _ in range(3_000)] + ["", "x" * 700, ""]
+    features = HashedFeatures(features=(Category("a"), Category("b")), bits=28, constant=False)
+    rows = [{"a": one, "b": other} for one, other in zip(texts, reversed(texts), strict=True)]
+    wanted = features.encode(pl.DataFrame(rows, schema={"a": pl.String, "b": pl.String}))[0]
+    assert (features.encode(rows)[0] == wanted).all()
+    # A zero byte within a text, and texts that only together have as many as there are places.
+    for odd in (["a\0b", "c"], ["\0"], ["", "\0"], ["a\0", ""], ["\0\0\0"]):
+        of = [{"a": text, "b": None} for text in odd]
+        frame = pl.DataFrame(of, schema={"a": pl.String, "b": pl.String})
+        assert (features.encode(of)[0] == features.encode(frame)[0]).all()
+
+
+def test_keys_may_stand_in_any_order_and_among_others() -> None:
+    features = HashedFeatures(features=(Category("a"), Category("b"), Number("x")), bits=20)
+    rows: list[dict[str, Any]] = [{"a": f"a{i}", "b": f"b{i}", "x": float(i)} for i in range(40)]
+    wanted, values = features.encode(rows)
+    turned = [dict(reversed(row.items())) for row in rows]
+    more = [{"other": [1], **row, "last": None} for row in rows]
+    mixed_up = [one if i % 3 else other for i, (one, other) in enumerate(zip(turned, more, strict=True))]
+    for form in (turned, more, mixed_up, [rows[0], *turned[1:]]):
+        slots, found = features.encode(form)
+        assert (slots == wanted).all()
+        assert (found == values).all()
+    lacking = [{key: value for key, value in row.items() if key != "b"} if i % 2 else row for i, row in enumerate(rows)]
+    none = [row | {"b": None} if i % 2 else row for i, row in enumerate(rows)]
+    for form in (lacking, lacking[1:]):
+        assert (features.encode(form)[0] == features.encode(none[len(none) - len(form) :])[0]).all()

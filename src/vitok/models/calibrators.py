@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats import Estimate, isotonic_means
+from vitok.stats.arrays import numbers
 from vitok.stats.weighted_means import weighted_mean_interval, weights_of
 
 _Floats = NDArray[np.float64]
@@ -96,7 +97,7 @@ def _inside(score: ArrayLike) -> _Floats:
 
 def _double(score: ArrayLike) -> _Floats:
     # Many engines answer in float32, in which 1 - 1e-12 is 1, and a sigmoid of 30 as well.
-    return np.asarray(score, dtype=np.float64)
+    return numbers("score", score)
 
 
 def _logit(score: ArrayLike) -> _Floats:
@@ -351,7 +352,7 @@ class IsotonicCalibrator:
 
     def __call__(self, score: _Floats) -> _Floats:
         """Returns probabilities of shape (n,), strictly inside (0, 1)."""
-        return np.interp(score, *self._knots)
+        return np.interp(numbers("score", score), *self._knots)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what JSON can hold."""

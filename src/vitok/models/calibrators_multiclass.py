@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
+from vitok.stats.arrays import numbers
 from vitok.stats.weighted_means import weights_of
 
 _Floats = NDArray[np.float64]
@@ -16,7 +17,7 @@ _SMALLEST = 1e-12
 
 
 def _read(score: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> tuple[_Floats, NDArray[np.intp], _Floats]:
-    p, truth = np.asarray(score, dtype=np.float64), np.asarray(y)
+    p, truth = numbers("score", score), np.asarray(y)
     if p.ndim != 2 or p.shape[1] < 2 or len(p) == 0 or truth.shape != p.shape[:1]:
         raise InvalidInput(
             "score and y", (p.shape, truth.shape), "have the shapes (n, k) and (n,), k at least 2, n > 0"

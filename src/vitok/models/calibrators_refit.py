@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.models.calibrators import Calibrator, fit_best, read_labelled
 from vitok.stats import CalibrationError, Estimate, calibration_error, roc_auc
+from vitok.stats.arrays import numbers
 from vitok.stats.calibration import equal_mass_bins
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
@@ -193,9 +194,11 @@ def refit_calibrator(
         >>> found.taken
         False
     """
-    scores, labels, times = np.asarray(score, dtype=np.float64), np.asarray(y), np.asarray(event_time)
+    scores, labels, times = numbers("score", score), np.asarray(y), np.asarray(event_time)
     if not scores.shape == labels.shape == times.shape or scores.ndim != 1:
         raise InvalidInput("score, y and event_time", (scores.shape, labels.shape, times.shape), "have one shape (n,)")
+    if times.dtype.kind not in "iufM" or (times.dtype.kind == "f" and not np.isfinite(times).all()):
+        raise InvalidInput("event_time", str(times.dtype), "be times, such as whole microseconds, none missing")
     if not 0 < judged < 1:
         raise InvalidInput("judged", judged, "be in (0, 1)")
     weights = weights_of("weight", weight, len(scores))

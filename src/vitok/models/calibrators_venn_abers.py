@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.models.calibrators import read_labelled
+from vitok.stats.arrays import numbers
 from vitok.stats.weighted_means import weights_of
 
 _Floats = NDArray[np.float64]
@@ -87,7 +88,7 @@ class VennAbersCalibrator:
     def interval(self, score: _Floats) -> tuple[_Floats, _Floats]:
         """Returns the two probabilities of each score, the lower first, each of shape (n,)."""
         scores, p0, p1 = self._tables
-        values = np.asarray(score, dtype=np.float64)
+        values = numbers("score", score)
         at = np.searchsorted(scores, values, side="left")
         hit = scores[np.minimum(at, len(scores) - 1)] == values
         place = 2 * at + hit
@@ -169,7 +170,9 @@ class CrossVennAbersCalibrator:
         Raises:
             InvalidInput: If shapes differ, or a fold has one class only.
         """
-        scores, labels = np.asarray(score, dtype=np.float64), np.asarray(y)
+        scores, labels = numbers("score", score), np.asarray(y)
+        if scores.ndim != 1:
+            raise InvalidInput("score", scores.shape, "have the shape (n,)")
         folds = np.arange(len(scores)) % 5 if fold is None else np.asarray(fold)
         if scores.ndim != 1 or not scores.shape == labels.shape == folds.shape:
             raise InvalidInput("score, y and fold", (scores.shape, labels.shape, folds.shape), "have the same shape")
@@ -191,7 +194,7 @@ class CrossVennAbersCalibrator:
         Args:
             score: Shape (n,) for one model's scores, or (n, folds) with the score by each fold's model.
         """
-        values = np.asarray(score, dtype=np.float64)
+        values = numbers("score", score)
         if values.ndim == 2 and values.shape[1] != len(self.parts):
             raise InvalidInput("score", values.shape, f"have one column for each of the {len(self.parts)} folds")
         columns = values.T if values.ndim == 2 else [values] * len(self.parts)

@@ -18,8 +18,7 @@ a snapshot, or starts anew, comes to the same weights in every bit.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +32,7 @@ from vitok.decisions.reading import find
 from vitok.errors import Conflict, InvalidInput, StoreError
 from vitok.features.fingerprints import fingerprint_texts
 from vitok.models.online import OnlineModel
+from vitok.models.online_heard import Heard
 from vitok.models.online_memory import Learned
 from vitok.models.online_order import NEVER, DecisionOrder, OutcomeOrder
 from vitok.models.online_sampling import NegativeSampling
@@ -46,6 +46,7 @@ _Floats = NDArray[np.float64]
 _Times = NDArray[np.int64]
 _CHUNK = 8192
 _FEATURE = "f_"
+_LAST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +181,9 @@ class LogLearner:
         self._sampling = NegativeSampling(rules.negative_rate)
         self._chunk: _Chunk | None = None
         self._done = 0
-        # By request: (learned of, value, event time, source, supersedes) of each outcome, in the order of the log.
-        self._waiting: dict[str, list[tuple[int, float, int, str, bool]]] = {}
-        # Those that no learned decision has passed yet: (learned of, request, value).
-        self._queue: deque[tuple[int, str, float]] = deque()
+        self._heard = Heard(memory=rules.memory)
         self._told = self._seen = self._promised = NEVER
         self._memory = Learned()
-        self._swept = 0
 
     def advance(self, *, as_of: int | None = None, max_decisions: int | None = None) -> LearningCounts:
         """Learns every decision whose time has come.
@@ -228,17 +225,12 @@ class LogLearner:
         if as_of is not None:
             self._promised = max(before, as_of)
         outcomes, late = self._outcomes.read(self._promised, before)
-        for ingest, request, kind, event, value, source, supersedes in outcomes:
+        if outcomes:
+            told = np.maximum.accumulate(np.array([self._told, *(outcome[0] for outcome in outcomes)]))
             # Other kinds tell the time as well.
-            self._told = max(self._told, ingest)
-            if kind != self.rules.kind:
-                continue
-            known = self._waiting.setdefault(request, [])
-            same = (value, event, source, supersedes)
-            if any(item[1:] == same and item[0] >= self._told - self.rules.memory for item in known):
-                continue
-            known.append((self._told, *same))
-            self._queue.append((self._told, request, value))
+            self._told = int(told[-1])
+            mine = [i for i, outcome in enumerate(outcomes) if outcome[2] == self.rules.kind]
+            self._heard.add([outcomes[i] for i in mine], told[1:][mine])
         self._count(late=late)
 
     def _read(self) -> "_Chunk | None":
@@ -284,17 +276,10 @@ class LogLearner:
     def _times(self, chunk: "_Chunk", until: int, most: int | None) -> _Times:
         """Returns when each of the next decisions is learned, `most` at most; only times up to `until` are certain."""
         end = len(chunk.ids) if most is None else self._done + most
-        resolved = chunk.mature[self._done : end].copy()
-        for i, request in enumerate(chunk.ids[self._done : end]):
-            told = self._waiting.get(request)
-            if told is not None:
-                first = next((item[0] for item in told if self._counts_for(item[0], chunk, self._done + i)), None)
-                if first is not None and first <= until:
-                    resolved[i] = min(resolved[i], first)
+        resolved = chunk.mature[self._done : end]
+        first = self._heard.first_told(chunk.keys[self._done : end], chunk.seen[self._done : end], never=_LAST)
+        resolved = np.where(first <= until, np.minimum(resolved, first), resolved)
         return np.maximum(np.maximum.accumulate(resolved), self.reached)
-
-    def _counts_for(self, told: int, chunk: "_Chunk", i: int) -> bool:
-        return int(chunk.seen[i]) <= told + self.rules.memory
 
     def _learn(self, chunk: "_Chunk", start: int, end: int, times: _Times) -> None:
         n = end - start
@@ -308,31 +293,31 @@ class LogLearner:
                 self._learn(chunk, start, start + split, times[:split])
                 self._learn(chunk, start + split, end, times[split:])
                 return
-        labels, known = np.zeros(n), np.zeros(n, np.bool_)
-        for i, request in enumerate(chunk.ids[start:end]):
-            for told, value, *_ in self._waiting.get(request, ()):
-                if told <= times[i] and self._counts_for(told, chunk, start + i):
-                    labels[i], known[i] = float(value >= 0.5), True
+        heard = self._heard.latest(chunk.keys[start:end], chunk.seen[start:end], times)
+        known = heard >= 0
+        labels = np.zeros(n)
+        labels[known] = self._heard.values[heard[known]] >= 0.5
         censored = chunk.censored[start:end] & ~known & ~repeated
         kept, sampled = self._sampling.keep(chunk.ids[start:end], labels)
         taken = kept & ~censored & ~repeated
         weights = np.where(taken, sampled * chunk.weights[start:end], 0.0)
-        self._correct(chunk, start, {}, times[:1])
+        nowhere = np.empty(0, np.intp)
+        self._correct(chunk, start, nowhere, times[:1])
         learned = labels.copy()
-        at: dict[str, tuple[int, int]] = {}
+        fresh = nowhere
         if again is not None:
             fresh = np.flatnonzero(~repeated)
-            place = self._remember(chunk.keys[start:end], labels, weights, times, fresh)
-            at = {chunk.ids[start + i]: (place + k, i) for k, i in enumerate(fresh.tolist())}
+            self._remember(chunk.keys[start:end], labels, weights, times, fresh)
 
         def take(first: int, last: int) -> None:
             rows = first + np.flatnonzero(taken[first:last])
             self._take(chunk, start, rows, learned, weights)
 
-        take(self._correct(chunk, start, at, times, take), n)
+        take(self._correct(chunk, start, fresh, times, take), n)
         self.reached = int(times[-1])
         self._memory.forget_some(self.reached - self.rules.correct_for)
-        self._sweep(int(chunk.seen[end - 1]))
+        # What is forgotten could not count any more; when it is forgotten changes nothing.
+        self._heard.forget_some(min(int(chunk.seen[end - 1]), self.reached) - self.rules.memory)
         self._count(
             decisions=n,
             learned=int(taken.sum()),
@@ -367,58 +352,74 @@ class LogLearner:
         self,
         chunk: "_Chunk",
         start: int,
-        at: Mapping[str, tuple[int, int]],
+        fresh: NDArray[np.intp],
         times: _Times,
         take: Callable[[int, int], None] | None = None,
     ) -> int:
         """Goes through the outcomes up to the last time, and learns the rows before one that puts something right.
 
+        Args:
+            chunk: Where the rows lie.
+            start: The first of them.
+            fresh: Those of them that are remembered, behind all that were before; shape (m,).
+            times: When each is learned, shape (n,).
+            take: Learns rows.
+
         Returns:
             How many rows were learned.
         """
         done = 0
-        while self._queue and self._queue[0][0] <= times[-1]:
-            outcome = self._queue.popleft()
-            i = int(np.searchsorted(times, outcome[0]))
-            change = self._correction(chunk, start, at, outcome, i)
+        heard, memory = self._heard, self._memory
+        passing = heard.passing(int(times[-1]))
+        if not len(passing):
+            return 0
+        told = heard.told[passing]
+        places, before = memory.find(heard.keys[passing]), np.searchsorted(times, told)
+        rows = np.full(len(passing), -1)
+        here = places >= len(memory) - len(fresh)
+        if len(fresh):
+            rows[here] = fresh[places[here] - (len(memory) - len(fresh))]
+        # Most are of the decision that is learned with them, and put nothing right.
+        late = np.flatnonzero((places >= 0) & (rows < before))
+        late = late[memory.times[places[late]] + self.rules.correct_for >= told[late]]
+        for i in late.tolist():
+            change = self._correction(chunk, start + int(rows[i]) if rows[i] >= 0 else -1, int(places[i]), passing[i])
             if change is not None:
-                if take is not None and i > done:
-                    take(done, i)
-                    done = i
+                if take is not None and before[i] > done:
+                    take(done, int(before[i]))
+                    done = int(before[i])
                 self.model.ftrl.correct(*change)
+        heard.go_on(len(passing))
         return done
 
     def _remember(
         self, keys: NDArray[np.uint64], labels: _Floats, weights: _Floats, times: _Times, fresh: NDArray[np.intp]
-    ) -> int:
+    ) -> None:
         if len(fresh) and len(self._memory):
             before = int(self._memory.find(keys[fresh[:1]])[0])
             if before >= 0:
                 self._memory.forget_before(int(self._memory.times[before]) + 1)
-        first = len(self._memory)
         self._memory.add(keys[fresh], labels[fresh], weights[fresh], times[fresh])
-        return first
 
     def _correction(
-        self, chunk: "_Chunk", start: int, at: Mapping[str, tuple[int, int]], told: tuple[int, str, float], i: int
+        self, chunk: "_Chunk", row: int, place: int, outcome: int
     ) -> tuple[NDArray[np.uint32], _Floats, _Floats] | None:
-        """Returns what puts right the decision of an outcome that comes before row `i`; None where nothing does."""
-        moment, request, value = told
-        place, row = at.get(request, (-1, -1))
-        if row >= i:
-            return None
-        if row < 0 and len(self._memory):
-            place = int(self._memory.find(fingerprint_texts([request]))[0])
-        if place < 0 or int(self._memory.times[place]) + self.rules.correct_for < moment:
-            return None
-        label, before = float(value >= 0.5), float(self._memory.labels[place])
+        """Returns what puts right a decision that is remembered; None where nothing does.
+
+        Args:
+            chunk: Where it lies.
+            row: Which row of it; -1 where it lies elsewhere.
+            place: Where it is remembered.
+            outcome: What was heard.
+        """
+        label, before = float(self._heard.values[outcome] >= 0.5), float(self._memory.labels[place])
         weight = float(self._memory.weights[place])
         if label == before or weight == 0.0:
             return None
         if row >= 0:
-            slots, values = chunk.slots[start + row : start + row + 1], chunk.values[start + row : start + row + 1]
+            slots, values = chunk.slots[row : row + 1], chunk.values[row : row + 1]
         else:
-            decision = find(self._folder, request_id=request)
+            decision = find(self._folder, request_id=self._heard.request(outcome))
             if decision is None:
                 self._count(uncorrected=1)
                 return None
@@ -438,14 +439,6 @@ class LogLearner:
             if self._learned is not None:
                 self._learned(p, labels[rows])
 
-    def _sweep(self, seen: int) -> None:
-        # What is dropped could not count any more; when it is dropped changes nothing.
-        if len(self._waiting) < 2 * self._swept + 1024:
-            return
-        oldest = min(seen, self.reached) - self.rules.memory
-        self._waiting = {request: told for request, told in self._waiting.items() if told[-1][0] >= oldest}
-        self._swept = len(self._waiting)
-
     def _count(self, **more: int) -> None:
         values = vars(self.counts)
         self.counts = LearningCounts(**{name: values[name] + more.get(name, 0) for name in values})
@@ -459,6 +452,7 @@ class LogLearner:
             StoreError: If it cannot be written.
         """
         about, arrays = self.model.to_parts()
+        heard, columns = self._heard.to_parts()
         learner = {
             "rules": self.rules.to_dict(),
             "counts": vars(self.counts),
@@ -467,11 +461,10 @@ class LogLearner:
             "seen_before": int(self._chunk.seen[0]) if self._chunk is not None else self._seen,
             "times": [self.reached, self._told, self._promised],
             "lacking": sorted(self.lacking),
-            "waiting": list(self._waiting.items()),
-            "queue": list(self._queue),
+            "heard": heard,
             "notes": self.notes,
         }
-        write_state(path, pack_state({**about, "learner": learner}, {**arrays, **self._memory.to_arrays()}))
+        write_state(path, pack_state({**about, "learner": learner}, {**arrays, **columns, **self._memory.to_arrays()}))
 
     @classmethod
     def load(
@@ -515,10 +508,8 @@ class LogLearner:
         made._decisions = DecisionOrder(decisions, state["decisions"])
         made._outcomes = OutcomeOrder(outcomes, state["outcomes"])
         made.lacking = set(state["lacking"])
-        made._waiting = {request: [tuple(item) for item in told] for request, told in state["waiting"]}
-        made._queue = deque(tuple(item) for item in state["queue"])
-        # Snapshots of before had no notes.
-        made.notes = state.get("notes", {})
+        made._heard = Heard.from_parts(state["heard"], arrays, memory=known.memory)
+        made.notes = state["notes"]
         made._memory = Learned.from_arrays(arrays)
         return made
 

@@ -37,7 +37,6 @@ class DecisionOrder:
     def __init__(self, folder: str | Path, place: Mapping[str, Any] | None = None) -> None:
         self._tail = Tail(folder, (place["positions"] or None) if place else None)
         self._last = (place["last"][0], bytes.fromhex(place["last"][1])) if place else (NEVER, b"")
-        self._folder = Path(folder)
         self._start = self._positions()
         self._chunk: pl.DataFrame | None = None
         self._pool: list[pl.DataFrame] = []
@@ -80,10 +79,7 @@ class DecisionOrder:
             if self._chunk is None:
                 return {**place, "positions": self._positions()}
             # A place in a log keeps its meaning when rows are deleted; a number of rows behind it would not.
-            tail = Tail(self._folder, self._start or None)
-            if done:
-                tail.read(max_rows=done)
-            return {**place, "positions": [list(item) for item in tail.positions] if done else self._start}
+            return {**place, "positions": [list(item) for item in self._tail.behind(done)]}
         oldest = self._oldest(done)
         return {**place, "positions": self._positions() if oldest is None else self._starts[oldest]}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitok.errors import StoreError
 
 _MAGIC = b"VTKONLIN"
-_VERSION = 1
+_VERSION = 2
 _FIRST = struct.Struct("<8sIQQ")  # magic, version, bytes of the description, bytes in all
 _DIGEST = hashlib.sha256().digest_size
 
@@ -24,9 +24,15 @@ def pack_state(about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     """Returns the bytes of a snapshot."""
     listed = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
     text = json.dumps({"about": about, "arrays": listed}, separators=(",", ":")).encode()
-    body = b"".join([text, *(np.ascontiguousarray(array).tobytes() for array in arrays.values())])
-    first = _FIRST.pack(_MAGIC, _VERSION, len(text), _FIRST.size + _DIGEST + len(body))
-    return first + hashlib.sha256(first + body).digest() + body
+    # A view of bytes each: what is millions of numbers is copied once, into the result.
+    contiguous = (np.ascontiguousarray(array).reshape(-1) for array in arrays.values())
+    parts: list[bytes | memoryview] = [text, *(array.view(np.uint8).data for array in contiguous)]
+    size = _FIRST.size + _DIGEST + sum(len(part) for part in parts)
+    first = _FIRST.pack(_MAGIC, _VERSION, len(text), size)
+    digest = hashlib.sha256(first)
+    for part in parts:
+        digest.update(part)
+    return b"".join([first, digest.digest(), *parts])
 
 
 def unpack_state(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -42,13 +48,15 @@ def unpack_state(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, 
     head = _FIRST.size + _DIGEST
     if len(content) < head or content[: len(_MAGIC)] != _MAGIC:
         raise StoreError(f"{where}: is no snapshot of an online model")
-    first, digest, body = content[: _FIRST.size], content[_FIRST.size : head], content[head:]
+    first, digest, body = content[: _FIRST.size], content[_FIRST.size : head], memoryview(content)[head:]
     _, version, length, size = _FIRST.unpack(first)
     if version != _VERSION:
         raise StoreError(f"{where}: has version {version}, and this vitok reads version {_VERSION}; save it anew")
-    if size != len(content) or hashlib.sha256(first + body).digest() != digest:
+    found = hashlib.sha256(first)
+    found.update(body)
+    if size != len(content) or found.digest() != digest:
         raise StoreError(f"{where}: is cut off or damaged ({len(content)} of {size} bytes); take an earlier one")
-    described = json.loads(body[:length])
+    described = json.loads(bytes(body[:length]))
     arrays, at = {}, length
     for name, (kind, shape) in described["arrays"].items():
         count = int(np.prod(shape, dtype=np.int64))

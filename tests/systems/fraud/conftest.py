@@ -13,6 +13,7 @@ from vitok.features import table
 from vitok.policies import Costs
 from vitok.registry import Registry
 from vitok.systems.fraud.features import FEATURES, online_features
+from vitok.systems.fraud.label_events import label_notes
 from vitok.systems.fraud.messages import SYSTEM, history_note
 from vitok.systems.fraud.releases import Workshop
 from vitok.systems.fraud.simulator import simulate
@@ -44,7 +45,7 @@ class World:
         online_features(store).backfill(
             {"transactions": self.transactions, "labels": self.labels},
             until=self.timeline.replay_start,
-            notes={"transactions": notes},
+            notes={"transactions": notes, "labels": label_notes(self.labels)},
         )
         store.close()
         if model:

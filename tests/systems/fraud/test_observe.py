@@ -1,6 +1,7 @@
 """A live service is sketched and watched by itself; a log of the past is not judged by today's clock."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,45 @@ def test_a_segment_without_counts_is_read(home: Path, world: Any, tmp_path: Path
     watcher.catch_up()
     same(watcher.sketches, by_rows(home, tmp_path))
     watcher.close()
+
+
+def test_a_merge_under_an_observer_counts_no_row_twice(home: Path, world: Any, tmp_path: Path) -> None:
+    clock, start = EventClock(), world.timeline.replay_start
+
+    def serve(first: int, last: int) -> None:
+        service = FraudService(home, clock=clock)
+        send(service, world, start + first * HOUR, start + last * HOUR)
+        service.close()
+
+    serve(0, 5)
+    watcher = observer(home)
+    assert watcher.catch_up() > 0
+    service = FraudService(home, clock=clock)
+    send(service, world, start + 5 * HOUR, start + 9 * HOUR)
+    assert watcher.catch_up() > 0
+    watcher.close()
+    shutil.copytree(home / "monitoring", tmp_path / "half")
+    watcher = observer(home)
+    assert watcher.catch_up() == 0
+    send(service, world, start + 9 * HOUR, start + 13 * HOUR)
+    service.close()
+    serve(13, 18)
+    expected = by_rows(home, tmp_path)
+    done = decisions.merge(home / "log" / "decisions", now=start + 5 * DAY, on_seal=hour_sealer(Registry(home)))
+    assert (done.segments_before, done.segments_after) == (3, 1)
+    # One that goes on, one that is opened anew at the same place, and one that begins at the first row.
+    watcher.catch_up()
+    same(watcher.sketches, expected)
+    watcher.close()
+    for left in (tmp_path / "half", None):
+        shutil.rmtree(home / "monitoring")
+        if left is not None:
+            shutil.copytree(left, home / "monitoring")
+        watcher = observer(home)
+        assert (watcher.sketches.position() is None) == (left is None)
+        watcher.catch_up()
+        same(watcher.sketches, expected)
+        watcher.close()
 
 
 def test_what_cannot_be_counted_at_the_seal_is_left_to_the_reader(home: Path, world: Any, tmp_path: Path) -> None:

@@ -207,6 +207,6 @@ def register_online(
             "what it said in the shadow, before it learned",
         )
         run.log_artifact("card.md", card.markdown())
-        run.log_folder(registry.packages / version.path, "package")
-    tracker.mirror(registry.state(SYSTEM), packages=registry.packages)
+        run.log_folder(registry.load(SYSTEM, version.version).folder, "package")
+    tracker.mirror(registry.state(SYSTEM), packages=registry.location)
     return Made(version=version.version, verdict=candidate.verdict)

@@ -120,7 +120,8 @@ class Observer:
         # read, and all behind it come after them.
         segment, _ = self.sketches.position() or (0, 0)
         ahead = [one for one in segments(self._log) if one.number >= segment]
-        if not ahead or not ahead[0].sealed:
+        # Of one that was merged since, some rows are counted already: its counts are of all.
+        if not ahead or not ahead[0].sealed or (ahead[0].merged and ahead[0].first <= segment):
             return []
         counted = {one.segment: one for one in decisions.sidecars(self._log, KIND)}
         found = []

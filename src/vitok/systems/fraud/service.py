@@ -333,6 +333,7 @@ class FraudService:
             "model": self.versions.problem() or "ok",
             "online_store": self.state.problem() or "ok",
             "decision_log": "an append has just failed" if failed else "ok",
+            "registry": self.registry.problem() or "ok",
         }
 
     def can_decide(self) -> bool:

@@ -1,11 +1,13 @@
 """What the log is counted by: the slices of a decision, the profile of a version, and the counts at the seal."""
 
 import dataclasses
-import functools
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitok import monitoring
 from vitok.decisions import OnSeal
@@ -45,40 +47,44 @@ def with_slices(frame: "pl.DataFrame", *, prefix: str = "f_") -> "pl.DataFrame":
         >>> with_slices(rows).select(SLICES).rows()[:2]
         [('under 3', 'day', 'none', 'none known'), ('30 to 100', 'night', '10 to 50', 'no fraud')]
     """
-    present = tuple(name for name in SLICED if prefix + name in frame.columns)
-    return frame.with_columns(**_expressions(prefix, present))
-
-
-@functools.cache
-def _expressions(prefix: str, present: tuple[str, ...]) -> Mapping[str, "pl.Expr"]:
     import polars as pl
 
-    def number(feature: str) -> "pl.Expr":
-        return pl.col(prefix + feature).cast(pl.Float64).fill_nan(None)
-
-    made: dict[str, pl.Expr] = {}
-    if "amount" in present:
-        made["amount_band"] = _banded(number("amount"), _AMOUNTS)
-    if "is_night" in present:
-        made["time_of_day"] = pl.when(number("is_night") > 0).then(pl.lit("night")).otherwise(pl.lit("day"))
-    if "customer_count_30d" in present:
-        visits = number("customer_count_30d").fill_null(0.0)
-        made["customer_in_30d"] = pl.when(visits < 1).then(pl.lit("none")).otherwise(_banded(visits, _VISITS))
-    if "terminal_labels_risk_30d" in present:
-        risk = number("terminal_labels_risk_30d")
-        known = pl.when(risk > 0).then(pl.lit("fraud")).otherwise(pl.lit("no fraud"))
-        made["terminal_labels"] = pl.when(risk.is_null()).then(pl.lit("none known")).otherwise(known)
-    return made
+    made = []
+    for feature, name, labels, code in _SLICERS:
+        if prefix + feature in frame.columns:
+            # Null and NaN are one: no value.
+            values = frame[prefix + feature].cast(pl.Float64).to_numpy()
+            # The label behind the last is none.
+            made.append(pl.Series(name, [*labels, None], pl.String)[code(values)].alias(name))
+    return frame.with_columns(made) if any(one.name in frame.columns for one in made) else frame.hstack(made)
 
 
-def _banded(value: "pl.Expr", cuts: tuple[int, ...]) -> "pl.Expr":
-    import polars as pl
+def _bands(*cuts: int) -> tuple[str, ...]:
+    between = (f"{low:,} to {high:,}" for low, high in itertools.pairwise(cuts))
+    return (f"under {cuts[0]:,}", *between, f"{cuts[-1]:,} and more")
 
-    bands = [(value < cuts[0], f"under {cuts[0]:,}")]
-    bands += [(value < high, f"{low:,} to {high:,}") for low, high in itertools.pairwise(cuts)]
-    bands.append((value.is_not_null(), f"{cuts[-1]:,} and more"))
-    # A null is below nothing: it falls through to the end, and is none of these.
-    return pl.coalesce([pl.when(holds).then(pl.lit(name)) for holds, name in bands])
+
+def _band(values: NDArray[np.float64], cuts: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.where(np.isnan(values), len(cuts) + 1, np.searchsorted(cuts, values, side="right"))
+
+
+_Slicer = Callable[[NDArray[np.float64]], NDArray[np.intp]]
+_SLICERS: tuple[tuple[str, str, tuple[str, ...], _Slicer], ...] = (
+    ("amount", "amount_band", _bands(*_AMOUNTS), lambda values: _band(values, _AMOUNTS)),
+    ("is_night", "time_of_day", ("day", "night"), lambda values: (values > 0).astype(np.intp)),
+    (
+        "customer_count_30d",
+        "customer_in_30d",
+        ("none", *_bands(*_VISITS)[1:]),
+        lambda values: _band(np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf), _VISITS),
+    ),
+    (
+        "terminal_labels_risk_30d",
+        "terminal_labels",
+        ("no fraud", "fraud", "none known"),
+        lambda values: np.where(np.isnan(values), 2, values > 0),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
