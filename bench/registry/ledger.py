@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from bench.features._claim import tell  # noqa: E402
 
 from vitok.errors import Conflict, GateRefused  # noqa: E402
-from vitok.loop import Records, begin_canary, push  # noqa: E402
+from vitok.loop import Look, Records, Release, ReleasePlan, Releases, Step, push  # noqa: E402
 from vitok.registry import Registry, Tracker, at_least, evaluate, mlflow_client  # noqa: E402
 from vitok.registry.ledger import Ledger  # noqa: E402
 
@@ -54,6 +54,21 @@ def transitions(ledger: Ledger, rng: np.random.Generator) -> list[tuple[int, int
     return truth
 
 
+def by_plan(registry: Registry, records: Records) -> None:
+    """Lets a release by plan go as far as it does."""
+
+    class Nothing:
+        def look(self, release: Release, *, now: int) -> Look:  # noqa: ARG002
+            return Look()
+
+    canary, full = Step(name="canary", kind="canary", share=0.1), Step(name="full", kind="full", share=1)
+    plan = ReleasePlan(steps=(canary, full))
+    with contextlib.closing(Releases(registry, records)) as releases:
+        release = releases.begin("shop", 1, plan, now=2, actor="ann", reason="r")
+        for now in (2, 3, 4):
+            releases.tick(release.release_id, plan, Nothing(), now=now)
+
+
 def unapproved(home: Path) -> tuple[int, int]:
     """Tries every public call that lets a version answer; gives how many, and how many did without its approval."""
     registry, records = Registry(home), Records(home)
@@ -70,9 +85,9 @@ def unapproved(home: Path) -> tuple[int, int]:
             lambda o=override: ledger.promote("shop", 1, "Production", reason="r", override=o, **say),  # type: ignore[misc]
             lambda o=override: ledger.start_canary("shop", 1, 0.1, reason="r", override=o, **say),  # type: ignore[misc]
             lambda o=override: push(registry, records, "shop", 1, override=o, **say),  # type: ignore[misc]
-            lambda o=override: begin_canary(registry, records, "shop", 1, 0.1, reason="r", override=o, **say),  # type: ignore[misc]
         ]
     calls += [
+        lambda: by_plan(registry, records),
         lambda: ledger.approve("shop", 1, reason="r", **say),
         lambda: ledger.rollback("shop", reason="r", **say),
     ]

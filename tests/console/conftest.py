@@ -27,7 +27,6 @@ from vitok.loop import (
     Playbook,
     Records,
     Switches,
-    begin_canary,
 )
 from vitok.loop.release_book import ReleaseBook
 from vitok.loop.release_plan import PlannedJudge, ReleasePlan, Step
@@ -133,9 +132,17 @@ def register(folder: Path, rng: np.random.Generator) -> None:
         if number == 1:
             registry.ledger.promote(SYSTEM, 1, "Production", reason="the first", actor="test", now=now)
         if number == 2:
-            begin_canary(
-                registry, Records(folder), SYSTEM, 2, 0.25, now=now, actor="loop", reason="retrained after drift"
+            registry.ledger.start_canary(SYSTEM, 2, 0.25, reason="retrained after drift", actor="loop", now=now)
+            records = Records(folder)
+            opened = records.open(
+                "release",
+                "canary of fraud/2 beside fraud/1",
+                system=SYSTEM,
+                version="fraud/2",
+                now=now,
+                why="retrained after drift",
             )
+            records.add(opened.record_id, "25 % of the decisions go to fraud/2", now=now)
     registry.close()
 
 

@@ -14,7 +14,7 @@ from vitok.console.incident_commands import incident_app
 from vitok.errors import ServiceError
 from vitok.loop.incidents import Incidents
 from vitok.monitoring import Alert, AlertRule, Alerts
-from vitok.monitoring.delivery import Delivery, DeliveryRules, Route
+from vitok.monitoring.delivery import Delivery, DeliveryRules, Escalation, Route
 from vitok.monitoring.outbox import Notice, Retry
 
 NOW = "2026-01-01T00:00:00Z"
@@ -65,6 +65,48 @@ def test_rules_are_written_for_prometheus(tmp_path: Path) -> None:
     assert "info     slow: m > 2" in run(alert_app, "rules", "--file", own).stdout
     (group,) = yaml.safe_load(run(alert_app, "rules", "--file", own, "--prometheus").stdout)["groups"]
     assert group["rules"][0]["for"] == "15m"
+    for interval in ("10m", "10q", "0s"):
+        wrong = run(alert_app, "rules", "--prometheus", "--interval", interval)
+        assert (wrong.exit_code, f"--interval: got '{interval}'" in wrong.stderr) == (2, True), wrong.stderr
+
+
+def test_a_silence_of_a_rule_that_is_not_known_says_so(tmp_path: Path, raised: Alert) -> None:
+    given = ("--for", "2h", "--by", "ann", "--reason", "planned", "--home", tmp_path, "--now", NOW)
+    made = run(alert_app, "silence", "--rule", "abscence", *given)
+    assert (made.exit_code, "no rule 'abscence' is known here" in made.stderr) == (0, True)
+    assert "absence" in made.stderr
+    assert made.stdout.startswith("1: rule=abscence")
+    assert run(alert_app, "silence", "--rule", "absence", *given).stderr == ""
+
+
+def test_whoever_takes_an_alert_ends_its_escalation(tmp_path: Path, raised: Alert) -> None:
+    class Wall:
+        def __init__(self) -> None:
+            self.titles: list[str] = []
+
+        def send(self, notice: Notice) -> None:
+            self.titles.append(notice.title)
+
+    at = ("--home", tmp_path, "--now", NOW)
+    early = run(alert_app, "acknowledge", 1, "--by", "ann", *at)
+    assert (early.exit_code, "file of messages" in early.stderr) == (2, True)
+    wall = Wall()
+    alerts = Alerts(tmp_path / "monitoring" / "alerts.sqlite")
+    steps = tuple(Escalation(after=after, channels=("wall",)) for after in (HOUR, 3 * HOUR))
+    rules = DeliveryRules(routes=(Route(severity="critical", channels=("wall",), escalations=steps),))
+    delivery = Delivery(tmp_path / "monitoring" / "delivery.sqlite", alerts, {"wall": wall}, rules)
+    delivery.tick(AT)
+    delivery.tick(AT + 2 * HOUR)
+    assert len(wall.titles) == 2
+    for arguments, told in (((9, "--by", "ann"), "there is: 1"), ((1, "--by", " "), "--by")):
+        wrong = run(alert_app, "acknowledge", *arguments, *at)
+        assert (wrong.exit_code, told in wrong.stderr) == (2, True)
+    assert run(alert_app, "acknowledge", 1, "--by", "ann", *at).stdout == "alert 1 is acknowledged by ann\n"
+    assert run(alert_app, "acknowledge", 1, "--by", "bob", *at).exit_code == 2
+    delivery.tick(AT + 4 * HOUR)
+    assert len(wall.titles) == 2
+    delivery.close()
+    alerts.close()
 
 
 @pytest.mark.parametrize(
@@ -152,6 +194,8 @@ def test_the_life_of_an_incident(tmp_path: Path, raised: Alert) -> None:
         "incident-0001 all absence: no decisions: open"
     )
     run(incident_app, "note", "incident-0001", "the network was down", "--by", "ann", *at)
+    empty = run(incident_app, "note", "incident-0001", " ", "--by", "ann", *at)
+    assert (empty.exit_code, "TEXT: got ' '" in empty.stderr) == (2, True)
     shown = run(incident_app, "show", "incident-0001", "--home", tmp_path).stdout
     assert "ann: the network was down" in shown
     assert "## Timeline" in run(incident_app, "show", "incident-0001", "--timeline", "--home", tmp_path).stdout

@@ -2,14 +2,18 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from tests.console.conftest import Home
+from tests.console.test_challenger_reading import told as detector_told
+from tests.console.test_challenger_reading import write as write_challenger
 
 from vitok.console.pages import routes
 from vitok.serving import handlers, running
@@ -64,8 +68,12 @@ def browser(tool: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def url(home: Home) -> Iterator[str]:
-    app = Starlette(routes=routes(home.folder), exception_handlers=handlers())
+def url(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("browser") / "home"
+    shutil.copytree(home.folder, folder)
+    losses = np.random.default_rng(3).beta(1, 60, 3_000)
+    write_challenger(folder, detector_told(losses), seen=len(losses))
+    app = Starlette(routes=routes(folder), exception_handlers=handlers())
     with running(app) as served:
         yield served.url
 
@@ -86,6 +94,27 @@ def test_decision_and_problem_pages(tool: Any, browser: Any, url: str, home: Hom
     assert tool.sideways(browser) <= 0
     browser.open(f"{url}/decisions?page=-1", size=tool.PHONE)
     assert "cannot be asked for" in browser.evaluate("document.querySelector('h1').textContent")
+
+
+@pytest.mark.parametrize("device", ["LAPTOP", "PHONE"])
+@pytest.mark.parametrize("path", ["/", "/drift", "/detectors", "/releases", "/outcomes", "/incidents", "/calibration"])
+def test_empty_pages_fit(tool: Any, browser: Any, tmp_path: Path, path: str, device: str) -> None:
+    with running(Starlette(routes=routes(tmp_path / "absent"), exception_handlers=handlers())) as served:
+        browser.open(served.url + path, size=getattr(tool, device))
+        assert browser.messages == []
+        assert tool.sideways(browser) <= 0
+        # A heading stands where all others do.
+        left = "document.querySelector('{}').getBoundingClientRect().left"
+        assert browser.evaluate(left.format("h1")) == browser.evaluate(left.format(".sheet"))
+
+
+def test_a_slice_is_not_broken_within_a_word(tool: Any, browser: Any, url: str) -> None:
+    browser.open(f"{url}/incidents/incident-0001", size=tool.LAPTOP)
+    heights = browser.evaluate(
+        "[...document.querySelectorAll('tr.told')].map(one => one.getBoundingClientRect().height)"
+    )
+    assert heights
+    assert max(heights) < 60
 
 
 def test_dark_is_dark(tool: Any, browser: Any, url: str) -> None:

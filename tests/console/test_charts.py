@@ -26,9 +26,10 @@ def test_bars_stand_on_one_another_within_the_box() -> None:
 def test_line_has_a_gap_where_nothing_is_known() -> None:
     chart = charts.costs_by_day([day(0, 1.0), day(1, n_labelled=0), day(2, 2.0), day(3, 2.0)])
     by_rules, actual = chart.lines
-    assert [len(piece.split()) for piece in actual.pieces] == [1, 2]
-    assert actual.pieces[0] == "12.50,75.00"
-    assert by_rules.pieces[0] == "12.50,50.00"
+    assert [len(piece.split()) for piece in actual.pieces] == [2, 2]
+    # One day alone is a dash in the middle of its place.
+    assert actual.pieces[0] == "7.50,75.00 17.50,75.00"
+    assert by_rules.pieces[0] == "7.50,50.00 17.50,50.00"
 
 
 @pytest.mark.parametrize(("largest", "end"), [(0.0, 1.0), (1.0, 1.0), (1.01, 2.0), (99, 100.0), (math.inf, 1.0)])

@@ -167,6 +167,10 @@ def test_a_period_by_a_candidate(home: Path) -> None:
         (["--since", "1970-01-01", "--system", "fraud@9"], "fraud/9"),
         (["--since", "1970-01-01", "--system", "fraud@previous"], "previous"),
         (["--since", "2030-01-01", "--until", "2031-01-01"], "does not exist"),
+        (["--since", "never"], "--since: got 'never'"),
+        (["--since", "1970-01-01", "--until", "never"], "--until: got 'never'"),
+        (["--since", "1970-01-02", "--until", "1970-01-01"], "--until: got '1970-01-01', must be later than --since"),
+        (["--since", "1970-01-01", "--as-of", "never"], "--as-of: got 'never'"),
     ],
 )
 def test_wrong_input(home: Path, arguments: list[str], told: str) -> None:
@@ -188,3 +192,65 @@ def test_forgetting_and_retention(home: Path, tmp_path: Path) -> None:
     assert run("forget", "c3", "--home", copy, app=log_app).exit_code == 2
     assert "rows removed" in run("retain", "1d", "--log", "outcomes", "--home", copy, app=log_app).output
     assert run("retain", "1d", "--log", "both", "--home", copy, app=log_app).exit_code == 2
+
+
+def test_small_files_are_merged(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    for at in range(2):
+        late = Outcome(request_id=f"t{at}", kind="fraud", value=1.0, event_time=DAY, ingest_time=2 * DAY)
+        with decisions.OutcomeLog(copy / "log" / "outcomes") as outcomes:
+            outcomes.append([late])
+    before = decisions.read(copy / "log" / "outcomes")
+    result = run("merge", "--home", copy, app=log_app)
+    assert result.exit_code == 0, result.output
+    assert "decisions: nothing to merge" in result.output
+    assert f"outcomes: 3 sealed files with {before.height} rows" in result.output
+    assert decisions.read(copy / "log" / "outcomes").equals(before)
+    assert "nothing to merge" in run("merge", "--log", "outcomes", "--home", copy, app=log_app).output
+    assert run("merge", "--log", "both", "--home", copy, app=log_app).exit_code == 2
+    assert run("merge", "--home", tmp_path / "none", app=log_app).exit_code == 2
+
+
+def test_a_merged_file_is_counted_as_the_service_counts(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    logs = copy / "log" / "decisions"
+    write_log(copy, X=np.full((N, len(FEATURES.names)), 20.0), fraud=np.zeros(N))
+    rows = decisions.read(logs).height
+    assert list(decisions.sidecars(logs, "hours")) == []
+    result = run("merge", "--log", "decisions", "--home", copy, app=log_app)
+    assert result.exit_code == 0, result.output
+    assert f"2 sealed files with {rows} rows" in result.output
+    assert [one.rows for one in decisions.sidecars(logs, "hours")] == [rows]
+    # Where no version was ever registered, nothing is opened and nothing made.
+    shutil.copytree(home / "log", tmp_path / "other" / "log")
+    assert run("merge", "--home", tmp_path / "other", app=log_app).exit_code == 0
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["log"]
+
+
+def test_holds_and_redaction(home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    place = ["--home", copy]
+    held = ["hold", "case 7", "--where", "customer_id=c3", "--reason", "a court", "--since", "1970-01-01"]
+    assert run(*held, *place, app=log_app).output == "held: case 7\n"
+    assert run("hold", "all", "--until", "1990-01-01", *place, app=log_app).exit_code == 0
+    listed = run("holds", *place, app=log_app).output
+    assert "case 7: customer_id=c3 from 1970-01-01T00:00:00Z to the end; a court" in listed
+    assert "all: all rows from 1970-01-01T00:00:00Z to 1990-01-01T00:00:00Z\n" in listed
+    assert "0 rows removed" in run("retain", "1d", *place, app=log_app).output
+    assert run("forget", "customer_id=c3", *place, app=log_app).exit_code == 2
+    redacted = ["redact", "customer_id=hash", "terminal_id=drop", "--age", "30d"]
+    assert run(*redacted, *place, app=log_app).output == "0 sealed files redacted\n"
+    for name in ("case 7", "all"):
+        assert run("release", name, *place, app=log_app).output == f"released: {name}\n"
+    assert run("release", "all", *place, app=log_app).exit_code == 2
+    assert run(*redacted, *place, app=log_app).output == "1 sealed files redacted\n"
+    rows = decisions.read(copy / "log" / "decisions")
+    assert rows["terminal_id"].unique().to_list() == [""]
+    assert rows["customer_id"].str.len_chars().unique().to_list() == [32]
+    for wrong in ("customer_id", "customer_id=burn", "event_time=drop", "score=hash"):
+        assert run("redact", wrong, "--age", "30d", *place, app=log_app).exit_code == 2
+    # Who was hashed is taken again from the record as before.
+    assert "no difference" in run(some(home)[0], *place).output

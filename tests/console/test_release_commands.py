@@ -88,7 +88,9 @@ def test_where_nothing_is_nothing_is_made(tmp_path: Path) -> None:
     assert "there was no release by plan yet" in run("list", "--home", tmp_path, "--all").stdout
     for command in (("show", "fraud/2"), ("abort", "fraud/2", "--by", "bob", "--reason", "x")):
         result = run(*command, "--home", tmp_path)
-        assert (result.exit_code, "does not exist" in result.stderr) == (2, True)
+        assert (result.exit_code, "release 'fraud/2' does not exist" in result.stderr) == (2, True)
+    result = run("at", "2026-01-01", "--home", tmp_path)
+    assert (result.exit_code, "registry in" in result.stderr) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,3 +116,25 @@ def test_the_steps_that_an_adopted_version_left_out_are_not_ticked_off(home: Pat
     assert "- canary 10 % (canary, 10 %)" in page
     assert "→ full (full, 1 to approve)" in page
     assert "begun by ann: a fix. full alone, of canary 10 %" in page
+
+
+def test_what_served_at_a_time(home: Path) -> None:
+    def served(moment: str, *more: str) -> str:
+        return run("at", f"1970-01-01T00:00:00.{moment}Z", "--home", home, *more).stdout
+
+    assert "nothing in Production, 2 versions" in served("000005")
+    assert served("000006").startswith("1970-01-01T00:00:00.000006Z fraud/1 in Production, 2 versions")
+    assert ticked(home, 101) == "canary 10 %"
+    assert "fraud/1 in Production, canary fraud/2 at 10 %" in served("000101")
+    told = json.loads(served("000101", "--json"))
+    assert told == {"model": "fraud", "time_us": 101, "version": 1, "canary": 2, "canary_share": 0.1}
+    assert "canary" not in served("000100")
+    for arguments, text in ((("soon",), "TIME: got 'soon'"), (("2026-01-01", "--model", "shop"), "there is: fraud")):
+        wrong = run("at", *arguments, "--home", home)
+        assert (wrong.exit_code, text in wrong.stderr) == (2, True)
+
+
+def test_nobody_approves_under_another_spelling(home: Path) -> None:
+    for name, text in (("ANN", "somebody else has to approve"), ("a\u200bnn", "--by: got"), ("\u200b", "--by: got")):
+        wrong = run("approve", "fraud/2", "--by", name, "--reason", "x", "--home", home)
+        assert (wrong.exit_code, text in wrong.stderr) == (2, True)

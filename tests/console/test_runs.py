@@ -64,6 +64,10 @@ def test_commands(tracked: tuple[Path, list[str]]) -> None:
 def test_what_a_command_cannot_do_is_one_message(tracked: tuple[Path, list[str]], tmp_path: Path) -> None:
     home, ids = tracked
     assert run("list", "--home", tmp_path).stdout == "no runs\n"
+    for command in (("list",), ("show", "ffffffff")):
+        absent = run(*command, "--home", tmp_path / "absent")
+        assert (absent.exit_code, "home" in absent.stderr) == (2, True)
+    assert list(tmp_path.glob("absent")) == []
     for arguments, text in (
         (("show", "ffffffff"), "run 'ffffffff' does not exist"),
         (("show", ids[0], "--metric", "gain"), "'gain' does not exist"),

@@ -322,3 +322,6 @@ def test_two_rules_of_one_name_are_refused(alerts: Alerts, tmp_path: Path) -> No
         path.write_text(f"- {{name: a, severity: info, playbook: p, metric: m, {wrong}}}\n")
         with pytest.raises(InvalidInput, match=wrong.partition(":")[0]):
             read_rules(path)
+    path.write_text("- {name: a}\n")
+    with pytest.raises(InvalidInput, match="have severity and playbook"):
+        read_rules(path)

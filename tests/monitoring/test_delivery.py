@@ -364,6 +364,8 @@ def test_odd_rules_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidInput):
             Route(**({"severity": "info", "channels": ("x",)} | wrong))
+    with pytest.raises(InvalidInput, match="lists of names"):
+        DeliveryRules.usual(critical="pager", warning=["chat"], info=["mail"])
     route = Route(severity="info", channels=("x",))
     with pytest.raises(InvalidInput, match="one a severity"):
         DeliveryRules(routes=(route, route))

@@ -12,10 +12,12 @@ from sklearn.metrics import roc_auc_score
 from vitok.clock import DAY
 from vitok.errors import Conflict, InvalidInput, NotFound
 from vitok.monitoring import (
+    DriftRule,
     MaturedLabels,
     RandomFeatures,
     ReferenceProfile,
     SliceCounts,
+    WatchRules,
     WindowCounts,
     by_quantile,
     concept_drift,
@@ -26,6 +28,7 @@ from vitok.monitoring import (
     moved_slices,
     onset,
 )
+from vitok.monitoring.conditions import drift_findings
 from vitok.monitoring.cross_fitting import delong
 from vitok.stats import FrozenEdges, LatencyHistogram, psi
 
@@ -57,6 +60,7 @@ def counted(profile: ReferenceProfile, X: np.ndarray, p: np.ndarray, country: np
 
 
 def window(profile: ReferenceProfile, X: np.ndarray, p: np.ndarray) -> WindowCounts:
+    joint = profile.joint
     return WindowCounts(
         model_version="m/1",
         start=DAY,
@@ -71,6 +75,7 @@ def window(profile: ReferenceProfile, X: np.ndarray, p: np.ndarray) -> WindowCou
         n_probability=len(X),
         mean_probability=float(p.mean()),
         latency=LatencyHistogram(),
+        joint=np.zeros(0) if joint is None else joint.sums(profile.edges[:-1], profile.counts[:-1], X),
     )
 
 
@@ -218,6 +223,68 @@ def test_random_features_keep_their_level_and_see_what_marginals_do_not() -> Non
         RandomFeatures.fit(edges[:1], counts[:1], reference[:, :1])
 
 
+def together(rng: np.random.Generator, n: int, *, rho: float, columns: int = 12) -> np.ndarray:
+    """Draws standard normal columns, of which the first two have a correlation of rho."""
+    X = rng.normal(size=(n, columns))
+    X[:, 1] = rho * X[:, 0] + np.sqrt(1 - rho**2) * X[:, 1]
+    return X
+
+
+def test_one_pair_of_many_that_turns_is_found_and_named() -> None:
+    rng = np.random.default_rng(5)
+    names = [f"x{at}" for at in range(12)]
+    time = np.repeat(np.arange(8), 2_500) * DAY
+    profile = ReferenceProfile.fit(
+        names, together(rng, 20_000, rho=0.0), rng.random(20_000), start=0, end=8 * DAY, event_time=time,
+        n_random_features=132, ignored=["x11"],
+    )  # fmt: skip
+    assert profile.joint is not None
+    assert ReferenceProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    # Each pair of the 11 columns that are looked at has two features or three.
+    pairs, times = np.unique(profile.joint.pairs, axis=0, return_counts=True)
+    assert (len(pairs), set(times.tolist()), int(pairs.max())) == (55, {2, 3}, 10)
+    quiet = diagnose(profile, window(profile, together(rng, 5_000, rho=0.0), rng.random(5_000)))
+    assert quiet.names == ()
+    found = diagnose(profile, window(profile, together(rng, 5_000, rho=0.9), rng.random(5_000)))
+    assert found.names == ("joint drift",)
+    assert set(found.columns) == {"x0", "x1"}
+    assert "x0 with x1" in str(found)
+    joint = found.data.joint
+    assert joint is not None
+    assert joint.pair_effect > 0.05 > joint.effect
+    # The same as alert: it fires as data drift and says which pair.
+    findings = drift_findings(found.data, WatchRules())
+    assert (findings[0].rule.name, findings[0].firing) == ("data_drift", True)
+    assert "x0 with x1" in findings[0].reason
+    assert not drift_findings(found.data, WatchRules(), faulty=["x0"])[0].firing
+    # Where a feature itself has moved, that is what is said.
+    moved = together(rng, 5_000, rho=0.9) + np.eye(12)[3] * 2
+    assert diagnose(profile, window(profile, moved, rng.random(5_000))).names == ("data drift",)
+
+
+def test_pairs_keep_their_level_and_ordinary_days_are_learnt() -> None:
+    rng = np.random.default_rng(6)
+    reference = together(rng, 8_000, rho=0.3, columns=4)
+    edges = [FrozenEdges.from_values(column) for column in reference.T]
+    counts = [frozen.count(column) for frozen, column in zip(edges, reference.T, strict=True)]
+    day = np.arange(8_000) // 1_000
+    features = RandomFeatures.fit(edges, counts, reference, n_features=48, day=day)
+    fresh = (together(rng, 1_000, rho=0.3, columns=4) for _ in range(200))
+    p_values = np.array([features.test(features.sums(edges, counts, X), 1_000).pair_p_value for X in fresh])
+    # Bonferroni over features that depend on each other: at most what was asked for.
+    assert np.mean(p_values < 0.05) < 0.09
+    assert features.ordinary[0] < 0.005
+    assert features.ordinary[1] < 0.05
+    weekend = reference.copy()
+    weekend[day == 6] = together(rng, 1_000, rho=0.95, columns=4)
+    learnt = RandomFeatures.fit(edges, counts, weekend, n_features=48, day=day)
+    another = learnt.test(learnt.sums(edges, counts, together(rng, 1_000, rho=0.95, columns=4)), 1_000)
+    assert another.pair_p_value < 1e-6
+    assert not DriftRule().drifted_together(another)
+    old = {name: value for name, value in learnt.to_dict().items() if name not in ("variances", "ordinary")}
+    assert RandomFeatures.from_dict(old).test(np.zeros(48), 1_000).pair == ()
+
+
 def test_domain_classifier_keeps_its_level_and_names_the_columns() -> None:
     rng = np.random.default_rng(3)
     p_values = [
@@ -234,6 +301,10 @@ def test_domain_classifier_keeps_its_level_and_names_the_columns() -> None:
         domain_classifier(["a"], [[1.0]], [[2.0]])
     with pytest.raises(InvalidInput, match="shape"):
         domain_classifier(["a", "b"], a, b)
+    with pytest.raises(InvalidInput, match="array of numbers"):
+        domain_classifier(["a"], [["x"]] * 20, a[:, :1])
+    with pytest.raises(InvalidInput, match="names"):
+        domain_classifier([], a, b)
 
 
 def test_delong_equals_scikit_learn_and_the_normal_law() -> None:

@@ -53,5 +53,8 @@ def test_nothing_and_nonsense(estimator: LossEstimator) -> None:
         LossEstimator.fit(np.zeros((3, 1)), np.zeros(3), np.zeros(3))
     with pytest.raises(InvalidInput, match="y"):
         LossEstimator.fit(np.zeros((30, 1)), np.zeros(30), np.full(30, math.nan))
+    with pytest.raises(InvalidInput, match="X: "):
+        estimator.estimate(np.zeros((2, 1)), [0.0, 1.0])
+    assert "learnt from" in repr(estimator)
     with pytest.raises(NotFound, match="mape"):
         empty["mape"]

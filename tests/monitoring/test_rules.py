@@ -283,6 +283,8 @@ def test_lengths_of_time_are_written_as_prometheus_reads_them() -> None:
         {"playbook": "see {{ $value }}"},
         {"severity": "loud"},
         {"windows": 0},
+        {"windows": 1.5},
+        {"clear_after": "3"},
     ],
 )
 def test_refuses_odd_rules(changes: dict[str, Any]) -> None:

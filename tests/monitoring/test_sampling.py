@@ -1,6 +1,7 @@
 """Oracle: repeated draws from a population whose metrics are known."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,22 @@ def test_every_row_labelled_is_the_truth_itself() -> None:
     assert found.value == pytest.approx(truth["precision"])
     assert found.upper - found.lower < 1e-9
     assert flags[plan.rows].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budget": float("nan")}, "budget"),
+        ({"budget": "10"}, "budget"),
+        ({"budget": None, "half_width": float("inf")}, "half_width"),
+        ({"probability": ["a", "b"]}, "probability"),
+        ({"flagged": [0.3, 1.0]}, "flagged"),
+    ],
+)
+def test_what_is_no_number_is_named(changes: dict[str, Any], said: str) -> None:
+    given = {"probability": [0.3, 0.6], "flagged": [0, 1], "metric": "precision", "budget": 1, **changes}
+    with pytest.raises(InvalidInput, match=said):
+        plan_labels(given.pop("probability"), given.pop("flagged"), **given)
 
 
 def test_wrong_input_is_named() -> None:

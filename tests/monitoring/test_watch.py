@@ -347,6 +347,35 @@ def test_an_alert_says_what_has_happened_where_and_since_when(tmp_path: Path, tr
     assert day.diagnoses[0].since == change * DAY
 
 
+def test_a_young_version_is_held_against_what_others_saw_last_year(tmp_path: Path, traffic: Any) -> None:
+    change = REFERENCE + 5
+    rules = WatchRules(baselines=("last year",))
+    world = World(tmp_path, traffic(shift=1.3, shift_day=change), rules=rules)
+    asked = []
+
+    def logged(start: int, end: int) -> pl.DataFrame:
+        asked.append((start, end))
+        return world.traffic.day(change + 1).with_columns(model_version=pl.lit("fraud/0"))
+
+    world.watch = Watch(
+        "fraud",
+        profile_of=world.profile_of,
+        sketches=world.sketches,
+        alerts=world.alerts,
+        rules=rules,
+        labelled=world.labelled,
+        logged=logged,
+    )
+    world.run(range(REFERENCE, change + 4))
+    (alert,) = [alert for alert in world.alerts.history() if alert.rule == "data_drift"]
+    _, told, against = alert.reason.partition("against last year: ")
+    assert told
+    assert "amount" in alert.reason
+    assert "amount" not in against
+    # The rows are asked for only while a drift may become an alert, each day of them once.
+    assert asked == [((day - 364) * DAY, (day - 363) * DAY) for day in range(change, change + len(asked))]
+
+
 def test_a_blind_model_is_called_concept_drift(tmp_path: Path, traffic: Any) -> None:
     world = World(tmp_path, traffic(per_day=4_000))
     world.run(range(REFERENCE, REFERENCE + 3))

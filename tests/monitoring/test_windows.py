@@ -209,6 +209,33 @@ def test_a_season_is_no_drift_against_the_same_season(sliced: ReferenceProfile, 
     assert drift(sliced, window, baseline=healthy).of("x").psi == 0.0
 
 
+def test_a_season_before_the_version_began_is_counted_from_the_log(
+    sliced: ReferenceProfile, sketches: Sketches
+) -> None:
+    start = 60 * WEEK
+    sketches.add(logged(1, 4_000, start, 24, shift=0.8), sliced)
+    window = sketches.window("m/1", start, start + DAY)
+    assert window is not None
+    assert Baseline.season(sketches, "m/1", start, start + DAY, back=YEAR) is None
+    before = logged(2, 3_000, start - YEAR, 24, shift=0.8).with_columns(model_version=pl.lit("m/0"))
+    baseline = Baseline.of_rows(sliced, before, start - YEAR, start - YEAR + DAY, name="last year")
+    counts = sliced.layout.count(before.select("f_x", "f_y", "probability").to_numpy())
+    assert baseline.counts.tolist() == counts.tolist()
+    report = drift(sliced, window, baseline=baseline)
+    assert (report.baseline, report.n_reference) == ("last year", 3_000)
+    assert report.of("x").effect < 0.02 < drift(sliced, window).of("x").effect
+    again = Baseline.of_rows(sliced, before, 0, DAY, name="scored anew", probability=np.full(3_000, 0.5))
+    assert again.counts[-sliced.edges[-1].n_bins :].max() == 3_000
+    for rows, probability, said in (
+        (before.drop("f_y"), None, "f_y"),
+        (before.clear(), None, "at least one"),
+        (before.with_columns(f_x=pl.lit("wide")), None, "f_x: "),
+        (before, [0.1], "probability"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            Baseline.of_rows(sliced, rows, 0, DAY, name="odd", probability=probability)
+
+
 def test_joint_drift_of_a_window(sliced: ReferenceProfile, sketches: Sketches) -> None:
     sketches.add(logged(8, 4_000, 0, 24), sliced)
     window = sketches.window("m/1", 0, DAY)

@@ -1,6 +1,7 @@
 """Oracle: the closed forms r / (q L) and (F - r) / (F + (1 - q) L), and brute force over the three actions."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,34 @@ def test_round_trip_and_version() -> None:
     assert again.version == policy.version != TierPolicy().version
 
 
-@pytest.mark.parametrize("costs", [{"review": 0}, {"false_block": -1}, {"reviewer_recall": 1.5}])
-def test_wrong_costs_are_named(costs: dict) -> None:
+@pytest.mark.parametrize(
+    ("probability", "amount", "units", "said"),
+    [
+        ([0.1, float("nan")], [1.0, 900.0], "ab", r"probability\[1\]: got nan"),
+        ([0.1, 1.5], [1.0, 1.0], "ab", r"probability\[1\]"),
+        ([-0.1, 0.5], [1.0, 1.0], "ab", r"probability\[0\]"),
+        ([0.1, 0.5], [1.0, float("nan")], "ab", r"amount\[1\]: got nan"),
+        ([0.1, 0.5], [-1.0, 1.0], "ab", r"amount\[0\]"),
+        ([0.1, 0.5], [1.0], "ab", "one shape"),
+        ([0.1], [1.0], "ab", "one shape"),
+        (["high"], [1.0], "a", "array of numbers"),
+    ],
+)
+def test_a_row_without_a_number_is_never_allowed(
+    probability: list[float], amount: list[float], units: str, said: str
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        TierPolicy(pass_through=0.01).decide(np.array(probability), np.array(amount), list(units))
+
+
+def test_no_rows_and_the_ends_of_the_range_are_decided() -> None:
+    assert TierPolicy().decide(np.zeros(0), np.zeros(0), []).actions == []
+    ends = TierPolicy().decide(np.array([0.0, 1.0, 0.0]), np.array([0.0, 500.0, 1e12]), ["a", "b", "c"])
+    assert ends.actions == ["allow", "block", "allow"]
+
+
+@pytest.mark.parametrize("costs", [{"review": 0}, {"false_block": -1}, {"reviewer_recall": 1.5}, {"review": "3"}])
+def test_wrong_costs_are_named(costs: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(costs))):
         Costs(**costs)
 
@@ -70,8 +97,14 @@ def test_wrong_costs_are_named(costs: dict) -> None:
         ([0.1, 0.2], [1.0, -1.0], r"amount\[1\]"),
         ([0.1, 0.2], [1.0], "shape"),
         ([], [], "with rows"),
+        (["a"], [1.0], "array of numbers"),
     ],
 )
 def test_a_period_that_cannot_be_priced_is_refused(probability: list[float], amount: list[float], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         TierPolicy.fit(np.array(probability), np.array(amount), days=1, reviews_per_day=1)
+
+
+def test_a_capacity_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="reviews_per_day"):
+        TierPolicy.fit(np.array([0.1]), np.array([1.0]), days=1, reviews_per_day=float("nan"))

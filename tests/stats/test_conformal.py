@@ -128,6 +128,12 @@ def test_wrong_input_is_named() -> None:
         AdaptiveCoverage.start(0.9, rate=0.0)
     with pytest.raises(InvalidInput, match="same length"):
         watch_coverage([1], [], promised=0.9)
+    with pytest.raises(InvalidInput, match="successes"):
+        watch_coverage(["a"], [3], promised=0.9)  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match=r"probability: got .*numbers"):
+        ConformalSets.fit([["a", "b"]], [0])
+    with pytest.raises(InvalidInput, match=r"probability: got .*numbers"):
+        ConformalSets.fit([[0.5, 0.5]] * 30, [0] * 30).predict([["a", "b"]])
 
 
 def test_a_probability_that_is_not_there_makes_no_empty_set() -> None:

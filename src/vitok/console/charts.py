@@ -86,15 +86,20 @@ def costs_by_day(days: Sequence[DayOfDecisions]) -> Chart:
 
 
 def _line(values: Sequence[float], top: float, tone: str) -> Line:
-    pieces: list[list[str]] = [[]]
+    pieces: list[list[tuple[float, float]]] = [[]]
     slot = 100 / max(1, len(values))
     for index, value in enumerate(values):
         if math.isnan(value):
             pieces.append([])
         else:
-            y = 100 - 100 * min(max(value / top, 0.0), 1.0)
-            pieces[-1].append(f"{(index + 0.5) * slot:.2f},{y:.2f}")
-    return Line(pieces=tuple(" ".join(piece) for piece in pieces if piece), tone=tone)
+            pieces[-1].append(((index + 0.5) * slot, 100 - 100 * min(max(value / top, 0.0), 1.0)))
+    for piece in pieces:
+        if len(piece) == 1:
+            # One value alone is still to be seen.
+            ((x, y),) = piece
+            piece[:] = [(x - slot / 5, y), (x + slot / 5, y)]
+    written = (" ".join(f"{x:.2f},{y:.2f}" for x, y in piece) for piece in pieces if piece)
+    return Line(pieces=tuple(written), tone=tone)
 
 
 def _days(starts: Sequence[int]) -> tuple[str, ...]:

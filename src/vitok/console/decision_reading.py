@@ -1,6 +1,7 @@
 """What was decided: a page of the newest decisions, and the whole story of one."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,11 @@ from vitok.console import stores
 from vitok.console.newest import newest
 from vitok.console.wording import count, exact_time, share
 from vitok.decision import Decision
-from vitok.errors import InvalidInput, MissingExtra, NotFound
+from vitok.errors import InvalidInput, NotFound
+from vitok.models.tree_contributions import TreePaths
 from vitok.monitoring import ReferenceProfile
 from vitok.policies import ALLOW, BLOCK, REVIEW, TierPolicy
-from vitok.registry import Registry, Version
-from vitok.systems.fraud.app import reasons
+from vitok.registry import Version
 from vitok.systems.fraud.messages import OUTCOME_KIND
 from vitok.systems.fraud.overrides import policy_as_logged
 
@@ -30,6 +31,8 @@ MOST_PAGES = 2_000
 ACTIONS = (ALLOW, REVIEW, BLOCK)
 ROUTES = ("champion", "canary", "fallback")
 _LONGEST = 200
+_MOST_REASONS = 6
+_KEPT_TREES = 16
 _COLUMNS = (
     "decision_id",
     "request_id",
@@ -342,13 +345,25 @@ def _version(home: Path, name: str) -> Version | None:
 def _reasons(home: Path, made: Decision, version: Version | None) -> tuple[tuple[tuple[str, float], ...], str]:
     if version is None:
         return (), "Rules answered, which weigh nothing up."
-    registry = Registry(home)
     try:
-        return tuple(reasons(registry, made)), ""
-    except (NotFound, MissingExtra) as error:
+        found = _trees(home, version)
+    except NotFound as error:
         return (), str(error)
-    finally:
-        registry.close()
+    if found is None:
+        return (), "The model is no set of trees, so what each feature did to the score cannot be told."
+    names, paths = found
+    row = np.array([[made.features.get(name, np.nan) for name in names]], np.float32)
+    parts = paths.contributions(row)[0]
+    largest = np.argsort(-np.abs(parts))[:_MOST_REASONS]
+    return tuple((names[at], round(float(parts[at]), 4)) for at in largest.tolist()), ""
+
+
+@functools.lru_cache(maxsize=_KEPT_TREES)
+def _trees(home: Path, version: Version) -> tuple[tuple[str, ...], TreePaths] | None:
+    package = stores.package(home, version)
+    if "model.txt" not in package or "signature.json" not in package:
+        return None
+    return tuple(package.json("signature.json")["inputs"]), TreePaths.of_lightgbm(package.text("model.txt"))
 
 
 def _seen(name: str, value: float, profile: ReferenceProfile | None, reason: float | None) -> FeatureSeen:

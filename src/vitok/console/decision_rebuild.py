@@ -13,9 +13,11 @@ from vitok.console import stores
 from vitok.decision import Decision
 from vitok.errors import Conflict, NotFound
 from vitok.features import FeatureSet, compare
+from vitok.features.corrections import with_corrections
 from vitok.features.rebuild import rebuild
 from vitok.systems.fraud.features import FEATURES, LABELS, TRANSACTIONS
 from vitok.systems.fraud.intake import CONTRACT
+from vitok.systems.fraud.label_events import label_events
 from vitok.systems.fraud.messages import SYSTEM
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 SAME, DIFFERS, UNKNOWN = "same", "differs", "needs history"
 _PAID = ("transaction_id", "event_time", "customer_id", "terminal_id", "amount")
 _KNOWN = ("transaction_id", "label_time", "is_fraud", "terminal_id")
+_TOLD = ("transaction_id", "label_time", "known_time", "is_fraud", "source", "supersedes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,32 +160,33 @@ def rebuild_decision(home: Path, decision_id: str, *, history: "Transactions | N
     log_begins, started = _least(begins, "event_time"), _least(begins, "ingest_time")
     outcomes = _outcomes(logs / "outcomes")
     if len(outcomes):
-        started = min(started, _least(outcomes, "ingest_time"))
+        started = min(started, _least(outcomes, "known_time"))
     reaches_back = found.event_time - FEATURES.longest
     paid = _before(logs / "decisions", found)
-    labels = outcomes.filter(_physical("ingest_time") <= found.ingest_time)
+    labels = outcomes.filter(_physical("known_time") <= found.ingest_time)
     terminals = decisions.read(logs / "decisions", columns=["request_id", "terminal_id"])
-    sources, n_history, n_homeless = _sources(paid, labels, terminals, history, started)
+    sources, corrections, n_history, n_homeless = _sources(paid, labels, terminals, history, started)
+    features, given = with_corrections(FEATURES, sources, {LABELS.name: corrections})
     keys = {name: found.entities[name] for name in FEATURES.entity_keys}
     rebuilt = rebuild(
-        FEATURES,
-        sources,
+        features,
+        given,
         keys=keys,
         time=found.event_time,
-        known_at=found.ingest_time,
+        known_at=max(found.ingest_time, found.event_time),  # what was not known then is left out already
         request={name: found.request[name] for name in FEATURES.request},  # type: ignore[misc]  # all are numbers
     )
     seen = np.array([found.features[name] for name in FEATURES.names], np.float64)
     differing = compare(FEATURES, seen[None], rebuilt[None]).by_feature
     reach, of_labels = spans(FEATURES), reading(FEATURES, LABELS.name)
-    features = []
+    compared = []
     for name, before, after in zip(FEATURES.names, seen.tolist(), rebuilt.tolist(), strict=True):
         state = SAME
         if name in differing:
             lacks_labels = n_homeless > 0 and name in of_labels
             may_lack = history is None and (lacks_labels or found.event_time - reach[name] < log_begins)
             state = UNKNOWN if may_lack else DIFFERS
-        features.append(RebuiltFeature(name=name, seen=before, rebuilt=after, state=state))
+        compared.append(RebuiltFeature(name=name, seen=before, rebuilt=after, state=state))
     return RebuiltDecision(
         decision=found,
         log_begins=log_begins,
@@ -190,7 +194,7 @@ def rebuild_decision(home: Path, decision_id: str, *, history: "Transactions | N
         n_transactions=len(sources[TRANSACTIONS.name]),
         n_labels=len(sources[LABELS.name]),
         n_history=n_history,
-        features=tuple(features),
+        features=tuple(compared),
     )
 
 
@@ -265,7 +269,7 @@ def _outcomes(log: Path) -> "pl.DataFrame":
     import polars as pl
 
     try:
-        rows = decisions.read(log, columns=["request_id", "event_time", "ingest_time", "value"])
+        rows = decisions.read(log, columns=["request_id", "event_time", "ingest_time", "value", "source", "supersedes"])
     except NotFound:
         moment = pl.Datetime("us", "UTC")
         schema: dict[str, Any] = {
@@ -273,9 +277,13 @@ def _outcomes(log: Path) -> "pl.DataFrame":
             "event_time": moment,
             "ingest_time": moment,
             "value": pl.Float64,
+            "source": pl.String,
+            "supersedes": pl.Boolean,
         }
         rows = pl.DataFrame(schema=schema)
-    return rows.rename({"request_id": "transaction_id", "event_time": "label_time", "value": "is_fraud"})
+    return rows.rename(
+        {"request_id": "transaction_id", "event_time": "label_time", "ingest_time": "known_time", "value": "is_fraud"}
+    )
 
 
 def _sources(
@@ -284,17 +292,17 @@ def _sources(
     terminals: "pl.DataFrame",
     history: "Transactions | None",
     started: int,
-) -> "tuple[Mapping[str, pl.DataFrame], int, int]":
+) -> "tuple[Mapping[str, pl.DataFrame], pl.DataFrame, int, int]":
     """Puts the events of the logs behind those of the history; the first of an id counts, as it did online.
 
     Returns:
-        The sources, how many of their rows are of the history, and how many labels are of transactions that are
-        neither in the log nor in the history.
+        The sources, the corrections of labels, how many rows of the sources are of the history, and how many labels
+        are of transactions that are neither in the log nor in the history, or supersede one that is in neither.
     """
     import polars as pl
 
     terminals = terminals.rename({"request_id": "transaction_id"})
-    labels = outcomes.select("transaction_id", "label_time", "is_fraud", _history=pl.lit(value=False))
+    labels = outcomes.select(*_TOLD, _history=pl.lit(value=False))
     if history is not None:
         transactions, known = _accepted(history)
         past = {"_history": pl.lit(value=True)}
@@ -302,15 +310,16 @@ def _sources(
         labels = pl.concat([known.filter(_physical("label_time") < started).with_columns(**past), labels])
         terminals = pl.concat([terminals, transactions.select("transaction_id", "terminal_id")])
     paid = paid.unique("transaction_id", keep="first", maintain_order=True)
-    labels = labels.unique("transaction_id", keep="first", maintain_order=True)
     terminals = terminals.unique("transaction_id", keep="first")
-    n_labels = len(labels)
-    labels = labels.join(terminals, on="transaction_id", how="inner", maintain_order="left")
+    events = label_events(labels)
+    labels = events.labels.join(terminals, on="transaction_id", how="inner", maintain_order="left")
+    corrections = events.corrections.join(terminals, on="transaction_id", how="inner", maintain_order="left")
     n_history = int(paid["_history"].sum()) + int(labels["_history"].sum())
     return (
         {TRANSACTIONS.name: paid.select(_PAID), LABELS.name: labels.select(_KNOWN)},
+        corrections,
         n_history,
-        n_labels - len(labels),
+        len(events.labels) - len(labels) + events.n_orphans,
     )
 
 
@@ -324,7 +333,14 @@ def _accepted(history: "Transactions") -> "tuple[pl.DataFrame, pl.DataFrame]":
     labels = contract.check(history.labels, schema="labels", now=newest + history.label_delay_us).accepted
     return (
         transactions.select(_PAID).sort("event_time", maintain_order=True),
-        labels.select("transaction_id", "label_time", pl.col("is_fraud").cast(pl.Float64)),
+        labels.select(
+            "transaction_id",
+            "label_time",
+            pl.col("label_time").alias("known_time"),
+            pl.col("is_fraud").cast(pl.Float64),
+            pl.lit("").alias("source"),
+            pl.lit(value=False).alias("supersedes"),
+        ),
     )
 
 

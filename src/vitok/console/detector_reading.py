@@ -264,10 +264,12 @@ def stream_drawn(stream: StreamSeen) -> Chart:
     def height(moment: int) -> float:
         return heights[moment - stream.length // 2]
 
-    learnt = over.along(middles[stream.learnt]) if 0 < stream.learnt < len(middles) else 0.0
+    learnt = over.along(middles[stream.learnt]) if stream.detectors else 0.0
     return Chart(
         title=f"{stream.name} by windows of {length(stream.length)}, with the changes that detectors saw",
-        marks=(Mark(x=0.0, y=0.0, width=learnt, height=100.0, tone="track", title="learnt from this time"),),
+        marks=(Mark(x=0.0, y=0.0, width=learnt, height=100.0, tone="track", title="learnt from this time"),)
+        if learnt
+        else (),
         lines=(curves.line(((over.along(middles[at]), axis.up(stream.values[at])) for at in kept), "thin"),),
         dots=curves.dots(
             (

@@ -20,6 +20,7 @@ from vitok.features import FeatureReader, FeatureSet
 from vitok.features.live import Follower, in_group
 from vitok.features.served_writer import ServedWriter
 from vitok.features.stream import StreamReport
+from vitok.registry import has_registry
 
 if TYPE_CHECKING:
     import polars as pl
@@ -250,7 +251,7 @@ class Hooks:
 
     def edges(self, features: FeatureSet, tell: Callable[[str], None]) -> "dict[str, FrozenEdges]":
         """Returns the edges of the reference in Production, none where there is none that fits."""
-        if self.home is None or not (self.home / "registry" / "ledger.sqlite").exists():
+        if self.home is None or not has_registry(self.home):
             return {}
         try:
             return reference_edges(self.home, features)

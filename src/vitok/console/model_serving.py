@@ -24,9 +24,10 @@ from vitok.console.model_dressing import Dressing, OutputPlan
 from vitok.console.model_guarding import GuardPlan, flags
 from vitok.console.model_routing import routed_host
 from vitok.console.option_names import options_named
+from vitok.console.registry_options import REGISTRY_OPTIONS, PackagesAt, RegistryAt
 from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
-from vitok.registry import Registry
+from vitok.registry import Registry, attach
 from vitok.serving import Metrics, Running, serve
 from vitok.serving.hosted import Hosted
 from vitok.serving.hosting import Catalogue, FolderCatalogue, ModelHost, RegistryCatalogue
@@ -40,6 +41,7 @@ from vitok.serving.workers import Workers, until_orphaned
 from vitok.stats import LatencyHistogram
 
 _FOLLOW_EVERY_S = 0.05
+_REGISTRY = "the registry"  # no name of a model has a space
 _STAGES = ("Production", "Staging", "canary", "latest")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -53,7 +55,9 @@ class ServingPlan:
 
     Attributes:
         models: Folder of `<name>/<version>/`; or
-        home: folder of vitok with a registry, whose version in `stage` answers.
+        home: folder of vitok with a registry, whose version in `stage` answers; or
+        registry: the registry that the home goes by, or by itself: another home, or `postgresql://...`.
+        packages: Where packages lie if the registry is a database.
         stage: Stage in the registry.
         pinned: Models that are loaded at once and stay.
         host: Address to listen on.
@@ -84,6 +88,8 @@ class ServingPlan:
 
     models: Path | None
     home: Path | None
+    registry: str | None = None
+    packages: str | None = None
     stage: str = "Production"
     pinned: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -112,15 +118,19 @@ class ServingPlan:
     metrics_folder: Path | None = None
 
     def __post_init__(self) -> None:
-        if (self.models is None) == (self.home is None):
-            raise InvalidInput("--models", self.models, "be given, or --home, and not both")
-        if self.home is not None and not self.home.is_dir():
+        if (self.models is None) == (self.home is None and self.registry is None):
+            raise InvalidInput("--models", self.models, "be given, or --home or --registry, and not both")
+        if self.packages is not None and self.registry is None:
+            raise InvalidInput("--packages", self.packages, "go with a database as --registry")
+        if self.home is not None and self.registry is None and not self.home.is_dir():
             # Made now, it would serve nothing, and look like one whose path is misspelt.
             raise InvalidInput("--home", str(self.home), "be a folder that there is")
         if self.stage not in _STAGES:
             raise InvalidInput("--stage", self.stage, f"be one of {', '.join(_STAGES)}")
         if self.models is not None and self.stage != _STAGES[0]:
-            raise InvalidInput("--stage", self.stage, "go with --home", "In --models the highest number answers")
+            raise InvalidInput(
+                "--stage", self.stage, "go with --home or --registry", "In --models the highest number answers"
+            )
         if (self.certificate is None) != (self.key is None):
             raise InvalidInput("--tls-key", self.key, "go with --tls-cert")
         if self.workers < 1:
@@ -149,12 +159,24 @@ class ServingPlan:
         """Whether other processes listen on the same port."""
         return self.worker is not None
 
-    def catalogue(self) -> Catalogue:
-        """Opens where the models come from."""
-        if self.models is not None:
-            return FolderCatalogue(self.models)
-        assert self.home is not None  # noqa: S101
-        return RegistryCatalogue(Registry(self.home), stage=self.stage)
+    def catalogue(self, registry: Registry | None) -> Catalogue:
+        """Opens where the models come from: a registry, or the folder where there is none."""
+        if registry is not None:
+            return RegistryCatalogue(registry, stage=self.stage)
+        assert self.models is not None  # noqa: S101
+        return FolderCatalogue(self.models)
+
+    def opened(self) -> Registry | None:
+        """Opens the registry; None where models come from a folder."""
+        if self.home is not None:
+            if self.registry is not None:
+                attach(self.home, self.registry, packages=self.packages)
+            return Registry(self.home)
+        if self.registry is None:
+            return None
+        if "://" not in self.registry and not Path(self.registry).is_dir():
+            raise InvalidInput("--registry", self.registry, "be a folder that there is")
+        return Registry(self.registry, packages=self.packages)
 
     def tracing(self) -> Tracing | None:
         """Makes what traces requests; None where nothing does."""
@@ -170,6 +192,8 @@ class ServingPlan:
         options: dict[str, object] = {
             "models": self.models,
             "home": self.home,
+            "registry": self.registry,
+            "packages": self.packages,
             "stage": self.stage,
             "pin": list(self.pinned),
             "host": self.host,
@@ -216,7 +240,9 @@ def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], te
     stop = threading.Event()
     bound: list[int] = []
     with contextlib.ExitStack() as resources:
-        catalogue = plan.catalogue()
+        with options_named(**REGISTRY_OPTIONS):
+            registry = plan.opened()
+        catalogue = plan.catalogue(registry)
         tracing = plan.tracing()
         if tracing is not None:
             resources.callback(tracing.close)
@@ -258,9 +284,15 @@ def serve_plan(plan: ServingPlan, *, ready: Callable[[dict[str, Any]], None], te
             while not stop.wait(_FOLLOW_EVERY_S):
                 try:
                     host.follow()
-                    told = "; ".join(f"{name}: {reason}" for name, reason in host.failures.items())
+                    problem = "" if registry is None else registry.problem()
                 except (VitokError, OSError) as error:
-                    told = str(error)
+                    problem = str(error)
+                if problem:
+                    # Shown where one asks whether all is well; what was loaded goes on.
+                    host.failures[_REGISTRY] = problem
+                else:
+                    host.failures.pop(_REGISTRY, None)
+                told = "; ".join(f"{name}: {reason}" for name, reason in host.failures.items())
                 if told and told != said:
                     tell(f"the version before goes on: {told}")
                 said = told
@@ -434,6 +466,8 @@ def n_bytes(option: str, text: str) -> int:
 def serve_models(
     models: Annotated[Path | None, typer.Option(help="Folder of NAME/VERSION/ with a model package in each.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of vitok whose registry says what answers.")] = None,
+    registry: RegistryAt = None,
+    packages: PackagesAt = None,
     stage: Annotated[str, typer.Option(help="Stage in the registry: Production, Staging, canary, latest.")] = (
         "Production"
     ),
@@ -489,6 +523,8 @@ def serve_models(
         plan = ServingPlan(
             models=models,
             home=home,
+            registry=registry,
+            packages=packages,
             stage=stage,
             pinned=tuple(pin or ()),
             host=host,

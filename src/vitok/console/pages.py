@@ -13,6 +13,7 @@ from vitok.clock import parse_time
 from vitok.console import charts, reading, wording
 from vitok.console.alert_reading import value_of
 from vitok.console.calibration_reading import calibration, course_drawn, reliability_drawn
+from vitok.console.challenger_reading import challenger, window_drawn
 from vitok.console.cost_reading import costs
 from vitok.console.decision_reading import ROUTES
 from vitok.console.detector_reading import WISHED, detectors, stream_drawn
@@ -21,7 +22,7 @@ from vitok.console.estimate_reading import estimates, estimates_drawn
 from vitok.console.incident_reading import incident_story, incidents
 from vitok.console.maturity_reading import maturity_drawn, outcomes_maturity
 from vitok.console.model_reading import measured
-from vitok.console.release_reading import told
+from vitok.console.release_reading import rehearsal, step_states, told
 from vitok.console.run_seen import runs_beside, runs_page
 from vitok.errors import InvalidInput, MissingExtra, NotFound, StoreError, VitokError
 from vitok.registry.run_reading import facts
@@ -66,6 +67,7 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "rules_cost_per_decision": "Cost a decision, rules",
     "rules_average_precision": "Average precision, rules",
+    "fraud_rate": "Fraud rate",
 }
 _HERE = Path(__file__).parent
 _STATIC = _HERE / "static"
@@ -103,6 +105,7 @@ _FILTERS = (
     "three",
     "time",
 )
+_UNBROKEN = ("lasting", "seconds", "share")
 
 Reader = Callable[[Path, "Request"], tuple[str, dict[str, Any]]]
 
@@ -207,6 +210,8 @@ def _environment() -> "Environment":
         environment.filters[name] = getattr(wording, name)
     # The template language has a `length` of its own.
     environment.filters["lasting"] = wording.length
+    for name in _UNBROKEN:
+        environment.filters[name] = _unbroken(environment.filters[name])
     environment.filters["measured"] = measured
     environment.filters["value_of"] = value_of
     environment.filters["told"] = told
@@ -223,6 +228,14 @@ def _environment() -> "Environment":
         version=__version__,
     )
     return environment
+
+
+def _unbroken(written: Callable[..., str]) -> Callable[..., str]:
+    # A line must not end between a number and its unit.
+    def found(value: Any) -> str:
+        return written(value).replace(" ", "\u00a0")
+
+    return found
 
 
 def _plain(value: object) -> object:
@@ -365,7 +378,8 @@ def _estimates(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
 
 def _detectors(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:
     seen = detectors(home, request.query_params.get("version", "").strip() or None)
-    return "detectors.html", {"seen": seen, "drawn": stream_drawn, "wished": WISHED}
+    beside = {"challenger": challenger(home), "window_drawn": window_drawn}
+    return "detectors.html", {"seen": seen, "drawn": stream_drawn, "wished": WISHED, **beside}
 
 
 def _outcomes(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
@@ -385,7 +399,7 @@ def _alerts(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
 
 
 def _releases(home: Path, _: "Request") -> tuple[str, dict[str, Any]]:
-    return "releases.html", {"seen": reading.releases(home)}
+    return "releases.html", {"seen": reading.releases(home), "rehearsal": rehearsal, "step_states": step_states}
 
 
 def _costs(home: Path, request: "Request") -> tuple[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """How what serves came to serve: gates, plans and canaries, the ledger as stretches of time and as lines."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,40 @@ def releases(home: Path) -> ReleasesSeen:
         verification="" if verification is None else str(verification),
         intact=verification is None or verification.intact,
     )
+
+
+def step_states(plan: Release) -> tuple[str, ...]:
+    """Says of each step of a plan how it went: `"done"`, `"here"`, `"failed"`, `"left out"`, or nothing yet: `""`.
+
+    A version that was pushed past a step has never entered it.
+    """
+    entered = [event.text for event in plan.events if event.kind == "entered"]
+    found = []
+    for at, step in enumerate(plan.plan["steps"]):
+        if plan.status == "finished" or at < plan.step:
+            named = not entered or any(text.startswith(f"{step['name']} of ") for text in entered)
+            found.append("done" if named else "left out")
+        elif at == plan.step:
+            found.append("here" if plan.is_open else "failed")
+        else:
+            found.append("")
+    return tuple(found)
+
+
+def rehearsal(plan: Release) -> str:
+    """Says in words how far the rehearsal of a plan has come, on decisions of before it began; empty without one."""
+    place = plan.position
+    if not isinstance(place, Mapping) or not {"seen", "matured", "until"} <= set(place):
+        return ""
+    shares = [event.data.get("share") for event in plan.events if event.kind == "entered"]
+    if shares and shares[0] == 1:
+        return ""
+    told = "Its judges also count decisions of before it began, which both versions have answered again"
+    if place["seen"] < place["until"]:
+        return f"{told}; they have come to {time(place['seen'])}, of {time(place['until'])}."
+    if place["matured"] < place["until"]:
+        return f"{told}; the outcomes of those from {time(place['matured'])} on are not in yet."
+    return f"{told}."
 
 
 def _commands(home: Path, plans: tuple[Release, ...]) -> tuple[tuple[str, str], ...]:

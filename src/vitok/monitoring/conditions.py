@@ -8,7 +8,7 @@ from vitok.clock import DAY, HOUR, isoformat
 from vitok.errors import InvalidInput
 from vitok.monitoring.calibration_watch import CalibrationWatch
 from vitok.monitoring.diagnosis import Diagnosis
-from vitok.monitoring.drift import ColumnDrift, DriftReport, DriftRule
+from vitok.monitoring.drift import JOINT, ColumnDrift, DriftReport, DriftRule
 from vitok.monitoring.performance import Performance
 from vitok.monitoring.profile import ReferenceProfile
 from vitok.monitoring.quality import QualityFinding, QualityRule
@@ -258,7 +258,10 @@ def drift_findings(
     """
     length = report.end - report.start
     data_drift, prediction_drift = (for_length(rule, length) for rule in (rules.data_drift, rules.prediction_drift))
-    before = [item.name for item in report.features] if data_drift.name in alerting else []
+    before: list[str] = []
+    if data_drift.name in alerting:
+        before += [item.name for item in report.features]
+        before.append(JOINT)
     if prediction_drift.name in alerting:
         before.append(report.prediction.name)
     verdict = rules.drift.judge(report, before=before)
@@ -273,7 +276,18 @@ def drift_findings(
     # Where nothing drifted, the feature that came nearest shows how far the day was from an alarm.
     nearest = max(moved or report.features, key=lambda item: _nearness(item, rules.drift)[0], default=None)
     findings = []
-    if nearest is not None:
+    joint = report.joint if verdict.joint and not faulty else None
+    if joint is not None:
+        measured = (
+            (effect / limit if limit else math.inf, effect, limit)
+            for _, effect, limit in rules.drift.joint_measures(joint)
+        )
+        _, value, bound = max(measured)
+        version = report.model_version
+        findings.append(
+            Finding(rule=data_drift, version=version, firing=True, value=value, bound=bound, reason=str(joint))
+        )
+    elif nearest is not None:
         reason = "; ".join(str(item) for item in moved[:_NAMED]) if moved else f"nearest: {nearest}"
         if len(moved) > _NAMED:
             reason += f"; and {len(moved) - _NAMED} more features"

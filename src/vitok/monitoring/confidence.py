@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats import Divergence, Estimate, psi, wilson
-from vitok.stats.arrays import Counts
+from vitok.stats.arrays import Counts, numbers
 from vitok.stats.results import Result
 
 N_BINS = 20
@@ -54,7 +54,7 @@ class ConfidenceCounts:
             >>> found.n_below, found.n
             (1, 3)
         """
-        p = np.asarray(probability, dtype=np.float64)
+        p = numbers("probability", probability)
         p = np.column_stack([1 - p, p]) if p.ndim == 1 else p
         if p.ndim != 2 or p.shape[1] < 2:
             raise InvalidInput("probability", p.shape, "have the shape (n,) or (n, k), k at least 2")

@@ -1,7 +1,6 @@
 """From rows of the decision log to hourly counts: one pass over each column, in compiled code."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -46,10 +45,13 @@ def count_hours(
     for name in ("model_version", "event_time", "latency_us", *_GROUPS):
         if frame[name].null_count():
             raise InvalidInput(f"frame: {name}", None, "have a value in every row")
+    version_of = frame["model_version"]
+    if frame.height and version_of.n_unique() == 1:
+        # As most hours have it.
+        return (_count(version_of[0], frame, profile_of(version_of[0])),)
     found = []
-    for version in frame["model_version"].unique(maintain_order=True).to_list():
-        rows = frame.filter(frame["model_version"] == version)
-        found.append(_count(version, rows, profile_of(version)))
+    for version in version_of.unique(maintain_order=True).to_list():
+        found.append(_count(version, frame.filter(version_of == version), profile_of(version)))
     return tuple(found)
 
 
@@ -97,10 +99,9 @@ def _count(version: str, rows: "pl.DataFrame", profile: ReferenceProfile | None)
     if missing:
         raise InvalidInput("frame: columns", missing, "be there", "Its features are not those of the version's profile")
     # Rows of an hour lie together, so that each count reads one stretch of memory.
-    numbers_of = rows.select(pl.col(*names, PROBABILITY).cast(pl.Float64).fill_null(math.nan))
-    columns = [column.to_numpy()[order] for column in numbers_of]
+    columns = [rows[name].cast(pl.Float64).to_numpy()[order] for name in (*names, PROBABILITY)]
     latency = rows["latency_us"].to_numpy()[order]
-    groups = _group_counts(rows.with_columns(pl.Series("_hour", of_row)))
+    groups = _group_counts(pl.DataFrame([pl.Series("_hour", of_row), *(rows[name] for name in _GROUPS)]))
     n_bins = profile.layout.n_bins if profile else 0
     counts = np.zeros((len(hours), n_bins), dtype=np.int64)
     joint = np.zeros((len(hours), profile.joint.n_features if profile and profile.joint else 0))
@@ -175,7 +176,7 @@ def _codes(sliced: Mapping[str, tuple[str, ...]]) -> dict[str, "pl.Expr"]:
 
 def _group_counts(rows: "pl.DataFrame") -> dict[int, dict[str, dict[str, int]]]:
     found: dict[int, dict[str, dict[str, int]]] = {}
-    for hour, *names, count in rows.group_by("_hour", *_GROUPS).len().sort("_hour", *_GROUPS).iter_rows():
+    for hour, *names, count in rows.group_by("_hour", *_GROUPS).len().rows():
         groups = found.setdefault(hour, {each: {} for each in _GROUPS})
         for group, name in zip(_GROUPS, names, strict=True):
             groups[group][name] = groups[group].get(name, 0) + count

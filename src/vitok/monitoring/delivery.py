@@ -4,7 +4,6 @@
 costs at most a message sent twice. It changes no alert: silenced or not, an alert is raised, shown and cleared.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,8 @@ from vitok.engines.sqlite import Database
 from vitok.errors import Conflict, InvalidInput, NotFound
 from vitok.monitoring import outbox, silences
 from vitok.monitoring.alerts import Alert, Alerts
-from vitok.monitoring.outbox import Channel, Delivered, Kind, Message, Notice, Outbox, Retry
+from vitok.monitoring.notices import notice_of, summary_of
+from vitok.monitoring.outbox import Channel, Delivered, Message, Notice, Outbox, Retry
 from vitok.monitoring.prometheus import Sample
 from vitok.monitoring.rules import SEVERITIES, Severity
 from vitok.monitoring.silences import Silence, Silences
@@ -55,8 +55,6 @@ _FOLLOWED = (
     "alert, fingerprint, noticed_at, told_at, held, ended, escalated, acknowledged_at, acknowledged_by, summed,"
     " told_as, told_key"
 )
-# Receivers refuse messages that are too long; what is left out is in the list of alerts.
-_MOST_DESCRIBED, _LONGEST_TITLE, _LONGEST_REASON = 20, 300, 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +145,10 @@ class DeliveryRules:
         Args:
             critical: Channels for critical alerts, such as a pager.
             warning: Channels for warnings, such as a chat; also told of critical alerts that nobody acknowledges.
-            info: Channels of the daily summary, such as a mailbox.
+            info: Channels of the daily summary, such as a mailbox. A name in place of a list is InvalidInput.
         """
+        if any(isinstance(names, str) for names in (critical, warning, info)):
+            raise InvalidInput("channels", (critical, warning, info), "be lists of names", "Write ['pager'] for one")
         again = Escalation(after=15 * MINUTE, channels=(*critical, *warning))
         return cls(
             routes=(
@@ -274,20 +274,7 @@ class Delivery:
             NotFound: If no such alert is followed.
             Conflict: If somebody else has taken it.
         """
-        if not who.strip():
-            raise InvalidInput("who", who, "not be empty")
-        with self._database.writing() as transaction:
-            row = transaction.execute("SELECT acknowledged_by FROM followed WHERE alert = ?", (alert_id,)).fetchone()
-            if row is None:
-                known = transaction.execute("SELECT alert FROM followed ORDER BY alert DESC LIMIT 12").fetchall()
-                raise NotFound("followed alert", alert_id, [one[0] for one in known])
-            if row[0] not in ("", who):
-                raise Conflict(f"alert {alert_id} is acknowledged by {row[0]} already")
-            transaction.execute(
-                "UPDATE followed SET acknowledged_by = ?, acknowledged_at = coalesce(acknowledged_at, ?)"
-                " WHERE alert = ?",
-                (who, now, alert_id),
-            )
+        acknowledge(self._database, alert_id, who=who, now=now)
 
     def dead(self) -> tuple[Message, ...]:
         """Returns the messages that were given up; `outbox.again` tries one anew."""
@@ -395,7 +382,7 @@ class Delivery:
                 continue
             parts = [group] if route.wait else [[one] for one in group]
             for part in parts:
-                notice = _notice("raised", [one.alert for one in part])
+                notice = notice_of("raised", [one.alert for one in part])
                 key = self._put(transaction, route.channels, notice, part, now)
                 for one in part:
                     transaction.execute(
@@ -422,7 +409,7 @@ class Delivery:
                     (one.told_key, one.alert.id),
                 ).fetchone()[0]
                 key = one.alert.fingerprint if others else one.told_as
-                self._put(transaction, dict.fromkeys(told), _notice("cleared", [one.alert], key=key), [one], now)
+                self._put(transaction, dict.fromkeys(told), notice_of("cleared", [one.alert], key=key), [one], now)
             transaction.execute("UPDATE followed SET ended = 1 WHERE alert = ?", (one.alert.id,))
 
     def _escalate(self, transaction: Any, followed: Iterable[Followed], now: int) -> None:
@@ -435,7 +422,7 @@ class Delivery:
             step = route.escalations[one.escalated]
             if _within(now, one.told_at, step.after) and not self._is_lost(transaction, route, one):
                 continue
-            notice = _notice("escalated", [one.alert], since=one.told_at, level=one.escalated + 1, key=one.told_as)
+            notice = notice_of("escalated", [one.alert], since=one.told_at, level=one.escalated + 1, key=one.told_as)
             self._put(transaction, step.channels, notice, [one], now, suffix=f"/{one.escalated + 1}")
             transaction.execute("UPDATE followed SET escalated = escalated + 1 WHERE alert = ?", (one.alert.id,))
 
@@ -468,7 +455,7 @@ class Delivery:
             new = [alert for alert in (self._alerts.get(row[0]) for row in rows) if self._is_in(route, alert)]
             told = {one.id for one in new}
             still = [one for one in self._alerts.open() if one.id not in told and self._is_in(route, one)]
-            notice = _summary(new, still, route.severity, day * DAY + route.daily_at)
+            notice = summary_of(new, still, route.severity, day * DAY + route.daily_at)
             for channel in route.channels:
                 self.outbox.put(transaction, channel, notice, key=f"summary/{route.severity}/{day}/{now}", now=now)
             transaction.executemany("UPDATE followed SET summed = 1 WHERE alert = ?", [(number,) for number in told])
@@ -516,6 +503,34 @@ def open_delivery(path: str | Path) -> Database:
     return Database(path, schema=_SCHEMA, kind="delivery", version=2, migrations=_MIGRATIONS, durable=True)
 
 
+def acknowledge(database: Database, alert_id: int, *, who: str, now: int) -> None:
+    """Records that somebody takes care of an alert, as `Delivery.acknowledge`, also where no service delivers.
+
+    Args:
+        database: The file of messages, as `open_delivery` returns it.
+        alert_id: Number of the alert.
+        who: Who takes it.
+        now: The present, in microseconds.
+
+    Raises:
+        NotFound: If no such alert is followed.
+        Conflict: If somebody else has taken it.
+    """
+    if not who.strip():
+        raise InvalidInput("who", who, "not be empty")
+    with database.writing() as transaction:
+        row = transaction.execute("SELECT acknowledged_by FROM followed WHERE alert = ?", (alert_id,)).fetchone()
+        if row is None:
+            known = transaction.execute("SELECT alert FROM followed ORDER BY alert DESC LIMIT 12").fetchall()
+            raise NotFound("followed alert", alert_id, [one[0] for one in known])
+        if row[0] not in ("", who):
+            raise Conflict(f"alert {alert_id} is acknowledged by {row[0]} already")
+        transaction.execute(
+            "UPDATE followed SET acknowledged_by = ?, acknowledged_at = coalesce(acknowledged_at, ?) WHERE alert = ?",
+            (who, now, alert_id),
+        )
+
+
 def _is_same(row: Sequence[Any], alert: Alert) -> bool:
     return row[0] == alert.id and row[1] == alert.fingerprint and row[2] in (None, alert.raised_at)
 
@@ -527,73 +542,3 @@ def _silencing(alert: Alert, known: Iterable[Silence], now: int) -> Silence | No
 def _within(now: int, begin: int, span: int) -> bool:
     """Says whether less than a span has passed; one that begins far ahead was written while the clock was ahead."""
     return abs(now - begin) < span
-
-
-def _notice(kind: Kind, alerts: Sequence[Alert], *, since: int = 0, level: int = 0, key: str = "") -> Notice:
-    first = min(alerts, key=lambda alert: (SEVERITIES.index(alert.severity), alert.id))
-    about = f"{first.rule} of {first.system} {first.version}{f', {first.slice}' if first.slice else ''}"
-    if len(alerts) > 1:
-        title = f"{len(alerts)} alerts of {first.system}: {', '.join(sorted({alert.rule for alert in alerts}))}"
-    elif kind == "cleared":
-        title = f"CLEARED {about}: {first.cleared_reason}"
-    else:
-        title = f"{first.severity.upper()} {about}: {first.reason}"
-    if kind == "escalated":
-        title = f"NOT ACKNOWLEDGED since {isoformat(since)} (level {level}): {title}"
-    key = key or first.fingerprint
-    if len(alerts) > 1:
-        key = hashlib.sha256(",".join(alert.fingerprint for alert in alerts).encode()).hexdigest()[:16]
-    return Notice(
-        key=key,
-        kind=kind,
-        severity=first.severity,
-        title=_cut(" ".join(title.split()), _LONGEST_TITLE),
-        body="\n\n".join(_all_described(alerts)),
-        alerts=tuple(_kept(alert) for alert in alerts),
-    )
-
-
-def _all_described(alerts: Sequence[Alert]) -> list[str]:
-    found = [_described(alert) for alert in alerts[:_MOST_DESCRIBED]]
-    return [*found, f"and {len(alerts) - len(found)} more"] if len(alerts) > len(found) else found
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def _described(alert: Alert) -> str:
-    lines = [
-        f"{alert.severity} {alert.rule}: {_cut(alert.reason, _LONGEST_REASON)}",
-        f"system {alert.system}, version {alert.version}, slice {alert.slice or 'all'}",
-        f"size {alert.value:.4g} against {alert.bound:.4g}, since {isoformat(alert.first_seen)}",
-        f"alert {alert.id}, raised {isoformat(alert.raised_at)}",
-    ]
-    if alert.cleared_at is None:
-        lines.append(f"next: {alert.playbook}")
-    else:
-        lines.append(f"cleared {isoformat(alert.cleared_at)}: {alert.cleared_reason}")
-    return "\n".join(lines)
-
-
-def _kept(alert: Alert) -> dict[str, Any]:
-    return {**alert.to_dict(), "fingerprint": alert.fingerprint}
-
-
-def _summary(new: Sequence[Alert], still: Sequence[Alert], severity: str, at: int) -> Notice:
-    day = isoformat(at)[:10]
-    ended = [alert for alert in new if alert.state == "cleared"]
-    parts = [f"{len(new)} new alerts, {len(ended)} of them cleared; {len(still)} older ones still open"]
-    parts += _all_described(new)
-    if still:
-        shown = [_cut(str(alert), _LONGEST_REASON) for alert in still[:_MOST_DESCRIBED]]
-        rest = [f"and {len(still) - len(shown)} more"] if len(still) > len(shown) else []
-        parts.append("Still open:\n" + "\n".join([*shown, *rest]))
-    return Notice(
-        key=f"summary-{day}",
-        kind="summary",
-        severity=severity,
-        title=f"Alerts until {isoformat(at)}: {parts[0]}",
-        body="\n\n".join(parts),
-        alerts=tuple(_kept(alert) for alert in new),
-    )

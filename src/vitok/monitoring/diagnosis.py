@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vitok.clock import DAY, isoformat
-from vitok.monitoring.drift import DriftReport, DriftRule, drift
+from vitok.monitoring.drift import JOINT, DriftReport, DriftRule, drift
 from vitok.monitoring.labels import ConceptDrift, LabelDrift
 from vitok.monitoring.profile import PROBABILITY, ReferenceProfile
 from vitok.monitoring.quality import QualityFinding, QualityRule, check_quality
@@ -13,7 +13,9 @@ from vitok.monitoring.sketches import Sketches, SliceCounts, WindowCounts
 from vitok.monitoring.slices import SliceFinding, explain, moved_slices
 from vitok.stats.results import Result
 
-Name = Literal["data quality", "concept drift", "label drift", "prediction drift", "data drift", "slice drift"]
+Name = Literal[
+    "data quality", "concept drift", "label drift", "prediction drift", "data drift", "joint drift", "slice drift"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class Diagnosis(Result):
             lines.append(f"  {self.label}")
         if "prediction drift" in self.names:
             lines.append(f"  {self.data.prediction}")
+        if "joint drift" in self.names:
+            lines.append(f"  {self.data.joint}")
         lines += [f"  {self.data.of(name)}" for name in self.columns[:5] if name in _measured(self.data)]
         lines += [f"  {one}" for one in self.slices[:3]]
         return "\n".join(lines)
@@ -139,10 +143,15 @@ def diagnose(
         names.append("prediction drift")
     if moved:
         names.append("data drift")
+    if verdict.joint and not faults:
+        names.append("joint drift")
     if within and not moved and not faults:
         names.append("slice drift")
+    together = measured.joint.pair if measured.joint is not None and "joint drift" in names else ()
     effects = {item.name: max(item.weight, 1e-9) * (item.effect + item.shift) for item in measured.features}
-    columns = sorted({*faulty, *moved, *(one.column for one in within)}, key=lambda name: -effects.get(name, 0.0))
+    columns = sorted(
+        {*faulty, *moved, *together, *(one.column for one in within)}, key=lambda name: -effects.get(name, 0.0)
+    )
     return Diagnosis(
         model_version=window.model_version,
         start=window.start,
@@ -221,8 +230,10 @@ def onset(
         window = sketches.window(model_version, start, start + step)
         if window is None:
             break
-        verdict = judge.judge(drift(profile, window), before=(*profile.names, PROBABILITY) if back else ())
-        if not (verdict.features or verdict.prediction or check_quality(profile, window, rule=quality)):
+        verdict = judge.judge(drift(profile, window), before=(*profile.names, PROBABILITY, JOINT) if back else ())
+        if not (
+            verdict.features or verdict.prediction or verdict.joint or check_quality(profile, window, rule=quality)
+        ):
             break
         found = start
     return found

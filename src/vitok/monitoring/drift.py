@@ -23,6 +23,9 @@ from vitok.monitoring.sketches import WindowCounts
 from vitok.stats import Divergence, benjamini_hochberg
 from vitok.stats.results import Result
 
+JOINT = "(joint)"
+"""What stands for how features go together, where columns are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnDrift(Result):
@@ -148,12 +151,14 @@ class DriftVerdict(Result):
         features: The features that drifted, largest first.
         prediction: Whether the probability drifted.
         reason: Why, in words.
+        joint: Whether how features go together drifted although each stood still.
     """
 
     judged: bool
     features: tuple[str, ...]
     prediction: bool
     reason: str
+    joint: bool = False
 
     def __str__(self) -> str:
         return self.reason
@@ -176,6 +181,9 @@ class DriftRule:
         beyond_ordinary: How many times the largest ordinary difference of days a change must be, at least 1.
         leave: Share of the bounds below which a change that was drift no longer is, in (0, 1]: what stands near a
             bound would else come and go.
+        min_joint_effect: Least effect of the joint distribution, at least 0; two columns that go together with a
+            correlation of 0.5 where they had none make 0.016 among two columns, and less among more.
+        min_pair_effect: Least effect of the pair that moved most, at least 0.
 
     Raises:
         InvalidInput: If an argument is outside its range.
@@ -187,9 +195,11 @@ class DriftRule:
     min_n: int = 200
     beyond_ordinary: float = 1.5
     leave: float = 0.8
+    min_joint_effect: float = 0.01
+    min_pair_effect: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("min_effect", "min_shift"):
+        for name in ("min_effect", "min_shift", "min_joint_effect", "min_pair_effect"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(name, getattr(self, name), "be at least 0")
         if not 0 < self.false_discovery_rate < 1:
@@ -220,12 +230,39 @@ class DriftRule:
         large = column.effect >= min_effect or column.shift >= min_shift
         return column.n_current >= self.min_n and column.adjusted_p_value <= self.false_discovery_rate and large
 
+    def drifted_together(self, joint: JointDrift, *, was: bool = False) -> bool:
+        """Says whether how features go together has drifted, by the mean over all random features or by one pair.
+
+        What moves each feature moves this too, so that it says something new only where no feature has drifted.
+
+        Args:
+            joint: How far the joint distribution has moved.
+            was: Whether it had drifted before: then the bounds of leaving hold.
+        """
+        share = self.leave if was else 1.0
+        # Two looks at the same features share the level.
+        return joint.n_current >= self.min_n and any(
+            2 * p_value <= self.false_discovery_rate and effect >= share * bound
+            for p_value, effect, bound in self.joint_measures(joint)
+        )
+
+    def joint_measures(self, joint: JointDrift) -> tuple[tuple[float, float, float], ...]:
+        """Returns p-value, effect and bound of the mean over all random features, and of the pair that moved most."""
+        measured = (
+            (joint.p_value, joint.effect, self.min_joint_effect, joint.ordinary_effect),
+            (joint.pair_p_value, joint.pair_effect, self.min_pair_effect, joint.ordinary_pair_effect),
+        )
+        return tuple(
+            (p_value, effect, max(least, self.beyond_ordinary * ordinary))
+            for p_value, effect, least, ordinary in measured
+        )
+
     def judge(self, report: DriftReport, *, before: Sequence[str] = ()) -> DriftVerdict:
         """Judges a report.
 
         Args:
             report: What `drift` measured.
-            before: Columns, among them perhaps `"probability"`, that had drifted in the window before.
+            before: Columns, among them perhaps `"probability"` and `JOINT`, that had drifted in the window before.
         """
         if report.n_current < self.min_n:
             reason = f"not judged: {report.n_current:,} rows, fewer than {self.min_n:,}"
@@ -233,12 +270,17 @@ class DriftRule:
         moved = [item for item in report.features if self.drifted(item, was=item.name in before)]
         prediction = self.drifted(report.prediction, was=PROBABILITY in before)
         found = [str(item) for item in ([report.prediction] if prediction else []) + moved[:3]]
+        joint = False
+        if report.joint is not None and not moved:
+            joint = self.drifted_together(report.joint, was=JOINT in before)
+            found += [str(report.joint)] if joint else []
         if len(moved) > 3:
             found.append(f"{len(moved) - 3} more features")
         return DriftVerdict(
             judged=True,
             features=tuple(item.name for item in moved),
             prediction=prediction,
+            joint=joint,
             reason="drifted: " + "; ".join(found) if found else f"no drift in {len(report.features)} features",
         )
 
@@ -289,7 +331,7 @@ def drift(
             )
     joint = None
     if profile.joint is not None and given.name == "training" and len(window.joint):
-        joint = profile.joint.test(window.joint, window.n)
+        joint = profile.joint.test(window.joint, window.n, names=profile.names)
     return _report(
         profile, given, window.counts, window.n, weights, (window.model_version, window.start, window.end), joint
     )

@@ -18,7 +18,7 @@ from vitok.monitoring.density_ratio import DensityRatio, density_ratio
 from vitok.monitoring.profile import ReferenceProfile
 from vitok.monitoring.sketches import WindowCounts
 from vitok.stats import Estimate
-from vitok.stats.arrays import labels, labels_and_scores, same_length
+from vitok.stats.arrays import labels, labels_and_scores, numbers, same_length
 from vitok.stats.binned_performance import ScoreBins
 from vitok.stats.performance_estimation import (
     CalibrationNoise,
@@ -35,7 +35,7 @@ _ENOUGH_FOR_ISOTONIC = 1_000
 
 
 def _array(field: str, values: ArrayLike) -> _Floats:
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers(field, values)
     if array.ndim != 1 or not np.isfinite(array).all():
         fix = "Leave out rows that no model answered"
         raise InvalidInput(field, array.shape, "be finite numbers of shape (n,)", fix)
@@ -299,7 +299,7 @@ class MulticlassEstimator:
         Raises:
             InvalidInput: If shapes do not fit, or a class is missing.
         """
-        scores, truth = np.asarray(score, dtype=np.float64), np.asarray(y)
+        scores, truth = numbers("score", score), np.asarray(y)
         if scores.ndim != 2 or truth.shape != scores.shape[:1]:
             raise InvalidInput("score and y", (scores.shape, truth.shape), "have the shapes (n, k) and (n,)")
         found = [
@@ -317,7 +317,7 @@ class MulticlassEstimator:
             predicted: Index of the predicted class, shape (n,).
             confidence_level: Level, in (0, 1).
         """
-        scores = np.asarray(score, dtype=np.float64)
+        scores = numbers("score", score)
         if scores.ndim != 2 or scores.shape[1] != len(self.calibrators):
             raise InvalidInput("score", scores.shape, f"have the shape (n, {len(self.calibrators)})")
         p = np.column_stack([one(scores[:, at]) for at, one in enumerate(self.calibrators)])

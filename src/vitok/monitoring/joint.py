@@ -5,9 +5,10 @@ something changed together, and cost little. `domain_classifier` needs rows of b
 tell them apart.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.monitoring.cross_fitting import cross_fit
 from vitok.stats import FrozenEdges
+from vitok.stats.arrays import numbers
 from vitok.stats.results import Result
 
 # On ranks in [0, 1]: a kernel much wider sees only means, one much narrower only noise.
 _WIDTH = 0.35
 _NULL_RANK = -0.5
+MIN_DAY = 200
+"""Fewest rows of a day of the reference that says how much days differ anyway."""
 _ROWS_AT_ONCE = 20_000
 
 
@@ -33,6 +37,8 @@ class RandomFeatures:
     discrepancy), summed over the chosen pairs: pairs, since in thirty dimensions a kernel over all of them is nearly
     blind to a change of two.
 
+    Pairs are dealt out evenly: with as many features as there are pairs each has one, with fewer some go unseen.
+
     Attributes:
         seed: Which features; the same seed and columns give the same.
         pairs: Shape (d, 2), the columns of each feature.
@@ -42,6 +48,9 @@ class RandomFeatures:
         trace: Sum of their variances there.
         trace_squared: Sum of their squared covariances there.
         n: Rows of the reference.
+        variances: Shape (d,), the variance of each there; empty in profiles that did not keep them.
+        ordinary: Largest effect and largest effect of a pair among single days of the reference; 0 where they are not
+            known.
 
     Source: Rahimi & Recht, NIPS 2007; Gretton et al., JMLR 2012.
     """
@@ -54,6 +63,8 @@ class RandomFeatures:
     trace: float
     trace_squared: float
     n: int
+    variances: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    ordinary: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def fit(
@@ -64,6 +75,8 @@ class RandomFeatures:
         *,
         n_features: int = 256,
         seed: int = 0,
+        columns: Sequence[int] | None = None,
+        day: NDArray[np.int64] | None = None,
     ) -> "RandomFeatures":
         """Draws the features and measures them on the reference.
 
@@ -73,16 +86,21 @@ class RandomFeatures:
             X: Shape (n, f), the reference.
             n_features: How many, d.
             seed: Which.
+            columns: Places of the columns that pairs are made of, at least 2; None for all.
+            day: Shape (n,), the day of each row: with them it learns how much single days differ anyway.
 
         Raises:
             InvalidInput: If there are fewer than two columns.
         """
         matrix = np.asarray(X, dtype=np.float64)
         n_columns = matrix.shape[1] if matrix.ndim == 2 else 0
-        if n_columns < 2:
+        chosen = range(n_columns) if columns is None else columns
+        if len(chosen) < 2:
             raise InvalidInput("X", matrix.shape, "have at least two columns", "One column has no joint distribution")
         rng = np.random.default_rng(seed)
-        pairs = np.array([rng.choice(n_columns, 2, replace=False) for _ in range(n_features)], dtype=np.int64)
+        every = np.array(list(itertools.combinations(chosen, 2)), dtype=np.int64)
+        rounds = -(-n_features // len(every))
+        pairs = np.concatenate([every[rng.permutation(len(every))] for _ in range(rounds)])[:n_features]
         waves = rng.normal(0.0, 1.0 / _WIDTH, (n_features, 2))
         phases = rng.uniform(0.0, 2 * math.pi, n_features)
         bare = cls(
@@ -90,17 +108,21 @@ class RandomFeatures:
             trace_squared=0.0, n=len(matrix),
         )  # fmt: skip
         ranks = _ranks(edges, counts)
-        total, second = np.zeros(n_features), np.zeros((n_features, n_features))
+        days, place = np.unique(np.zeros(len(matrix)) if day is None else day, return_inverse=True)
+        by_day, second = np.zeros((len(days), n_features)), np.zeros((n_features, n_features))
         for start in range(0, len(matrix), _ROWS_AT_ONCE):
             found = bare._features(_ranked(edges, ranks, matrix[start : start + _ROWS_AT_ONCE]))
-            total += found.sum(axis=0)
+            of = place[start : start + _ROWS_AT_ONCE]
+            for each in np.unique(of).tolist():
+                by_day[each] += found[of == each].sum(axis=0)
             second += found.T @ found
-        mean = total / len(matrix)
+        mean = by_day.sum(axis=0) / len(matrix)
         covariance = second / len(matrix) - np.outer(mean, mean)
-        return cls(
-            seed=seed, pairs=pairs, waves=waves, phases=phases, mean=mean, trace=float(np.trace(covariance)),
-            trace_squared=float((covariance**2).sum()), n=len(matrix),
+        whole = replace(
+            bare, mean=mean, trace=float(np.trace(covariance)), trace_squared=float((covariance**2).sum()),
+            variances=np.maximum(np.diag(covariance), 0.0),
         )  # fmt: skip
+        return replace(whole, ordinary=_ordinary(whole, by_day, np.bincount(place, minlength=len(days))))
 
     @property
     def n_features(self) -> int:
@@ -123,12 +145,13 @@ class RandomFeatures:
         angle += self.phases
         return np.asarray(np.cos(angle))
 
-    def test(self, sums: ArrayLike, n: int) -> "JointDrift":
+    def test(self, sums: ArrayLike, n: int, *, names: Sequence[str] = ()) -> "JointDrift":
         """Compares a window with the reference.
 
         Args:
             sums: Shape (d,), sums of the features over the window.
             n: Its rows, at least 1.
+            names: Names of the columns, to name the pair that stands out; its places where none are given.
 
         Returns:
             The discrepancy; its null law is a sum of chi-squares, taken as a gamma with its exact mean and variance
@@ -145,7 +168,7 @@ class RandomFeatures:
             >>> [features.test(features.sums(edges, counts, one), 1_000).p_value < 0.001 for one in (same, turned)]
             [False, True]
         """
-        from scipy.special import gammaincc
+        from scipy.special import gammaincc, ndtr
 
         if n < 1:
             return JointDrift(discrepancy=math.nan, null_mean=math.nan, p_value=1.0, effect=0.0, n_current=0)
@@ -153,8 +176,27 @@ class RandomFeatures:
         value, rate = 2 * float(gap @ gap) / self.n_features, 2 * (1 / n + 1 / self.n) / self.n_features
         mean, variance = rate * self.trace, 2 * rate**2 * self.trace_squared
         p_value = float(gammaincc(mean**2 / variance, value * mean / variance)) if variance > 0 else 1.0
-        return JointDrift(
-            discrepancy=value, null_mean=mean, p_value=p_value, effect=max(0.0, value - mean), n_current=n
+        found = JointDrift(
+            discrepancy=value,
+            null_mean=mean,
+            p_value=p_value,
+            effect=max(0.0, value - mean),
+            n_current=n,
+            ordinary_effect=self.ordinary[0],
+            ordinary_pair_effect=self.ordinary[1],
+        )
+        if not len(self.variances):
+            return found
+        # One pair in hundreds hardly moves the mean over all features; the feature that moved most shows it.
+        noise = self.variances * (1 / n + 1 / self.n)
+        far = np.abs(gap) / np.sqrt(np.maximum(noise, 1e-300))
+        at = int(np.argmax(np.where(noise > 0, far, 0.0)))
+        chosen = self.pairs[at].tolist()
+        return replace(
+            found,
+            pair=tuple(names[one] if len(names) else str(one) for one in chosen),
+            pair_p_value=min(1.0, 2 * self.n_features * float(ndtr(-far[at]))) if noise[at] > 0 else 1.0,
+            pair_effect=max(0.0, 2 * float(gap[at] ** 2 - noise[at])),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,6 +210,8 @@ class RandomFeatures:
             "trace": self.trace,
             "trace_squared": self.trace_squared,
             "n": self.n,
+            "variances": self.variances.tolist(),
+            "ordinary": list(self.ordinary),
         }
 
     @classmethod
@@ -182,6 +226,9 @@ class RandomFeatures:
             trace=float(data["trace"]),
             trace_squared=float(data["trace_squared"]),
             n=int(data["n"]),
+            # The first profiles kept neither.
+            variances=np.array(data.get("variances", []), dtype=np.float64),
+            ordinary=(float(data.get("ordinary", (0, 0))[0]), float(data.get("ordinary", (0, 0))[1])),
         )
 
 
@@ -195,6 +242,11 @@ class JointDrift(Result):
         p_value: Chance of at least this there.
         effect: The discrepancy less its null mean, at least 0; 1 is as far as it goes.
         n_current: Rows of the window.
+        pair: The two columns whose feature moved most, beyond its noise; empty where that is not known.
+        pair_p_value: Chance that any of the features moves as far without change, at most (Bonferroni).
+        pair_effect: The same distance for that feature alone, less its null mean, at least 0.
+        ordinary_effect: Largest effect among single days of the reference; 0 where they are not known.
+        ordinary_pair_effect: Largest effect of a pair among them.
     """
 
     discrepancy: float
@@ -202,9 +254,29 @@ class JointDrift(Result):
     p_value: float
     effect: float
     n_current: int
+    pair: tuple[str, ...] = ()
+    pair_p_value: float = 1.0
+    pair_effect: float = 0.0
+    ordinary_effect: float = 0.0
+    ordinary_pair_effect: float = 0.0
 
     def __str__(self) -> str:
-        return f"joint discrepancy {self.discrepancy:.3g} (without change {self.null_mean:.3g}; p = {self.p_value:.3g})"
+        pair = f"; most in {' with '.join(self.pair)}: effect {self.pair_effect:.3g}" if self.pair else ""
+        return (
+            f"joint discrepancy {self.discrepancy:.3g} (without change {self.null_mean:.3g}; effect {self.effect:.3g},"
+            f" p = {self.p_value:.3g}){pair}"
+        )
+
+
+def _ordinary(whole: RandomFeatures, by_day: NDArray[np.float64], n: NDArray[np.int64]) -> tuple[float, float]:
+    """Returns the largest effects of single days, each held against all others."""
+    largest = 0.0, 0.0
+    for sums, rows in zip(by_day, n.tolist(), strict=True):
+        others = whole.n - rows
+        if min(rows, others) >= MIN_DAY:
+            found = replace(whole, mean=(whole.mean * whole.n - sums) / others, n=others).test(sums, rows)
+            largest = max(largest[0], found.effect), max(largest[1], found.pair_effect)
+    return largest
 
 
 def _ranks(edges: Sequence[FrozenEdges], counts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
@@ -285,12 +357,14 @@ def domain_classifier(
 
     if folds < 2:
         raise InvalidInput("folds", folds, "be at least 2")
-    a, b = np.asarray(reference, dtype=np.float64), np.asarray(current, dtype=np.float64)
-    for field, rows in (("reference", a), ("current", b)):
+    if not names:
+        raise InvalidInput("names", [], "be at least one")
+    a, b = numbers("reference", reference), numbers("current", current)
+    for side, rows in (("reference", a), ("current", b)):
         if rows.ndim != 2 or rows.shape[1] != len(names):
-            raise InvalidInput(field, rows.shape, f"have the shape (n, {len(names)}), one column for each name")
+            raise InvalidInput(side, rows.shape, f"have the shape (n, {len(names)}), one column for each name")
         if len(rows) < 2 * folds:
-            raise InvalidInput(field, len(rows), f"have at least {2 * folds} rows, two for each fold")
+            raise InvalidInput(side, len(rows), f"have at least {2 * folds} rows, two for each fold")
     parameters = {
         "num_leaves": 15,
         "learning_rate": 0.1,

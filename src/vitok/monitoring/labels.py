@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats import benjamini_hochberg
+from vitok.stats.arrays import numbers
 from vitok.stats.results import Result
 
 _BINS = 5
@@ -72,7 +73,7 @@ def label_drift(
     """
     from scipy.special import ndtr
 
-    weight = np.asarray(arrived, dtype=np.float64)
+    weight = numbers("arrived", arrived)
     if weight.ndim != 1 or not ((weight >= 0) & (weight <= 1)).all():
         raise InvalidInput("arrived", weight.shape, "be one share in [0, 1] for each decision")
     for name, holds, rule, value in (
@@ -264,6 +265,9 @@ def concept_drift(
 
 def _check(side: str, given: MaturedLabels) -> None:
     n = len(given.y)
+    for name, numeric in (("y", given.y), ("probability", given.probability)):
+        if not isinstance(numeric, np.ndarray) or numeric.dtype.kind not in "bif":
+            raise InvalidInput(f"{side}: {name}", type(numeric).__name__, "be an array of numbers")
     for name, values in (("probability", given.probability), *given.groups.items()):
         if len(values) != n:
             raise InvalidInput(f"{side}: {name}", len(values), f"have {n} items, one for each label")

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitok import settings
 from vitok.errors import InvalidInput, MissingExtra, NotFound
 from vitok.stats import Estimate
+from vitok.stats.arrays import numbers
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.results import Result
 
@@ -74,6 +75,9 @@ class LossEstimator:
     def __init__(self, boosters: Mapping[str, Any], residual: Mapping[str, tuple[float, float]], n: int) -> None:
         self._boosters, self._residual, self._n = dict(boosters), dict(residual), n
 
+    def __repr__(self) -> str:
+        return f"LossEstimator(of {', '.join(self._boosters)}, learnt from {self._n:,} rows)"
+
     @classmethod
     def fit(
         cls,
@@ -105,7 +109,7 @@ class LossEstimator:
             raise MissingExtra("models", "LossEstimator") from None
 
         rows, guess = _rows(X, prediction)
-        truth = np.asarray(y, dtype=np.float64)
+        truth = numbers("y", y)
         if truth.shape != guess.shape or not np.isfinite(truth).all():
             raise InvalidInput("y", truth.shape, f"be finite numbers of shape {guess.shape}")
         if len(rows) < 20 or not 2 <= n_folds <= len(rows):
@@ -152,6 +156,9 @@ class LossEstimator:
             InvalidInput: If shapes do not fit.
         """
         rows, guess = _rows(X, prediction)
+        width = int(next(iter(self._boosters.values())).num_feature())
+        if rows.shape[1] != width:
+            raise InvalidInput("X", (len(rows), rows.shape[1] - 1), f"have the {width - 1} columns of fit")
         n = len(guess)
         z = normal_quantile(confidence_level)
         estimates = []
@@ -185,7 +192,7 @@ def _estimate(name: str, value: float, lower: float, upper: float, n: int, confi
 
 
 def _rows(X: ArrayLike, prediction: ArrayLike) -> tuple[_Floats, _Floats]:
-    matrix, guess = np.asarray(X, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    matrix, guess = numbers("X", X), numbers("prediction", prediction)
     if matrix.ndim != 2 or guess.shape != matrix.shape[:1] or not np.isfinite(guess).all():
         rule = "have the shapes (n, f) and (n,), predictions finite"
         raise InvalidInput("X and prediction", (matrix.shape, guess.shape), rule)

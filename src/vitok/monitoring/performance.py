@@ -362,6 +362,10 @@ def _need(decisions: "pl.DataFrame", *names: str) -> None:
     missing = [name for name in names if name not in decisions.columns]
     if missing:
         raise InvalidInput("decisions: columns", missing, "be there", f"There is: {', '.join(decisions.columns)}")
+    for name in {"label", "probability"} & set(names):
+        kind = decisions.schema[name]
+        if not (kind.is_numeric() or str(kind) in ("Boolean", "Null")):
+            raise InvalidInput(f"decisions: {name}", str(kind), "be a column of numbers")
 
 
 def _days(column: "pl.Series") -> NDArray[np.int64]:

@@ -14,15 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.clock import DAY, isoformat
 from vitok.errors import InvalidInput, NotFound
 from vitok.monitoring.distance import distance, spread
-from vitok.monitoring.joint import RandomFeatures
+from vitok.monitoring.joint import MIN_DAY, RandomFeatures
 from vitok.stats import Estimate, FrozenEdges, count_matrix
+from vitok.stats.arrays import numbers
 from vitok.stats.histograms import BinLayout
 
 PROBABILITY = "probability"
 OTHER = "other"
 _KIND = "vitok.reference_profile/1"
 # A day of fewer rows says more about sampling than about the day.
-_MIN_DAY = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,8 +132,9 @@ class ReferenceProfile:
             slices: Slice column to its value in each row, shape (n,), such as `{"country": countries}`. Hours are
                 then counted by these slices too.
             max_slices: How many values of a slice column are kept, the most frequent ones; the rest is `"other"`.
-            n_random_features: How many random features see joint drift; 0 for none, 256 is plenty. They cost about
-                as much as counting 50 columns.
+            n_random_features: How many random features see joint drift; 0 for none. Each looks at one pair of columns
+                that are not ignored, so that `f * (f - 1) / 2` see every pair once; 256 cost about as much as counting
+                50 columns.
 
         Returns:
             The profile.
@@ -141,8 +142,7 @@ class ReferenceProfile:
         Raises:
             InvalidInput: If there are no rows, shapes do not fit, or a name is wrong.
         """
-        matrix = np.asarray(X, dtype=np.float64)
-        p = np.asarray(probability, dtype=np.float64)
+        matrix, p = numbers("X", X), numbers("probability", probability)
         if matrix.ndim != 2 or matrix.shape[1] != len(names):
             raise InvalidInput("X", matrix.shape, f"have the shape (n, {len(names)}), one column for each name")
         if p.shape != matrix.shape[:1]:
@@ -164,7 +164,14 @@ class ReferenceProfile:
             raise InvalidInput("n_random_features", n_random_features, "be at least 0")
         joint = None
         if n_random_features:
-            joint = RandomFeatures.fit(edges[:-1], counts[:-1], matrix, n_features=n_random_features)
+            joint = RandomFeatures.fit(
+                edges[:-1],
+                counts[:-1],
+                matrix,
+                n_features=n_random_features,
+                columns=[at for at, name in enumerate(names) if name not in ignored],
+                day=None if event_time is None else np.asarray(event_time, dtype=np.int64) // DAY,
+            )
         return cls(
             names=tuple(names),
             edges=edges,
@@ -315,7 +322,7 @@ def _ordinary(
     ordered = whole[order]
     _, starts = np.unique(days[order], return_index=True)
     for first, last in itertools.pairwise([*starts.tolist(), len(days)]):
-        if last - first < _MIN_DAY or len(days) - (last - first) < _MIN_DAY:
+        if last - first < MIN_DAY or len(days) - (last - first) < MIN_DAY:
             continue
         for at, day in enumerate(count_matrix(edges, ordered[first:last])):
             moved = distance(edges[at], counts[at] - day, day)

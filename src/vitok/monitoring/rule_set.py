@@ -91,6 +91,9 @@ def _rule(place: int, given: object) -> AlertRule:
             raise InvalidInput(
                 where, name, f"be one of {', '.join(sorted(known - set(_TIMES.values()) | set(_TIMES)))}"
             )
+    missing = [name for name in ("name", "severity", "playbook") if name not in named]
+    if missing:
+        raise InvalidInput(where, dict(given), f"have {' and '.join(missing)}", "An alarm names its action")
     try:
         for name in ("for_us", "keep_firing_us", "every"):
             if name in named and named[name] != 0:
@@ -99,4 +102,4 @@ def _rule(place: int, given: object) -> AlertRule:
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error.field}", error.value, error.rule, error.fix) from None
     except TypeError as error:
-        raise InvalidInput(where, dict(given), f"be complete and of the right kinds: {error}") from None
+        raise InvalidInput(where, dict(given), f"hold values of the right kinds: {error}") from None

@@ -15,6 +15,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -111,8 +112,9 @@ class AlertRule:
         if self.severity not in SEVERITIES:
             raise InvalidInput("severity", self.severity, f"be one of {', '.join(SEVERITIES)}")
         for name in ("windows", "clear_after", "every"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(name, getattr(self, name), "be at least 1")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+                raise InvalidInput(name, value, "be a whole number of at least 1")
         if "{{" in self.name + self.playbook:
             raise InvalidInput("name, playbook", (self.name, self.playbook), "not hold {{, which begins a template")
         if self.metric:

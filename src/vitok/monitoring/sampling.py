@@ -7,12 +7,14 @@ are, the fewer labels it takes.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats import Estimate
+from vitok.stats.arrays import numbers
 from vitok.stats.intervals import normal_quantile
 from vitok.stats.performance_estimation import bounded_interval, expected_by_flag
 from vitok.stats.results import Result
@@ -58,11 +60,13 @@ class LabelPlan(Result):
 
 
 def _inputs(probability: ArrayLike, flagged: ArrayLike) -> tuple[_Floats, NDArray[np.bool_]]:
-    p, flags = np.asarray(probability, dtype=np.float64), np.asarray(flagged)
+    p, flags = numbers("probability", probability), np.asarray(flagged)
     if p.ndim != 1 or p.shape != flags.shape or len(p) == 0:
         raise InvalidInput("probability and flagged", (p.shape, flags.shape), "have the same shape (n,), n at least 1")
     if not ((p >= 0) & (p <= 1)).all():
         raise InvalidInput("probability", p[:5].tolist(), "be in [0, 1]", "Calibrate raw scores first")
+    if flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
+        raise InvalidInput("flagged", flags[:5].tolist(), "be yes or no, or 0 or 1")
     return p, flags.astype(np.bool_)
 
 
@@ -136,10 +140,10 @@ def plan_labels(
     p, flags = _inputs(probability, flagged)
     if (budget is None) == (half_width is None):
         raise InvalidInput("budget and half_width", (budget, half_width), "be given one of them")
-    if budget is not None and budget < 1:
-        raise InvalidInput("budget", budget, "be at least 1")
-    if half_width is not None and not half_width > 0:
-        raise InvalidInput("half_width", half_width, "be above 0")
+    if budget is not None and (not isinstance(budget, Real) or not 1 <= budget < math.inf):
+        raise InvalidInput("budget", budget, "be a number of at least 1")
+    if half_width is not None and (not isinstance(half_width, Real) or not 0 < half_width < math.inf):
+        raise InvalidInput("half_width", half_width, "be a finite number above 0")
     if not 0 < uniform_share <= 1:
         raise InvalidInput("uniform_share", uniform_share, "be in (0, 1]")
     slope = _slopes(metric, p, flags)
@@ -207,7 +211,7 @@ def estimate_from_labels(plan: LabelPlan, y: ArrayLike, probability: ArrayLike, 
         True
     """
     p, flags = _inputs(probability, flagged)
-    labels = np.asarray(y, dtype=np.float64)
+    labels = numbers("y", y)
     if labels.shape != plan.rows.shape or not np.isin(labels, (0.0, 1.0)).all():
         raise InvalidInput("y", labels.shape, f"be 0 or 1 for each of the {len(plan.rows)} rows of the plan")
     if len(p) != plan.n_obs:

@@ -103,7 +103,10 @@ class Silences:
 
         Raises:
             NotFound: If there is no such silence.
+            InvalidInput: If nobody is named.
         """
+        if not who.strip():
+            raise InvalidInput("who", who, "not be empty", "A silence says who ended it")
         found = self._get(silence_id)
         if now < found.ends_at:
             with self._database.writing() as transaction:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
 from vitok.stats import Estimate, wilson
+from vitok.stats.arrays import numbers
 from vitok.stats.results import Result
 
 _EXAMPLES = 5
@@ -99,7 +100,7 @@ def skew(
     for name in served:
         pair = []
         for side, values in (("served", served[name]), ("recomputed", recomputed[name])):
-            array = np.asarray(values, dtype=np.float64)
+            array = numbers(f"{side}[{name}]", values)
             if array.shape != (n,):
                 raise InvalidInput(f"{side}[{name}]", array.shape, f"have the shape ({n},), one for each decision")
             pair.append(array)

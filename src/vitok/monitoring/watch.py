@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitok.clock import DAY, HOUR, isoformat
+from vitok.decisions.schema import FEATURE_PREFIX
 from vitok.monitoring.alerts import Alert, Alerts
 from vitok.monitoring.baselines import WEEK, YEAR, Baseline
 from vitok.monitoring.calibration_watch import CalibrationWatch, watch_calibration
@@ -148,6 +149,8 @@ class Watch:
         estimates: Estimates each closed day and writes it down; None leaves that out.
         sets_of: Gives the conformal sets of a version, None for one without.
         groups: Gives the groups of labelled rows by which residuals are looked at, such as slices; each of shape (n,).
+        logged: Gives the decisions with `start <= event_time < end` of whatever version, with their features, called
+            as `logged(start, end)`. With it "last week" and "last year" reach behind a version's own beginning.
 
     Example:
         >>> import tempfile
@@ -178,6 +181,7 @@ class Watch:
         estimates: EstimateWatch | None = None,
         sets_of: Callable[[str], ConformalSets | None] | None = None,
         groups: "Callable[[pl.DataFrame], Mapping[str, NDArray[Any]]] | None" = None,
+        logged: "Callable[[int, int], pl.DataFrame] | None" = None,
     ) -> None:
         self.system = system
         self.rules = rules or WatchRules()
@@ -193,6 +197,7 @@ class Watch:
         self._estimates = estimates
         self._sets_of = sets_of
         self._groups = groups
+        self._logged = logged
         self._drift_names = (self.rules.data_drift.name, self.rules.prediction_drift.name)
         self._diagnosing = DiagnosisRule(drift=self.rules.drift, quality=self.rules.faults)
         # Version to the end of the last day that had something, and the beginning of the first one in its row.
@@ -470,12 +475,20 @@ class Watch:
                 found.append(self._healthy(version, start))
             else:
                 back = WEEK if name == "last week" else YEAR
-                found.append(Baseline.season(self._sketches, version, start, end, back=back))
+                own = Baseline.season(self._sketches, version, start, end, back=back)
+                found.append(own or self._before(seen.profile, start - back, end - back, name))
         return [
             drift(seen.profile, seen.window, baseline=one)
             for one in found
             if one is not None and one.n >= self.rules.min_n and one.digest == seen.profile.digest
         ]
+
+    def _before(self, profile: ReferenceProfile, start: int, end: int, name: str) -> Baseline | None:
+        """Returns what other versions decided then, over this one's bins; None where the log does not reach as far."""
+        rows = None if self._logged is None else self._logged(start, end)
+        if rows is None or not rows.height or any(FEATURE_PREFIX + one not in rows.columns for one in profile.names):
+            return None
+        return Baseline.of_rows(profile, rows, start, end, name=name)
 
     def _healthy(self, version: str, end: int) -> Baseline | None:
         since = end - 5 * WEEK

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from vitok.errors import InvalidInput
 from vitok.policies.tiers import BLOCK, Costs, TierPolicy
 from vitok.stats import Estimate, clopper_pearson_lower, trials_needed
-from vitok.stats.arrays import open_unit, same_length, vector
+from vitok.stats.arrays import labels_and_probabilities, open_unit, same_length, vector
 from vitok.stats.results import Result
 
 _Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def label_weights(action: Sequence[str] | NDArray[np.str_], propensity: ArrayLik
         >>> label_weights(["allow", "block", "allow"], [1.0, 0.99, 0.01]).tolist()
         [1.0, 0.0, 100.0]
     """
-    p = np.asarray(propensity, dtype=np.float64)
+    p = vector("propensity", propensity)
     actions = np.asarray(action, dtype=object)
     if p.ndim != 1 or actions.shape != p.shape:
         raise InvalidInput("action and propensity", (actions.shape, p.shape), "have the same shape (n,)")
@@ -153,9 +153,7 @@ def precise_threshold(
         >>> 0.49 < found.threshold < 0.6
         True
     """
-    p, labels = np.asarray(probability, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if p.ndim != 1 or p.shape != labels.shape or np.isnan(p).any() or not np.isin(labels, (0.0, 1.0)).all():
-        raise InvalidInput("probability and y", (p.shape, labels.shape), "have one shape (n,), no NaN, y 0 or 1")
+    labels, p = labels_and_probabilities(y, probability)
     if steps < 1:
         raise InvalidInput("steps", steps, "be at least 1")
     forgiving, strict = (trials_needed(target, failures=k, confidence_level=confidence_level) for k in (2, 0))

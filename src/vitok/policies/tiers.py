@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 
 from vitok.errors import InvalidInput
+from vitok.stats.arrays import numbers
 
 ALLOW, REVIEW, BLOCK = "allow", "review", "block"
 _NAMES = np.array([ALLOW, REVIEW, BLOCK], dtype=object)
@@ -31,9 +33,9 @@ class Costs:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         for name, value in (("false_block", self.false_block), ("review", self.review)):
-            if not value > 0 or not np.isfinite(value):
-                raise InvalidInput(f"costs: {name}", value, "be greater than 0")
-        if not 0 < self.reviewer_recall <= 1:
+            if not isinstance(value, Real) or not 0 < value < np.inf:
+                raise InvalidInput(f"costs: {name}", value, "be a finite number greater than 0")
+        if not isinstance(self.reviewer_recall, Real) or not 0 < self.reviewer_recall <= 1:
             raise InvalidInput("costs: reviewer_recall", self.reviewer_recall, "be in (0, 1]")
 
     def expected(self, probability: np.ndarray, amount: np.ndarray) -> np.ndarray:
@@ -59,6 +61,16 @@ class Costs:
         allowed = np.where(fraud, amount, 0.0)
         blocked = np.where(fraud, 0.0, self.false_block)
         return np.where(action == BLOCK, blocked, np.where(action == REVIEW, reviewed, allowed))
+
+
+def _check_rows(probability: np.ndarray, amount: np.ndarray, fix: str) -> None:
+    for field, values, fits, rule in (
+        ("probability", probability, (probability >= 0) & (probability <= 1), "be in [0, 1]"),
+        ("amount", amount, np.isfinite(amount) & (amount >= 0), "be a finite number of at least 0"),
+    ):
+        if not fits.all():
+            at = int(np.argmin(fits))
+            raise InvalidInput(f"{field}[{at}]", float(values[at]), rule, fix)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +133,26 @@ class TierPolicy:
             probability: Shape (n,), calibrated, in [0, 1].
             amount: Shape (n,), at least 0.
             units: n ids; the same id always falls on the same side of the random pass-through.
+
+        Raises:
+            InvalidInput: If lengths differ, a probability is not in [0, 1], or an amount is not a number of at least
+                0. Nothing is decided then: a row without a number has no cheapest action, least of all to allow it.
+
+        Example:
+            >>> import numpy as np
+            >>> TierPolicy().decide(np.array([np.nan]), np.array([900.0]), ["a"])
+            Traceback (most recent call last):
+            vitok.errors.InvalidInput: probability[0]: got nan, must be in [0, 1]. Answer rows without one by rules
         """
-        cost = self.costs.expected(probability, amount)
+        p, amounts = numbers("probability", probability), numbers("amount", amount)
+        if not p.shape == amounts.shape == (len(units),):
+            shapes = (p.shape, amounts.shape, (len(units),))
+            raise InvalidInput("probability, amount and units", shapes, "have one shape (n,)")
+        with np.errstate(invalid="ignore"):
+            cost = self.costs.expected(p, amounts)
+        # One look at the costs finds every row outside its range, since what is none makes them NaN or negative.
+        if not (cost >= 0).all():
+            _check_rows(p, amounts, "Answer rows without one by rules")
         cost[1] += self.review_price
         choice = cost.argmin(axis=0)
         propensity = np.ones(len(choice))
@@ -155,7 +185,7 @@ class TierPolicy:
             >>> TierPolicy(costs=Costs(false_block=30, review=3, reviewer_recall=0.9)).thresholds(2.0)
             (0.9375, 0.9375)
         """
-        if not 0 <= amount < np.inf:
+        if not isinstance(amount, Real) or not 0 <= amount < np.inf:
             raise InvalidInput("amount", amount, "be finite and at least 0")
         r, q, f = self.costs.review + self.review_price, self.costs.reviewer_recall, self.costs.false_block
         review = r / (q * amount) if amount else np.inf
@@ -192,19 +222,11 @@ class TierPolicy:
             InvalidInput: If there are no rows, lengths differ, a probability is not in [0, 1], an amount is not a
                 finite number of at least 0, or the period or the capacity is not greater than 0.
         """
-        probability, amount = np.asarray(probability, np.float64), np.asarray(amount, np.float64)
+        probability, amount = numbers("probability", probability), numbers("amount", amount)
         if probability.shape != amount.shape:
             raise InvalidInput("amount", amount.shape, f"have the shape of probability, {probability.shape}")
-        for field, values, fits, rule in (
-            ("probability", probability, (probability >= 0) & (probability <= 1), "be in [0, 1]"),
-            ("amount", amount, np.isfinite(amount) & (amount >= 0), "be a finite number of at least 0"),
-        ):
-            if not fits.all():
-                at = int(np.argmin(fits))
-                raise InvalidInput(
-                    f"{field}[{at}]", float(values[at]), rule, "Leave such rows out of the held-out period"
-                )
-        if not len(probability) or days <= 0 or reviews_per_day <= 0:
+        _check_rows(probability, amount, "Leave such rows out of the held-out period")
+        if not (len(probability) and days > 0 and reviews_per_day > 0):
             raise InvalidInput("days and reviews_per_day", (days, reviews_per_day), "be greater than 0, with rows")
         costs = costs or Costs()
 

@@ -13,6 +13,22 @@ Counts: TypeAlias = NDArray[np.int64]
 Flags: TypeAlias = NDArray[np.bool_]
 
 
+def numbers(field: str, values: ArrayLike) -> Floats:
+    """Reads an array of float64 of any shape; NaN and the infinities may be in it.
+
+    Raises:
+        InvalidInput: If an item is no number.
+
+    Example:
+        >>> numbers("amount", [[1, None]])
+        array([[ 1., nan]])
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput(field, values, "be an array of numbers") from None
+
+
 def vector(field: str, values: ArrayLike, *, finite: bool = False) -> Floats:
     """Reads a one-dimensional array of float64 without NaN.
 
@@ -28,10 +44,7 @@ def vector(field: str, values: ArrayLike, *, finite: bool = False) -> Floats:
         >>> vector("score", [1, 2])
         array([1., 2.])
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidInput(field, values, "be an array of numbers") from None
+    array = numbers(field, values)
     if array.ndim != 1:
         raise InvalidInput(field, array.shape, "have one dimension", "Pass an array of shape (n,)")
     bad = ~np.isfinite(array) if finite else np.isnan(array)
@@ -55,12 +68,12 @@ def labels(field: str, values: ArrayLike) -> Flags:
     array = np.asarray(values)
     if array.dtype == np.bool_ and array.ndim == 1:
         return array
-    numbers = vector(field, values)
-    flags = numbers == 1.0
-    bad = ~(flags | (numbers == 0.0))
+    given = vector(field, values)
+    flags = given == 1.0
+    bad = ~(flags | (given == 0.0))
     if bad.any():
         at = int(np.argmax(bad))
-        raise InvalidInput(f"{field}[{at}]", float(numbers[at]), "be 0 or 1")
+        raise InvalidInput(f"{field}[{at}]", float(given[at]), "be 0 or 1")
     return flags
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
-from vitok.stats.arrays import Flags, Floats, labels, open_unit, vector
+from vitok.stats.arrays import Flags, Floats, labels, numbers, open_unit, vector
 from vitok.stats.confidence_sequences import rate_sequence
 from vitok.stats.intervals import clopper_pearson
 from vitok.stats.results import Estimate, Result
@@ -156,7 +156,7 @@ class ConformalSets(Result):
         Raises:
             InvalidInput: If a probability is NaN, or shapes do not fit.
         """
-        p = np.asarray(probability, dtype=np.float64)
+        p = numbers("probability", probability)
         if p.ndim != 2 or np.isnan(p).any():
             # A comparison with NaN is false: the set would be empty without a word.
             raise InvalidInput("probability", p.shape, "have the shape (n, k), no NaN", "Impute or leave out such rows")
@@ -173,7 +173,7 @@ class ConformalSets(Result):
 
 
 def _classes(probability: ArrayLike, y: ArrayLike) -> tuple[Floats, NDArray[np.intp]]:
-    p, truth = np.asarray(probability, dtype=np.float64), np.asarray(y)
+    p, truth = numbers("probability", probability), np.asarray(y)
     if p.ndim != 2 or truth.shape != p.shape[:1] or np.isnan(p).any():
         raise InvalidInput("probability and y", (p.shape, truth.shape), "have the shapes (n, k) and (n,), no NaN")
     codes = truth.astype(np.intp)

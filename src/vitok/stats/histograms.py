@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
-from vitok.stats.arrays import Counts, Floats, positive_integer
+from vitok.stats.arrays import Counts, Floats, numbers, positive_integer
 
 _SPECIAL = 3
 
@@ -23,7 +23,7 @@ LANE = 32
 
 
 def _column(values: ArrayLike) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers("values", values)
     if array.ndim != 1:
         raise InvalidInput("values", array.shape, "have one dimension", "Pass an array of shape (n,)")
     return array

@@ -1,6 +1,7 @@
 """Intervals for one rate or one mean at one look; for repeated looks see `confidence_sequences`."""
 
 import math
+from numbers import Real
 from statistics import NormalDist
 
 import numpy as np
@@ -22,9 +23,9 @@ def normal_quantile(confidence_level: float) -> float:
 
 
 def _check_rate(successes: float, n_obs: int) -> None:
-    if n_obs < 0 or n_obs != int(n_obs):
+    if not isinstance(n_obs, Real) or n_obs < 0 or n_obs != int(n_obs):
         raise InvalidInput("n_obs", n_obs, "be a whole number of at least 0")
-    if not 0 <= successes <= n_obs:
+    if not isinstance(successes, Real) or not 0 <= successes <= n_obs:
         raise InvalidInput("successes", successes, f"be between 0 and n_obs = {n_obs}")
 
 
