@@ -26,7 +26,6 @@ from starlette.applications import Starlette
 
 from vitok import decisions, ids
 from vitok.clock import DAY, HOUR
-from vitok.console.detector_reading import kinds
 from vitok.console.pages import routes
 from vitok.decision import Outcome
 from vitok.errors import StoreError
@@ -345,11 +344,9 @@ def timed(home: Path, paths: list[str]) -> dict[str, list[tuple[float, int]]]:
             httpx.AsyncClient(transport=httpx.ASGITransport(app=empty), base_url="http://console") as idle,
             httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://console") as client,
         ):
-            # What a process loads once is no cost of a page, nor is compiling the detectors, once on a machine.
+            # What a process loads once is no cost of a page.
             for path in PAGES:
                 await idle.get(path)
-            for kind in kinds(None):
-                kind.detector.with_threshold(kind.detector.threshold).update_many(np.zeros(9))
             for path in paths:
                 again = 2
                 while again:
