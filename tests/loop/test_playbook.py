@@ -210,7 +210,7 @@ def test_an_action_that_stands_in_an_incident_is_not_taken_again(night: Night) -
     night.playbook.respond(alert(), now=NOW)
     record = night.playbook.respond(alert(2, rule="calibration"), now=NOW + HOUR)
     assert night.done() == {"raise_threshold": 1}
-    assert "it was done in incident-0001 already and stands" in record.timeline[-2].text
+    assert "it was done in incident-0001 already and stands" in record.timeline[-3].text
 
 
 def test_how_often_and_how_far_is_bounded_over_all_incidents(night: Night) -> None:
@@ -478,6 +478,26 @@ def test_a_person_may_try_again_what_failed_or_was_taken_back(night: Night) -> N
     night.playbook.undo(record.record_id, f"{key}/again/1", who="ann", why="no", now=NOW + HOUR)
     night.playbook.approve(record.record_id, key, who="ann", now=NOW + HOUR)
     assert [order.key for order in fake.orders] == [f"{key}/again/1", f"{key}/again/2"]
+
+
+@pytest.mark.parametrize("rule", ["calibration", "quality", "coverage"])
+def test_probabilities_that_went_off_get_a_new_calibrator_before_a_new_model(night: Night, rule: str) -> None:
+    night.fakes["recalibrate"] = Fake()
+    asked = Bound(per_day=1, per_week=1)
+    night.with_(bounds={"recalibrate": asked, "retrain": asked})
+    record = night.playbook.respond(alert(rule=rule), now=NOW)
+    first = {"recalibrate": 1} if rule == "calibration" else {}
+    assert night.done() == {"raise_threshold": 1, "retrain": 1, **first}
+    done = [entry.data["action"] for entry in events(record, "action")]
+    assert done == ["raise_threshold", *first, "retrain"]
+
+
+def test_no_calibrator_mends_broken_data_or_stands_for_a_young_version(night: Night) -> None:
+    night.fakes["recalibrate"] = Fake()
+    night.with_(bounds={"recalibrate": Bound(per_day=9, per_week=9)})
+    night.knows.changed = [promoted(2 * HOUR)]
+    night.playbook.respond(alert(rule="calibration"), now=NOW)
+    assert night.done() == {"rollback": 1}
 
 
 @pytest.mark.parametrize("rule", ["data_drift", "data_drift_7d"])

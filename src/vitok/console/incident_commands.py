@@ -159,7 +159,9 @@ def retrain(
 
 @incident_app.command("propose-only")
 def propose_only(
-    action: Annotated[str, typer.Argument(help="rollback, raise_threshold, use_rules, retrain, or all.")] = ALL,
+    action: Annotated[
+        str, typer.Argument(help="rollback, raise_threshold, use_rules, recalibrate, retrain, or all.")
+    ] = ALL,
     by: Annotated[str | None, typer.Option(help="Who decides it; without, the switches are shown.")] = None,
     reason: Annotated[str, typer.Option(help="Why; goes on record.")] = "",
     home: Home = None,

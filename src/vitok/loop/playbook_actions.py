@@ -69,12 +69,14 @@ class Actions:
         rollback: Puts the version before back: `roll_back` of this room.
         raise_threshold: Blocks less and sends more to review, by `Order.by`.
         use_rules: Lets the rules answer instead of the model.
+        recalibrate: Asks for a new calibrator of the version in force, which is tried before a retraining.
         retrain: Asks for a retraining, which begins when there is something to learn from.
     """
 
     rollback: Action | None = None
     raise_threshold: Action | None = None
     use_rules: Action | None = None
+    recalibrate: Action | None = None
     retrain: Action | None = None
 
     def of(self, name: str) -> Action | None:
@@ -112,11 +114,12 @@ class Bound:
 
 
 def usual_bounds() -> dict[str, Bound]:
-    """Returns the usual bounds: a roll back a day, small steps of thresholds, rules for hours; retraining is asked."""
+    """Returns the usual bounds: a roll back a day, small steps of thresholds, rules for hours; what is new is asked."""
     return {
         "rollback": Bound(per_day=1, per_week=2),
         "raise_threshold": Bound(per_day=2, per_week=4, by=0.1, total=0.2, lasts=DAY),
         "use_rules": Bound(per_day=2, per_week=4, lasts=6 * HOUR),
+        "recalibrate": Bound(per_day=0, per_week=0),
         "retrain": Bound(per_day=0, per_week=0),
     }
 
@@ -138,7 +141,8 @@ def measures(alert: Mapping[str, Any], found: Triage, rules: TriageRules) -> tup
     """Chooses what is done: roll back what is young, raise thresholds where quality fell, rules where no model answers.
 
     Broken data and mere drift are answered by no action on the model: a feed is mended by people, and drift costs
-    nothing as long as decisions are as good as before.
+    nothing as long as decisions are as good as before. Where only probabilities went off, a new calibrator comes before
+    a new model; both are asked for, since the first mends no ranking.
 
     Args:
         alert: The alert as `Alert.to_dict` gives it.
@@ -153,7 +157,12 @@ def measures(alert: Mapping[str, Any], found: Triage, rules: TriageRules) -> tup
     if rule in rules.quality:
         review = Measure(action="raise_threshold", why="decisions got worse: block less, let people look at more")
         again = Measure(action="retrain", why="decisions got worse and no release is at fault")
-        return (review,) if found.cause == "data" else (review, again)
+        if found.cause == "data":
+            return (review,)
+        if rule in rules.calibration:
+            level = Measure(action="recalibrate", why="probabilities went off, which a new calibrator may mend")
+            return (review, level, again)
+        return (review, again)
     return ()
 
 
@@ -161,6 +170,7 @@ VERBS = {
     "rollback": "roll back",
     "raise_threshold": "raise thresholds",
     "use_rules": "let rules answer",
+    "recalibrate": "ask for a new calibrator",
     "retrain": "ask for a retraining",
 }
 LASTING = ("rollback", "raise_threshold", "use_rules")

@@ -10,7 +10,7 @@ from vitok.errors import InvalidInput, StoreError
 from vitok.registry.files import exclusive, sync_folder, write_durable
 from vitok.stats.results import Result
 
-ACTIONS = ("rollback", "raise_threshold", "use_rules", "retrain")
+ACTIONS = ("rollback", "raise_threshold", "use_rules", "recalibrate", "retrain")
 ALL = "all"
 
 

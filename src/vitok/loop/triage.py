@@ -88,6 +88,7 @@ class TriageRules:
     Attributes:
         model_out: Rules that say that no model answers.
         quality: Rules that say that decisions got worse.
+        calibration: Those of them that say that probabilities are off, whether or not the ranking fell too.
         drift: Rules that say that inputs or scores moved.
         data: Rules that say that data are missing or broken.
         inputs: Rules about what comes in: no version changes that, so they put no release at fault.
@@ -97,6 +98,7 @@ class TriageRules:
 
     model_out: frozenset[str] = frozenset({"fallback"})
     quality: frozenset[str] = frozenset({"quality", "calibration", "coverage"})
+    calibration: frozenset[str] = frozenset({"calibration"})
     drift: frozenset[str] = frozenset({"data_drift", "prediction_drift", "coverage"})
     data: frozenset[str] = frozenset({"absence", "data_quality", "skew", "label_source"})
     inputs: frozenset[str] = frozenset({"data_drift"})

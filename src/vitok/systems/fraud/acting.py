@@ -1,4 +1,4 @@
-"""What the loop may do to the fraud service: four actions, each done once under its key and taken back likewise."""
+"""What the loop may do to the fraud service: five actions, each done once under its key and taken back likewise."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,9 +12,13 @@ from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.overrides import Override, Overrides
 
 LOOP = "loop"
+CALIBRATOR = f"{SYSTEM}/calibrator"
+"""What triggers call the job of refitting the calibrator of the version in force; retraining is `SYSTEM`."""
 DAYS_AT_LEAST = 21
 RETRAININGS = Bound(per_day=1, per_week=1)
 """The loop asks for a retraining by itself once a week; the gate, the canary and the triggers' budget come after it."""
+RECALIBRATIONS = Bound(per_day=1, per_week=1)
+"""And for a new calibrator, whose gate and canary come after it likewise."""
 
 
 def too_young(start: int, now: int) -> str:
@@ -46,7 +50,7 @@ def actions(
         registry: Where versions stand.
         records: Where roll backs are recorded.
         overrides: What is other than released, for a while.
-        triggers: What begins retrainings.
+        triggers: What begins retrainings and new calibrators.
         clock: Says when something is taken back.
         lacks: Says at a time why no version can be made here at all; empty where one can.
         well: Says at a time why no rules are needed, since the model answers; empty where they may be.
@@ -55,7 +59,8 @@ def actions(
         rollback=RollBack(registry, records),
         raise_threshold=OverrideFor(overrides, "raise_threshold", clock),
         use_rules=OverrideFor(overrides, "use_rules", clock, needless=well),
-        retrain=AskToRetrain(triggers, lacks),
+        recalibrate=AskFor(CALIBRATOR, triggers),
+        retrain=AskFor(SYSTEM, triggers, lacks=lacks),
     )
 
 
@@ -161,15 +166,17 @@ class OverrideFor:
         self._overrides.end(order.key, who=LOOP, now=self._clock.now())
 
 
-class AskToRetrain:
-    """Asks the triggers for a retraining, which begins once there are labels to learn from.
+class AskFor:
+    """Asks the triggers for a retraining or a new calibrator, which begins once nothing is in its way.
 
     Args:
-        triggers: What begins retrainings.
+        job: What is asked for: `SYSTEM` is a retraining, `CALIBRATOR` a new calibrator.
+        triggers: What begins jobs.
         lacks: Says at a time why no version can be made here at all; empty where one can.
     """
 
-    def __init__(self, triggers: Triggers, lacks: Callable[[int], str]) -> None:
+    def __init__(self, job: str, triggers: Triggers, *, lacks: Callable[[int], str] = lambda _: "") -> None:
+        self._job = job
         self._triggers = triggers
         self._lacks = lacks
 
@@ -182,14 +189,14 @@ class AskToRetrain:
         lacking = self._lacks(order.now)
         if lacking:
             raise Conflict(lacking)
-        self._triggers.ask(SYSTEM, who=LOOP, why=_short(order), now=order.now, kind="incident", key=order.key)
+        self._triggers.ask(self._job, who=LOOP, why=_short(order), now=order.now, kind="incident", key=order.key)
         return {"asked": order.key}
 
     def undo(self, order: Order, done: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Asks no longer.
 
         Raises:
-            Conflict: If the retraining has begun.
+            Conflict: If the job has begun.
         """
         self._triggers.withdraw(order.key)
 

@@ -58,6 +58,15 @@ class MakerApart:
         given = {"key": key, "reason": reason, "at": at, "changed": changed}
         return _apart(_again, self._home, self._costs, self._label_delay, self._start(at), given)
 
+    def refit(self, key: str, *, champion: int, reason: str, at: int) -> dict[str, Any]:
+        """Makes a version of the champion's trees and a new calibrator, as `Maker.refit`.
+
+        Raises:
+            ServiceError: If the process fails or dies; the same key again goes on.
+        """
+        given = {"key": key, "champion": champion, "reason": reason, "at": at}
+        return _apart(_refit, self._home, self._costs, self._label_delay, self._start(at), given)
+
     def mirror(self) -> None:
         """Shows the stages of the versions in the tracking store.
 
@@ -118,6 +127,11 @@ def _again(home: Path, costs: Costs, label_delay: int, start: int, given: Mappin
         return maker.again(**given)
 
 
+def _refit(home: Path, costs: Costs, label_delay: int, start: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    with _maker(home, costs, label_delay, start) as maker:
+        return maker.refit(**given)
+
+
 def _mirror(home: Path, costs: Costs, label_delay: int, start: int) -> dict[str, Any]:
     with _maker(home, costs, label_delay, start) as maker:
         maker.mirror()
@@ -159,6 +173,7 @@ class LiveOperator(Operator):
             min_matured=label_delay,
             tell=lambda _moment, text: _LOG.info("%s", text),
             channels=channels,
+            refit=maker.refit,
         )
         self.samples: tuple[Sample, ...] = ()
         self._challenger: Challenger | None = None
@@ -177,6 +192,7 @@ class LiveOperator(Operator):
         if now - self._learned_at >= HOUR or now < self._learned_at:
             self.challenge(now)
             self._learned_at = now
+        self.recalibrate(now)
         self.retrain(now)
         self.delivery.tick(now)
         # Who gives the loop an order from the command line runs steps of this home too.

@@ -34,7 +34,7 @@ from vitok.monitoring.label_guard import LABEL_SOURCE
 from vitok.monitoring.outbox import Channel
 from vitok.policies import Costs
 from vitok.registry import Registry
-from vitok.systems.fraud.acting import LOOP, RETRAININGS, actions
+from vitok.systems.fraud.acting import CALIBRATOR, LOOP, RECALIBRATIONS, RETRAININGS, actions
 from vitok.systems.fraud.evidence import FraudEvidence
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.notices import channels as file_channels
@@ -54,6 +54,8 @@ FALLBACK_1H = monitoring.AlertRule(
 _FEWEST = 30
 _MOSTLY = 0.5
 _RECENT = 7 * DAY
+# A job that only somebody asks for, once a week, whoever asks.
+_RECALIBRATING = TriggerRules(drift=frozenset(), loss=frozenset(), cool_down=7 * DAY, runs_a_week=1)
 
 
 class Making(Protocol):
@@ -72,6 +74,14 @@ class Making(Protocol):
         ...
 
 
+class Refitting(Protocol):
+    """Who refits calibrators: `releases.Maker.refit` in this process, or another process."""
+
+    def __call__(self, key: str, *, champion: int, reason: str, at: int) -> dict[str, Any]:
+        """Makes a version of the champion's trees and a new calibrator; the same key again makes nothing new."""
+        ...
+
+
 class Operator(Observer):
     """Watches the log of the fraud service and acts on what it says.
 
@@ -87,6 +97,7 @@ class Operator(Observer):
         rules: What the watch looks for.
         channels: Ways to people, by name, and who is told what; a file in the home by default.
         bounds: How often, how far and how long the playbook acts by itself, by action.
+        refit: Refits the champion's calibrator; None where that can only be proposed.
     """
 
     def __init__(
@@ -103,14 +114,16 @@ class Operator(Observer):
         rules: monitoring.WatchRules | None = None,
         channels: tuple[Mapping[str, Channel], monitoring.DeliveryRules] | None = None,
         bounds: Mapping[str, Bound] | None = None,
+        refit: Refitting | None = None,
     ) -> None:
         super().__init__(home, registry, label_delay=label_delay, costs=costs, rules=rules)
-        self.maker, self.costs = maker, costs
+        self.maker, self.costs, self._refit = maker, costs, refit
         self.tell = tell
         self.trigger_rules, self.min_matured = triggers, min_matured
         # What the playbook asks for a retraining for is a loss too.
         self._of_loss = triggers.loss | TriageRules().quality
         self.triggers = Triggers(home, triggers)
+        self.recalibrations = Triggers(home, _RECALIBRATING)
         self.durable = Durable(home)
         # The watch judges days: what belongs together is alerted days apart.
         self.incidents = Incidents(home, merge_within=_RECENT)
@@ -121,21 +134,22 @@ class Operator(Observer):
         ways, told = channels or file_channels(home)
         self.delivery = monitoring.Delivery(home / "monitoring" / "delivery.sqlite", self.alerts, ways, told)
         self.switches = Switches(home)
+        may = actions(
+            registry,
+            self.records,
+            self.overrides,
+            self.triggers,
+            clock=self.clock,
+            lacks=maker.lacks,
+            well=self.answers,
+        )
         self.playbook = Playbook(
             self.incidents,
-            actions(
-                registry,
-                self.records,
-                self.overrides,
-                self.triggers,
-                clock=self.clock,
-                lacks=maker.lacks,
-                well=self.answers,
-            ),
+            may if refit is not None else dataclasses.replace(may, recalibrate=None),
             FraudEvidence(registry, self.sketches, self.alerts, self.overrides, self.profile, self.watch.rules),
             durable=self.durable,
             switches=self.switches,
-            bounds={"retrain": RETRAININGS, **(bounds or {})},
+            bounds={"recalibrate": RECALIBRATIONS, "retrain": RETRAININGS, **(bounds or {})},
         )
         self.releasing = Releasing(
             home,
@@ -151,6 +165,7 @@ class Operator(Observer):
         )
         self._answered: set[str] = set()
         self._rests_until = 0
+        self._refit_rests_until = 0
 
     # Each hour
 
@@ -198,10 +213,11 @@ class Operator(Observer):
     # Each day
 
     def day(self, now: int) -> None:
-        """Evaluates what has closed, answers alerts, and retrains where that is due."""
+        """Evaluates what has closed, answers alerts, and recalibrates and retrains where that is due."""
         self.clock.advance(now)
         self.look(now)
         self.answer(now)
+        self.recalibrate(now)
         self.retrain(now)
 
     def look(self, now: int) -> None:
@@ -259,6 +275,51 @@ class Operator(Observer):
             if text not in self._answered:
                 self.tell(now, text)
                 self._answered.add(text)
+
+    def recalibrate(self, now: int) -> None:
+        """Tries a new calibrator for the champion where one was asked for; a retraining does not depend on it."""
+        state = self.registry.state(SYSTEM)
+        if self._refit is None or state.production is None or now < self._refit_rests_until:
+            return
+        ready = not self._in_the_way(now, besides=None)
+        run = self.recalibrations.due(CALIBRATOR, now=now, alerts=(), labels=0, ready=ready)
+        if run is None:
+            return
+        began, refit, rescue = time.perf_counter(), self._refit, bool(self._losses())
+
+        def choose(_: dict[str, Any]) -> dict[str, Any]:
+            return {"champion": state.production}
+
+        def make(results: dict[str, Any]) -> dict[str, Any]:
+            return refit(run.key, champion=results["champion"], reason=run.reason, at=run.begun_at)
+
+        def release(results: dict[str, Any]) -> dict[str, Any]:
+            if "version" not in results:
+                return {}
+            if results["champion"] != self.registry.state(SYSTEM).production:
+                return {"impossible": f"{SYSTEM}/{results['champion']} is not in Production any more"}
+            key = f"{run.key}/release"
+            self.releasing.begin(results["version"], rescue=rescue, now=now, reason=results["gate"], key=key)
+            return {}
+
+        try:
+            done = self.durable.run(run.key, [("choose", choose), ("make", make), ("release", release)])
+        except VitokError as error:
+            if now - run.begun_at < DAY:
+                # It goes on where it stopped; what else is due does not wait for it.
+                self._refit_rests_until = now + HOUR
+                self.tell(now, f"the calibrator cannot be refitted now: {error}")
+                return
+            done = {"impossible": f"given up after a day: {error}"}
+        if "impossible" in done:
+            told = f"no calibrator was refitted: {done['impossible']}"
+        else:
+            told = f"gate accepted {SYSTEM}/{done['version']}: {done['gate']}"
+        hours = (time.perf_counter() - began) / 3600
+        self.tell(now, told)
+        self._note(told, now=now, key=run.key)
+        self.recalibrations.end(run.key, now=now, cost=hours, outcome=told)
+        self.releasing.tick(now)
 
     def retrain(self, now: int) -> None:
         """Makes a version where one is due and begins its release; each step is done once, also after a crash."""
@@ -322,7 +383,7 @@ class Operator(Observer):
     def _note(self, text: str, *, now: int, key: str) -> None:
         # Where the playbook asked for it, what came of it is read in the incident.
         for record in self.incidents.open(system=SYSTEM):
-            asked = [one for one in events(record, "action") if one.data["action"] == "retrain"]
+            asked = [one for one in events(record, "action") if one.data["action"] in ("recalibrate", "retrain")]
             if asked:
                 self.incidents.note(record.record_id, text, who=LOOP, now=now, key=f"note/{key}")
 
@@ -343,7 +404,12 @@ class Operator(Observer):
             return release, f"undecided after {days:.0f} days, and a newer version has passed its gate"
         ahead = (said.get("cost_difference") or {}).get("value")
         made = self.registry.ledger.history(SYSTEM, version=release.version)[0].time_us
-        if (ahead is not None and ahead < 0) or changed is None or made - self.label_delay > changed:
+        if (ahead is not None and ahead < 0) or changed is None:
+            return None, ""
+        if self._recalibrated(release.version):
+            again = any(one.first_seen > made for one in self._losses())
+            return (release, "the champion loses in a way that a new calibrator did not mend") if again else (None, "")
+        if made - self.label_delay > changed:
             return None, ""
         return release, "the world changed after the labels that it learned from, and the champion loses"
 
@@ -354,6 +420,15 @@ class Operator(Observer):
             now: The present, in microseconds.
             besides: A release that is not in the way.
         """
+        found = self._in_the_way(now, besides=besides)
+        if found:
+            return found
+        changed = self._changed()
+        if changed is not None and now - self.label_delay - changed < self.min_matured:
+            return f"labels of {self.min_matured / DAY:.3g} days since the change are needed"
+        return self.maker.lacks(now)
+
+    def _in_the_way(self, now: int, *, besides: Release | None) -> str:
         release = self.releasing.busy(now)
         if release is not None and (besides is None or release.release_id != besides.release_id):
             return f"{release.candidate} is on trial"
@@ -363,12 +438,7 @@ class Operator(Observer):
         # Labels of a source that went wrong are held: what is made meanwhile does not learn from them.
         of_data = TriageRules().data - {LABEL_SOURCE.name}
         faulty = [alert.rule for alert in open_alerts if of_any_length(alert.rule) in of_data]
-        if faulty:
-            return f"the data are at fault: {', '.join(faulty)}"
-        changed = self._changed()
-        if changed is not None and now - self.label_delay - changed < self.min_matured:
-            return f"labels of {self.min_matured / DAY:.3g} days since the change are needed"
-        return self.maker.lacks(now)
+        return f"the data are at fault: {', '.join(faulty)}" if faulty else ""
 
     def _known(self, now: int) -> int:
         # How many labels are known; asked only where somebody wants to know, since all outcomes are read for it.
@@ -399,8 +469,14 @@ class Operator(Observer):
     @property
     def latest_retrained(self) -> int | None:
         """The newest version that was made by a retraining."""
-        made = [self.registry.ledger.entry(SYSTEM, run.key) for run in self.triggers.runs(system=SYSTEM)]
-        return max((entry.version for entry in made if entry is not None and entry.version), default=None)
+        return max(self._made(self.triggers, SYSTEM), default=None)
+
+    def _recalibrated(self, version: int) -> bool:
+        return version in self._made(self.recalibrations, CALIBRATOR)
+
+    def _made(self, triggers: Triggers, job: str) -> list[int]:
+        entries = [self.registry.ledger.entry(SYSTEM, run.key) for run in triggers.runs(system=job)]
+        return [entry.version for entry in entries if entry is not None and entry.version]
 
     @property
     def last_retrain(self) -> int | None:
@@ -412,5 +488,6 @@ class Operator(Observer):
         self.releasing.close()
         self.durable.close()
         self.triggers.close()
+        self.recalibrations.close()
         self.delivery.close()
         super().close()

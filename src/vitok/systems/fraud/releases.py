@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,18 @@ from vitok import decisions, settings
 from vitok.clock import DAY, parse_time
 from vitok.errors import InvalidInput
 from vitok.features import Catalogue
+from vitok.monitoring import ReferenceProfile
 from vitok.monitoring.label_guard import LabelGuard
 from vitok.policies import Costs
-from vitok.registry import DataSnapshot, Registry, Tracker, Verdict, evaluate, model_card
+from vitok.registry import DataSnapshot, Package, Registry, Tracker, Verdict, evaluate, model_card
+from vitok.stats import Estimate
 from vitok.systems.fraud import training
 from vitok.systems.fraud.acting import LOOP, too_young
 from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.label_check import HOLDS, label_check
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
+from vitok.systems.fraud.recalibrating import LONGEST, Recalibrated, recalibrated
 from vitok.systems.fraud.training import Candidate, Sample
 
 if TYPE_CHECKING:
@@ -85,14 +89,8 @@ class Workshop:
             .join(known, on="transaction_id", how="left")
             .select(*dict.fromkeys(columns), pl.col("is_fraud").cast(pl.Float64))
         ]
-        folder = self.home / "log" / "decisions"
-        if folder.exists() and any(folder.rglob("segment-*")):
-            logged = decisions.read(folder, since=since, until=now)
-            outcomes = self.home / "log" / "outcomes"
-            if any(outcomes.rglob("segment-*")):
-                logged = decisions.join(logged, self._believed(decisions.labels(outcomes, as_of=now, kind=SYSTEM)))
-            else:
-                logged = logged.with_columns(label=pl.lit(None, pl.Float64))
+        logged = self.decided(now, since=since, until=now)
+        if logged is not None:
             features = [pl.col(f"f_{name}").alias(name) for name in FEATURES.names if name != "amount"]
             parts.append(
                 logged.select(
@@ -100,6 +98,18 @@ class Workshop:
                 ).select(parts[0].columns)
             )
         return Sample.of(pl.concat(parts, how="vertical_relaxed").sort("event_time", maintain_order=True))
+
+    def decided(self, now: int, *, since: int, until: int) -> "pl.DataFrame | None":
+        """Reads the decisions of `[since, until)` with the labels known at `now`; None where nothing was logged yet."""
+        import polars as pl
+
+        folder, outcomes = self.home / "log" / "decisions", self.home / "log" / "outcomes"
+        if not (folder.exists() and any(folder.rglob("segment-*"))):
+            return None
+        logged = decisions.read(folder, since=since, until=until)
+        if any(outcomes.rglob("segment-*")):
+            return decisions.join(logged, self._believed(decisions.labels(outcomes, as_of=now, kind=SYSTEM)))
+        return logged.with_columns(label=pl.lit(None, pl.Float64))
 
     def _believed(self, view: "pl.DataFrame") -> "pl.DataFrame":
         # Labels whose source has gone wrong teach nothing.
@@ -173,6 +183,32 @@ class Workshop:
         unwatched = training.not_filled(int(reference.event_time.min()) - self.start, label_delay)
         return training.fit(train, validation, reference, costs=self.costs, incumbent=against, unwatched=unwatched)
 
+    def refit(self, now: int, *, label_delay: int, champion: LoadedModel, made: int, package: Package) -> Recalibrated:
+        """Refits the calibrator of a version to decisions that its trees have not learned from.
+
+        Args:
+            now: The present.
+            label_delay: Age at which labels are known.
+            champion: The version.
+            made: When it was registered: no label of younger decisions than a label delay was known then.
+            package: Its package.
+
+        Raises:
+            InvalidInput: If there are too few frauds with mature labels, or no decisions of late.
+        """
+        if "profile.json" not in package:
+            raise InvalidInput(f"package of {champion.version}", "no profile.json", "say how well it ranked when made")
+        matured = (now - label_delay) // DAY * DAY
+        rows = self.decided(now, since=min(matured, max(made - label_delay, matured - LONGEST)), until=matured)
+        if rows is None:
+            raise InvalidInput("decisions", 0, "be there to refit a calibrator to")
+        reference = self.rows(now, since=now - 7 * DAY)
+        if not len(reference):
+            raise InvalidInput("decisions of the last 7 days", 0, "be there: a version is watched against them")
+        profile = ReferenceProfile.from_dict(package.json("profile.json"))
+        unwatched = training.not_filled(int(reference.event_time.min()) - self.start, label_delay)
+        return recalibrated(rows, reference, champion, profile, costs=self.costs, unwatched=unwatched)
+
     def upside_down(self, now: int, *, label_delay: int) -> Candidate:
         """Fits a deliberately bad version: as if an export had flipped the meaning of the labels."""
         train, validation, reference = self._recent(now, label_delay=label_delay, validate=_DAYS_TO_VALIDATE)
@@ -222,34 +258,65 @@ def register(
         left_out=workshop.guarded,
     )
     candidate = dataclasses.replace(candidate, verdict=evaluate([*candidate.verdict.checks, learned]))
+    first, last = candidate.parameters["train_start"], candidate.parameters["train_end"]
+    return _record(
+        registry,
+        tracker,
+        candidate.files(),
+        {"importance.json": candidate.trees.importance()},
+        metrics=candidate.metrics,
+        verdict=candidate.verdict,
+        parameters=candidate.parameters,
+        digest=workshop.fingerprint,
+        training_data=f"{candidate.parameters['train_rows']} transactions, {first} to {last}",
+        evaluation_data=f"The later half of {candidate.parameters['validation_start']} to "
+        f"{candidate.parameters['validation_end']}; nothing was fitted on it",
+        name=name,
+        now=now,
+        actor=actor,
+        key=key,
+    )
+
+
+def _record(
+    registry: Registry,
+    tracker: Tracker,
+    files: Mapping[str, Any],
+    artifacts: Mapping[str, Any],
+    *,
+    metrics: Mapping[str, Estimate],
+    verdict: Verdict,
+    parameters: Mapping[str, Any],
+    digest: str,
+    training_data: str,
+    evaluation_data: str,
+    name: str,
+    now: int,
+    actor: str,
+    key: str,
+) -> Made:
     seeds = {"training": settings.current().seed}
-    data = {"transactions": DataSnapshot(digest=workshop.fingerprint, rows=candidate.parameters["train_rows"])}
-    with tracker.run(EXPERIMENT, name=name, params=candidate.parameters, seeds=seeds, data=data) as run:
-        run.log_metrics(candidate.metrics)
-        run.log_artifact("gate.json", candidate.verdict.to_dict())
-        run.log_artifact("importance.json", candidate.trees.importance())
-        version = registry.register(
-            SYSTEM, candidate.files(), now=now, actor=actor, run_id=run.run_id, reason=name, key=key
-        )
+    data = {"transactions": DataSnapshot(digest=digest, rows=parameters["train_rows"])}
+    with tracker.run(EXPERIMENT, name=name, params=parameters, seeds=seeds, data=data) as run:
+        run.log_metrics(metrics)
+        for file, content in ({"gate.json": verdict.to_dict()} | dict(artifacts)).items():
+            run.log_artifact(file, content)
+        version = registry.register(SYSTEM, files, now=now, actor=actor, run_id=run.run_id, reason=name, key=key)
         Catalogue(registry.home / "features").uses(model=f"{SYSTEM}/{version.version}", features=FEATURES, actor=actor)
-        registry.ledger.record_gate(
-            SYSTEM, version.version, candidate.verdict, now=now, actor="gate", key=f"{key}/gate"
-        )
+        registry.ledger.record_gate(SYSTEM, version.version, verdict, now=now, actor="gate", key=f"{key}/gate")
         card = model_card(
             version,
-            metrics=candidate.metrics,
-            gate=candidate.verdict,
-            parameters=candidate.parameters,
+            metrics=metrics,
+            gate=verdict,
+            parameters=parameters,
             intended_use="Verdicts on card transactions: allow, review, block.",
-            training_data=f"{candidate.parameters['train_rows']} transactions, "
-            f"{candidate.parameters['train_start']} to {candidate.parameters['train_end']}",
-            evaluation_data=f"The later half of {candidate.parameters['validation_start']} to "
-            f"{candidate.parameters['validation_end']}; nothing was fitted on it",
+            training_data=training_data,
+            evaluation_data=evaluation_data,
         )
         run.log_artifact("card.md", card.markdown())
         run.log_folder(registry.load(SYSTEM, version.version).folder, "package")
     tracker.mirror(registry.state(SYSTEM), packages=registry.location)
-    return Made(version=version.version, verdict=candidate.verdict)
+    return Made(version=version.version, verdict=verdict)
 
 
 class Maker:
@@ -289,6 +356,58 @@ class Maker:
             return {"impossible": str(error)}
         made = register(self.workshop, self.registry, self.tracker, candidate, name=reason, now=at, actor=LOOP, key=key)
         return {"version": made.version, "accepted": made.verdict.accepted, "gate": made.verdict.reason}
+
+    def refit(self, key: str, *, champion: int, reason: str, at: int) -> dict[str, Any]:
+        """Makes a version of the champion's trees and a new calibrator; the same key again makes nothing new.
+
+        Args:
+            key: Names the job.
+            champion: Number of the version in force.
+            reason: Why it is made.
+            at: The time, microseconds.
+
+        Returns:
+            `version` and `gate`, the gate's reason; or `impossible` with why none was made: a version that its gate
+            would refuse is not registered, since a retraining comes next.
+        """
+        before = self.registry.ledger.entry(SYSTEM, f"{key}/gate")
+        if before is not None:
+            return {"version": before.version, "gate": Verdict.from_dict(before.details).reason}
+        package, made = self.registry.load(SYSTEM, champion), self.registry.ledger.history(SYSTEM, version=champion)[0]
+        model = load(self.registry, champion)
+        try:
+            found = self.workshop.refit(
+                at, label_delay=self.label_delay, champion=model, made=made.time_us, package=package
+            )
+        except InvalidInput as error:
+            return {"impossible": str(error)}
+        given = found.parameters
+        since, until = parse_time(given["train_start"]), parse_time(given["validation_end"]) + 1
+        guarded = self.workshop.guarded
+        learned = label_check(self.workshop.home, since=since, until=until, now=at, left_out=guarded)
+        verdict = evaluate([*found.verdict.checks, learned])
+        if not verdict.accepted:
+            return {"impossible": verdict.reason}
+        verdict = dataclasses.replace(verdict, reason=f"calibrator refitted: {verdict.reason}")
+        recorded = _record(
+            self.registry,
+            self.tracker,
+            found.files(package),
+            {"calibrator.json": found.refit.candidate.to_dict()},
+            metrics=found.metrics,
+            verdict=verdict,
+            parameters=given,
+            digest=self.workshop.fingerprint,
+            training_data=f"The trees are those of {model.version}; the calibrator was fitted to {given['train_rows']} "
+            f"decisions, {given['train_start']} to {given['train_end']}",
+            evaluation_data=f"{given['validation_rows']} later decisions, {given['validation_start']} to "
+            f"{given['validation_end']}; nothing was fitted on them",
+            name=f"calibrator refitted: {reason}",
+            now=at,
+            actor=LOOP,
+            key=key,
+        )
+        return {"version": recorded.version, "gate": verdict.reason}
 
     def mirror(self) -> None:
         """Shows the stages of the versions in the tracking store."""

@@ -28,6 +28,7 @@ EXAMPLES = 2_000
 BATCH_SIZES = (1, 16, 256)
 ENOUGH_FOR_STEPS = 500
 COVERAGE = 0.95
+REVIEW_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,7 @@ def fit(
     reference: Sample,
     *,
     costs: Costs,
-    review_share: float = 0.01,
+    review_share: float = REVIEW_SHARE,
     pass_through: float = 0.01,
     incumbent: tuple[str, np.ndarray] | None = None,
     unwatched: tuple[str, ...] = (),
@@ -334,7 +335,7 @@ def fit(
         event_time=reference.event_time,
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
         ignored=(*CALENDAR, *unwatched),
-        slices=_slices(reference, features),
+        slices=slices_of(reference, features),
     )
     checks = _checks(train, late, metrics, cost, rules_cost)
     if incumbent is not None:
@@ -380,7 +381,8 @@ def fit(
     )
 
 
-def _slices(sample: Sample, features: FeatureSet) -> dict[str, np.ndarray]:
+def slices_of(sample: Sample, features: FeatureSet) -> dict[str, np.ndarray]:
+    """Returns the slices of rows by the columns that are watched by slice, shape (n,) each."""
     import polars as pl
 
     columns = with_slices(pl.DataFrame(sample.columns(features)), prefix="")

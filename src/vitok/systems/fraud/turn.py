@@ -125,6 +125,7 @@ class Turn:
             triggers=self._triggers(prepared.timeline),
             min_matured=min(7 * DAY, self._third(prepared.timeline) // 2),
             tell=self.tell,
+            refit=maker.refit,
         )
         with ServiceProcess(self.home) as service:
             self._timed("replay", lambda: self.replay(prepared, service, operator, maker))
