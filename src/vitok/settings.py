@@ -18,15 +18,19 @@ class Settings:
         confidence_level: Coverage of every interval, in (0, 1).
         threads: How many threads training may use.
         seed: Seed of every random draw that is not a decision.
+        lock: The lock or constraints file that the environment was made from, whose hash goes into every run; the
+            environment variable VITOK_LOCK sets it. None where there is none.
     """
 
     home: Path = Path(".vitok")
     confidence_level: float = 0.95
     threads: int = 2
     seed: int = 0
+    lock: Path | None = None
 
 
-_DEFAULT = Settings(home=Path(os.environ.get("VITOK_HOME", ".vitok")))
+_LOCK = os.environ.get("VITOK_LOCK")
+_DEFAULT = Settings(home=Path(os.environ.get("VITOK_HOME", ".vitok")), lock=Path(_LOCK) if _LOCK else None)
 _current: contextvars.ContextVar[Settings | None] = contextvars.ContextVar("vitok_settings", default=None)
 
 

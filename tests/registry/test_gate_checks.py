@@ -127,11 +127,61 @@ def test_a_small_slice_follows_its_rule(few: Any, state: str, accepted: bool) ->
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
 
 
+def test_slices_of_several_columns_share_one_error() -> None:
+    rng = np.random.default_rng(8)
+    old = rng.exponential(1.0, 2_000)
+    new = old * rng.uniform(0.9, 1.05, 2_000)
+    slices = {"country": ["FR", "IT"] * 1_000, "hour": ["day"] * 1_500 + ["night"] * 500}
+    checks = no_worse_by_slice("loss", candidate=new, incumbent=old, slices=slices, margin=0.05, relative=True)
+    assert [check.name for check in checks[1:]] == [
+        "loss of country FR",
+        "loss of country IT",
+        "loss of hour day",
+        "loss of hour night",
+    ]
+    night = (new - old)[1_500:]
+    low, high = scipy_stats.t.interval(1 - 0.05 / 5, 499, night.mean(), scipy_stats.sem(night))
+    assert f"{low:.4g} to {high:.4g}" in checks[-1].reason
+    # A margin that is a share is one of the slice's own loss.
+    assert checks[-1].bound == pytest.approx(0.05 * old[1_500:].mean())
+
+
+def test_a_slice_with_few_of_the_rare_class_is_not_judged() -> None:
+    old = np.full(1_000, 0.1)
+    slices = np.repeat(["a", "b"], 500)
+    positive = np.r_[np.arange(500) < 30, np.arange(500) < 3]
+    worse = old + np.where(slices == "b", 0.2, -0.2)
+    given: dict[str, Any] = {"candidate": worse, "incumbent": old, "slices": slices, "margin": 0.01, "few": "pass"}
+    checks = no_worse_by_slice("loss", positive=positive, **given)
+    assert checks[-1].passed
+    assert checks[-1].reason == "3 positive labels, fewer than 20: too few to tell, passed by rule"
+    assert no_worse_by_slice("loss", positive=positive, least_positives=3, **given)[-1].state == "FAILED"
+
+
+@pytest.mark.parametrize(("unclear", "state"), [("wait", "open"), ("pass", "passed"), ("refuse", "FAILED")])
+def test_a_slice_that_shows_neither_follows_its_rule(unclear: Any, state: str) -> None:
+    rng = np.random.default_rng(9)
+    old = rng.exponential(1.0, 1_000)
+    new = old - np.r_[np.full(700, 0.5), rng.normal(0, 2.0, 300)]
+    given: dict[str, Any] = {"incumbent": old, "slices": ["a"] * 700 + ["b"] * 300, "margin": 0.05, "unclear": unclear}
+    checks = no_worse_by_slice("loss", candidate=new, **given)
+    assert [check.state for check in checks] == ["passed", "passed", state]
+    assert ("too few to tell" in checks[-1].reason) is (unclear != "wait")
+    # All rows together have to show it, and a loss that is shown is refused by every rule.
+    alike = no_worse_by_slice("loss", candidate=old + rng.normal(0, 2.0, 1_000), **given)
+    assert alike[0].state == "open"
+    assert no_worse_by_slice("loss", candidate=old + 1, **given)[-1].state == "FAILED"
+
+
 def test_slices_with_bad_arguments() -> None:
     given: dict[str, Any] = {"candidate": [1.0], "incumbent": [1.0], "slices": ["a"], "margin": 0.0}
     for changes in (
         {"slices": []},
         {"few": "hope"},
+        {"unclear": "hope"},
+        {"slices": {"a": ["x"], "b": []}},
+        {"positive": [1, 0]},
+        {"margin": math.inf},
         {"least": 1},
         {"candidate": [np.nan]},
         {"margin": -1.0, "least": 2, "candidate": [1.0] * 2, "incumbent": [1.0] * 2, "slices": ["a"] * 2},

@@ -1,11 +1,14 @@
+import hashlib
 import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vitok import settings
 from vitok.errors import InvalidInput
-from vitok.registry import DataSnapshot, find_provenance
+from vitok.registry import DataSnapshot, column_statistics, find_provenance
 from vitok.registry import provenance as module
 
 GIT = [
@@ -96,3 +99,25 @@ def test_data_snapshot() -> None:
         DataSnapshot(digest="", rows=1)
     with pytest.raises(InvalidInput, match="rows"):
         DataSnapshot(digest="ab", rows=-1)
+    with pytest.raises(InvalidInput, match="amount"):
+        DataSnapshot(digest="ab", rows=1, statistics={"amount": {"mean": float("nan")}})
+
+
+def test_statistics_of_columns() -> None:
+    values = np.r_[np.arange(101.0), np.nan, np.inf]
+    found = column_statistics({"a": values, "none": np.full(3, np.nan), "empty": []})
+    assert found["a"] == {"n": 103, "nulls": 1, "mean": 50.0, "q0": 0, "q0.05": 5, "q0.5": 50, "q0.95": 95, "q1": 100}
+    assert found["none"]["nulls"] == 3
+    assert found["none"]["mean"] is found["none"]["q0.5"] is found["empty"]["q1"] is None
+    assert DataSnapshot(digest="ab", rows=3, statistics=found).statistics == json.loads(json.dumps(found))
+
+
+def test_the_lock_file_that_is_named_goes_in_by_its_hash(tmp_path: Path) -> None:
+    assert find_provenance(tmp_path).lock_digest is None
+    lock = tmp_path / "constraints.txt"
+    lock.write_text("numpy==2.0\n")
+    with settings.using(lock=lock):
+        found = find_provenance(tmp_path)
+    assert found.lock_digest == hashlib.sha256(b"numpy==2.0\n").hexdigest() == found.environment()["lock_digest"]
+    with settings.using(lock=tmp_path / "none.txt"), pytest.raises(InvalidInput, match="lock: got"):
+        find_provenance(tmp_path)

@@ -32,7 +32,8 @@ def artifacts(tracker: Tracker, run: TrackedRun) -> Path:
 
 
 def test_a_run_is_what_was_logged(tracker: Tracker) -> None:
-    data = {"train": DataSnapshot(digest="abc", rows=100)}
+    known = {"amount": {"nulls": 0.0, "mean": 2.5, "q1": None}}
+    data = {"train": DataSnapshot(digest="abc", rows=100, statistics=known)}
     with tracker.run(
         "fraud",
         name="boosting",
@@ -65,6 +66,7 @@ def test_a_run_is_what_was_logged(tracker: Tracker) -> None:
     assert read.data.tags["team"] == "x"
     assert read.data.tags["vitok.packages_digest"]
     assert (artifacts(tracker, run) / "reports" / "card.md").read_text() == "# Card"
+    assert json.loads((artifacts(tracker, run) / "data.train.statistics.json").read_text()) == known
     assert json.loads((artifacts(tracker, run) / "provenance" / "environment.json").read_text())["packages"]["numpy"]
 
 

@@ -30,7 +30,7 @@ from vitok.registry.home_copying import CopiedHome, copy_home
 from vitok.registry.ledger import Ledger
 from vitok.registry.object_packages import ObjectPackages
 from vitok.registry.package import Package, read_package, write_package
-from vitok.registry.provenance import DataSnapshot, Provenance, find_provenance
+from vitok.registry.provenance import DataSnapshot, Provenance, column_statistics, find_provenance
 from vitok.registry.registry import Registry
 from vitok.registry.remote_backup import fetch_backup, send_backup
 from vitok.registry.run_copying import CopiedRuns
@@ -85,6 +85,7 @@ __all__ = [
     "clean",
     "clean_stores",
     "close_to_traffic",
+    "column_statistics",
     "compare",
     "contract_kept",
     "copy_home",

@@ -6,6 +6,7 @@ a point. Where there are too few rows, a rule that the caller chose says what ha
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -248,29 +249,37 @@ def no_worse_by_slice(
     *,
     candidate: "ArrayLike",
     incumbent: "ArrayLike",
-    slices: Sequence[object],
+    slices: Sequence[object] | Mapping[str, Sequence[object]],
     margin: float,
+    relative: bool = False,
     least: int = 200,
+    positive: "ArrayLike | None" = None,
+    least_positives: int = 20,
     few: Few = "wait",
+    unclear: Few = "wait",
     confidence_level: float = 0.95,
 ) -> tuple[Check, ...]:
     """Checks that a candidate loses nowhere more than a margin: on all rows, and on each slice.
 
-    All intervals hold together at the level (Bonferroni), so that a candidate is not refused because one of fifty
-    slices looks bad by chance, nor let through because one looks good.
+    All intervals hold together at the level (Bonferroni, over the slices of all columns), so that a candidate is not
+    refused because one of fifty slices looks bad by chance, nor let through because one looks good.
 
     Args:
         name: The quantity, such as `"cost"`.
         candidate: Loss of the candidate on each row, shape (n,), finite; lower is better.
         incumbent: Loss of the incumbent on the same rows.
-        slices: Slice of each row, length n.
+        slices: Slice of each row, length n; or, by the name of a column, its slices, each of length n.
         margin: Rise of the mean loss that is still accepted, at least 0.
+        relative: Whether the margin is a share of the incumbent's mean loss on the rows in question.
         least: Rows below which a slice is not judged, at least 2.
-        few: What becomes of such a slice.
+        positive: Which rows are of the rare class, shape (n,), 0 or 1, where the loss comes from these.
+        least_positives: Rows of the rare class below which a slice is not judged.
+        few: What becomes of a slice that is not judged.
+        unclear: What becomes of a slice whose interval holds the margin; all rows together have to show it.
         confidence_level: Level of all of them together, in (0, 1).
 
     Returns:
-        One check over all rows, then one a slice, the largest first.
+        One check over all rows, then one a slice, the largest of each column first.
 
     Raises:
         InvalidInput: If lengths differ or a number is out of range.
@@ -291,33 +300,55 @@ def no_worse_by_slice(
     from vitok.stats.arrays import vector
 
     theirs, ours = vector("incumbent", incumbent, finite=True), vector("candidate", candidate, finite=True)
-    labels = np.array([str(one) for one in slices], dtype=object)
-    if not len(theirs) == len(ours) == len(labels):
-        raise InvalidInput("slices", (len(ours), len(theirs), len(labels)), "be as long as both losses")
-    if few not in ("wait", "pass", "refuse"):
-        raise InvalidInput("few", few, "be 'wait', 'pass' or 'refuse'")
+    rare = None if positive is None else vector("positive", positive, finite=True) == 1
+    columns = slices if isinstance(slices, Mapping) else {"": slices}
+    if len(theirs) != len(ours) or (rare is not None and len(rare) != len(ours)):
+        raise InvalidInput("candidate, incumbent", (len(ours), len(theirs)), "have one length, as positive has")
+    for field, value in (("few", few), ("unclear", unclear)):
+        if value not in ("wait", "pass", "refuse"):
+            raise InvalidInput(field, value, "be 'wait', 'pass' or 'refuse'")
     if least < 2:
         raise InvalidInput("least", least, "be at least 2")
-    names, counts = np.unique(labels, return_counts=True) if len(labels) else (np.array([]), np.array([]))
-    judged = int((counts >= least).sum())
-    level = 1 - (1 - confidence_level) / (judged + 1)
+    if not 0 <= margin < math.inf:
+        raise InvalidInput("margin", margin, "be at least 0")
+    parts: list[tuple[str, NDArray[np.bool_]]] = []
+    for column, values in columns.items():
+        labels = np.array([str(one) for one in values], dtype=object)
+        if len(labels) != len(ours):
+            raise InvalidInput("slices", (len(ours), len(labels)), "be as long as both losses")
+        names, counts = np.unique(labels, return_counts=True) if len(labels) else (np.array([]), np.array([]))
+        of = f"{name} of {column} ".rstrip() + " "
+        parts += [(f"{of}{names[at]}", labels == names[at]) for at in np.argsort(-counts, kind="stable")]
+
+    unit = None if relative else margin
+
+    def lacking(what: str, rows: "NDArray[np.bool_]") -> Check | None:
+        if (n := int(rows.sum())) < least:
+            return _too_few(what, n, least, unit, few)
+        if rare is not None and (n := int(rare[rows].sum())) < least_positives:
+            return _too_few(what, n, least_positives, unit, few, what="positive labels")
+        return None
+
+    # What is not judged takes nothing from the others.
+    judged = [(what, rows, lacking(what, rows)) for what, rows in parts]
+    level = 1 - (1 - confidence_level) / (sum(small is None for _, _, small in judged) + 1)
 
     def compared(what: str, rows: "NDArray[np.bool_]") -> Check:
         if not rows.any():
-            return _too_few(what, 0, 1, margin, "wait")
+            return _too_few(what, 0, 1, unit, "wait")
+        base = float(theirs[rows].mean())
         return not_worse(
             what,
             candidate=float(ours[rows].mean()),
-            incumbent=float(theirs[rows].mean()),
+            incumbent=base,
             difference=mean_interval((ours - theirs)[rows], confidence_level=level, name=what),
-            margin=margin,
+            margin=margin * max(base, 0.0) if relative else margin,
             better="lower",
         )
 
-    checks = [compared(name, np.ones(len(labels), dtype=bool))]
-    for at in np.argsort(-counts, kind="stable"):
-        what, n = f"{name} of {names[at]}", int(counts[at])
-        checks.append(_too_few(what, n, least, margin, few) if n < least else compared(what, labels == names[at]))
+    checks = [compared(name, np.ones(len(ours), dtype=bool))]
+    for what, rows, small in judged:
+        checks.append(small or _settled(compared(what, rows), unclear))
     return tuple(checks)
 
 
@@ -475,7 +506,16 @@ def all_of(*groups: Check | Iterable[Check]) -> tuple[Check, ...]:
     return tuple(check for group in groups for check in ([group] if isinstance(group, Check) else group))
 
 
-def _too_few(name: str, n: int, least: int, bound: float, few: Few, *, what: str = "rows") -> Check:
-    then: Mapping[Few, str] = {"wait": "not enough evidence", "pass": "passed by rule", "refuse": "refused by rule"}
-    reason = f"{n:,} {what}, fewer than {least:,}: {then[few]}"
+_THEN: Mapping[Few, str] = {"wait": "", "pass": ", passed by rule", "refuse": ", refused by rule"}
+
+
+def _too_few(name: str, n: int, least: int, bound: float | None, few: Few, *, what: str = "rows") -> Check:
+    reason = f"{n:,} {what}, fewer than {least:,}: too few to tell{_THEN[few]}"
     return Check(name=name, passed=few == "pass", value=None, bound=bound, reason=reason, enough=few == "refuse")
+
+
+def _settled(check: Check, unclear: Few) -> Check:
+    if check.state != "open" or unclear == "wait":
+        return check
+    reason = f"{check.reason}, nor shows it: too few to tell{_THEN[unclear]}"
+    return replace(check, passed=unclear == "pass", reason=reason, enough=True)

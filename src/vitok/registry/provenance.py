@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -10,12 +11,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vitok import settings
 from vitok.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _GIT_TIMEOUT_S = 20
 _DIFF_LIMIT = 5_000_000
+_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +31,49 @@ class DataSnapshot:
     Attributes:
         digest: Hash of the contents, in hexadecimal.
         rows: How many rows, at least 0.
+        statistics: Column name to numbers about it, such as `{"amount": {"nulls": 0, "mean": 52.1}}`; None for one
+            that is not known.
+
+    Example:
+        >>> DataSnapshot(digest="5d41", rows=2, statistics=column_statistics({"amount": [1.0, 3.0]})).statistics
+        {'amount': {'n': 2, 'nulls': 0, 'mean': 2.0, 'q0': 1.0, 'q0.05': 1.1, 'q0.5': 2.0, 'q0.95': 2.9, 'q1': 3.0}}
     """
 
     digest: str
     rows: int
+    statistics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.digest:
             raise InvalidInput("digest", self.digest, "be the hash of the data")
         if self.rows < 0:
             raise InvalidInput("rows", self.rows, "be at least 0")
+        for column, numbers in self.statistics.items():
+            for name, value in numbers.items():
+                if value is not None and not math.isfinite(value):
+                    raise InvalidInput(f"statistics[{column}][{name}]", value, "be a finite number or None")
+
+
+def column_statistics(columns: "Mapping[str, ArrayLike]") -> dict[str, dict[str, float | None]]:
+    """Describes columns of numbers for a `DataSnapshot`: rows, nulls, mean and quantiles of what is finite.
+
+    Args:
+        columns: Name to values, shape (n,); NaN where there is none.
+    """
+    import numpy as np
+
+    found: dict[str, dict[str, float | None]] = {}
+    for name, values in columns.items():
+        array = np.asarray(values, dtype=np.float64)
+        finite = array[np.isfinite(array)]
+        at = np.quantile(finite, _QUANTILES).tolist() if len(finite) else [None] * len(_QUANTILES)
+        found[name] = {
+            "n": len(array),
+            "nulls": int(np.isnan(array).sum()),
+            "mean": float(finite.mean()) if len(finite) else None,
+            **{f"q{q:g}": value for q, value in zip(_QUANTILES, at, strict=True)},
+        }
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +90,7 @@ class Provenance:
         platform: Operating system and machine.
         packages: Installed packages and their versions.
         packages_digest: SHA-256 of that list: equal lists have equal digests.
+        lock_digest: SHA-256 of the lock or constraints file that `settings` names, or None.
         hardware: Processor, cores, memory in bytes.
     """
 
@@ -63,6 +103,7 @@ class Provenance:
     platform: str
     packages: Mapping[str, str] = field(repr=False)
     packages_digest: str
+    lock_digest: str | None
     hardware: Mapping[str, Any]
 
     def environment(self) -> dict[str, Any]:
@@ -72,6 +113,7 @@ class Provenance:
             "platform": self.platform,
             "hardware": dict(self.hardware),
             "packages_digest": self.packages_digest,
+            "lock_digest": self.lock_digest,
             "packages": dict(self.packages),
         }
 
@@ -85,6 +127,9 @@ def find_provenance(source: Path | None = None) -> Provenance:
 
     Args:
         source: A folder of the code that runs; None for the working folder.
+
+    Raises:
+        InvalidInput: If the lock file that the settings name cannot be read.
 
     Example:
         >>> find_provenance().python == platform.python_version()
@@ -110,8 +155,18 @@ def find_provenance(source: Path | None = None) -> Provenance:
         platform=platform.platform(),
         packages=packages,
         packages_digest=_sha256("".join(f"{name}=={version}\n" for name, version in packages.items())),
+        lock_digest=_lock_digest(settings.current().lock),
         hardware=_hardware(),
     )
+
+
+def _lock_digest(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InvalidInput("lock", str(path), f"be a file that can be read ({error.strerror})") from None
 
 
 def _git(folder: Path, *arguments: str, strip: bool = True) -> str | None:

@@ -178,7 +178,8 @@ class Tracker:
             params: Parameters, each written once.
             tags: Tags.
             seeds: Seed of each random part, kept as parameters `seed.<name>`.
-            data: The data that was read, by role, kept as parameters `data.<role>.digest` and `data.<role>.rows`.
+            data: The data that was read, by role, kept as parameters `data.<role>.digest` and `data.<role>.rows`; its
+                statistics, where given, as the artifact `data.<role>.statistics.json`.
             source: A folder of the code that runs, for git; None for the working folder.
             flush_seconds: How long what is logged is kept back before it is written, in seconds.
 
@@ -205,6 +206,10 @@ class Tracker:
                 run.log_artifact("provenance/git.diff", origin.diff)
                 run.log_artifact("provenance/git-status.txt", origin.status)
             run.log_artifact("provenance/environment.json", origin.environment())
+            for role, snapshot in (data or {}).items():
+                if snapshot.statistics:
+                    told = {column: dict(numbers) for column, numbers in snapshot.statistics.items()}
+                    run.log_artifact(f"data.{role}.statistics.json", told)
             run.flush()
         except BaseException:
             run.end("FAILED")
@@ -475,6 +480,8 @@ def _origin_tags(origin: Provenance) -> dict[str, str]:
         "vitok.hardware": json.dumps(origin.hardware),
         "vitok.git": "none" if origin.commit is None else ("changed" if origin.dirty else "clean"),
     }
+    if origin.lock_digest is not None:
+        tags["vitok.lock_digest"] = origin.lock_digest
     if origin.commit is not None:
         tags["mlflow.source.git.commit"] = origin.commit
     if origin.branch is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +56,9 @@ def test_a_first_version_is_made_of_a_live_log_and_answers(tmp_path: Path, world
         assert any(text.startswith(("gate accepted fraud/1", "gate refused fraud/1")) for text in told), told
         [gate] = [entry for entry in registry.ledger.history(SYSTEM, version=1) if entry.kind == "gate"]
         assert_learned_what_is_true(home, gate.details, wrong, at=last + 1)
+        card = next((home / "mlartifacts").rglob("card.md")).read_text()
+        assert "| brier | time_of_day night |" in card
+        assert "Brier against the base rate of time_of_day night" in card
         operator.round(last + 2)
         assert len(registry.state(SYSTEM).versions) == 1
 
@@ -81,10 +83,8 @@ def test_a_first_version_is_made_of_a_live_log_and_answers(tmp_path: Path, world
 
 def assert_learned_what_is_true(home: Path, gate: Mapping[str, Any], wrong: list[str], *, at: int) -> None:
     """The gate says how many rows and frauds it learned from: those of the label view, of all of whole days."""
-    [said] = [check["reason"] for check in gate["checks"] if check["name"] == "training data"]
-    found = re.fullmatch(r"(\d+) frauds in (\d+) rows", said)
-    assert found is not None
-    n_frauds, n_rows = map(int, found.groups())
+    said = {check["name"]: check["value"] for check in gate["checks"]}
+    n_frauds, n_rows = int(said["data: frauds"]), int(said["data: rows"])
     view = decisions.labels(home / "log" / "outcomes", as_of=at, kind=SYSTEM)
     rows = decisions.join(decisions.read(home / "log" / "decisions"), view).drop_nulls("label").sort("event_time")
     first = pl.lit((at - WEEK) // DAY * DAY - 35 * DAY).cast(pl.Datetime("us", "UTC"))

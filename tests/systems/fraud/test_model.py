@@ -10,8 +10,9 @@ import pytest
 from vitok.errors import Conflict, ServiceError
 from vitok.models import BoostedTrees
 from vitok.monitoring import ReferenceProfile
-from vitok.registry import Package, Registry, write_package
+from vitok.registry import Package, Registry, fast_enough, write_package
 from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.gate import MODEL_US
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import NEEDED, LoadedModel
 
@@ -44,7 +45,9 @@ def test_a_package_carries_what_a_server_needs(package: Package, world: Any) -> 
     assert (signature["engine"], signature["output"]) == ("forest", "probability")
     assert package.json("conversion.json")["raw_equal"]
     assert len(package.json("examples.json")["outputs"]) == 64
-    assert set(package.json("latency.json")["microseconds"]) == {"1", "16", "256"}
+    latency = package.json("latency.json")
+    assert set(latency["microseconds"]) == {"1", "16", "256"}
+    assert fast_enough(latency["answers_us"], bound_us=MODEL_US).passed
     assert ReferenceProfile.from_dict(package.json("profile.json")).names == FEATURES.names
     # Oracle: LightGBM itself.
     trees = BoostedTrees(package.text("model.txt"), FEATURES.names, 0)

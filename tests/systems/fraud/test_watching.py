@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from vitok.clock import DAY, EventClock
-from vitok.monitoring import AlertRule
+from vitok.monitoring import AlertRule, Baseline
 from vitok.monitoring.estimate_watch import METRICS
 from vitok.policies import Costs
 from vitok.registry import Registry
@@ -41,6 +41,7 @@ def test_a_version_carries_what_watching_it_needs(home: Path) -> None:
     assert found.sets is not None
     assert found.sets.coverage == 0.95
     assert found.profile.baseline_of("fraud_rate") is not None
+    assert found.profile.joint is not None
     assert profiles.of("fraud/1") is found
     assert profiles.of("rules").profile is None
     registry.close()
@@ -105,6 +106,13 @@ def test_a_drifted_day_is_told_of_again_when_its_labels_are_in(home: Path, world
     assert moment == start + 8 * DAY
     assert text.startswith("labels of the day that raised data_drift_7d on fraud/1 are in: average precision ")
     assert " was estimated (" in text
+    # The bins of a version that began later are filled from what this one decided.
+    profile = watcher.profile("fraud/1")
+    assert profile is not None
+    assert watch_rules(7 * DAY).baselines == ("healthy", "last week", "last year")
+    logged = watcher.logged(start + DAY, start + 2 * DAY)
+    assert Baseline.of_rows(profile, logged, start + DAY, start + 2 * DAY, name="last week").n == logged.height > 0
+    assert watcher.logged(start - DAY, start).is_empty()
     # Blocked payments have outcomes in these data; none of them is used.
     performances = [found for day in watched.days for _, found in day.performance]
     assert performances

@@ -25,6 +25,7 @@ from vitok.registry import (
     Verdict,
     at_least,
     at_most,
+    calibrated,
     evaluate,
     model_card,
     not_worse,
@@ -33,8 +34,10 @@ from vitok.stats import Estimate
 from vitok.systems.fraud.challenger import Challenger
 from vitok.systems.fraud.challenger_standing import standing
 from vitok.systems.fraud.features import CALENDAR
+from vitok.systems.fraud.gate import FEW_FRAUDS, MAX_CALIBRATION_ERROR
 from vitok.systems.fraud.messages import CHALLENGER, SYSTEM
 from vitok.systems.fraud.releases import EXPERIMENT, Made
+from vitok.systems.fraud.training import N_RANDOM_FEATURES
 
 _REFERENCE_DAYS = 7
 _IDENTITY = BetaCalibrator(a=1.0, b=1.0, c=0.0)
@@ -106,6 +109,7 @@ def online_candidate(challenger: Challenger, now: int) -> OnlineCandidate:
         event_time=times,
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
         ignored=CALENDAR,
+        n_random_features=N_RANDOM_FEATURES,
     )
     champion = found.champion.cost.value
     checks = [
@@ -120,7 +124,7 @@ def online_candidate(challenger: Challenger, now: int) -> OnlineCandidate:
             better="lower",
         ),
         at_most("cost difference over all looks", challenger.cost_difference().difference(), 0.0),
-        at_most("calibration error", metrics["calibration_error"].value, 0.05),
+        calibrated(label, said, max_error=MAX_CALIBRATION_ERROR, least_positives=FEW_FRAUDS),
     ]
     return OnlineCandidate(
         files={

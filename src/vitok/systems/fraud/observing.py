@@ -9,12 +9,14 @@ from vitok import decisions, monitoring
 from vitok.clock import DAY
 from vitok.decisions.segments import segments
 from vitok.decisions.selection import HIDING
+from vitok.errors import NotFound
 from vitok.monitoring.counting import KIND
 from vitok.monitoring.estimate_ledger import EstimatePair
 from vitok.monitoring.estimate_watch import EstimateWatch
 from vitok.monitoring.label_guard import LabelGuard
 from vitok.policies import Costs
 from vitok.registry import Registry
+from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.label_check import HOLDS
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.sketching import SLICED, SLICES, VIEWS, Profiles, with_slices
@@ -31,6 +33,7 @@ _WATCHED = (
     "request_id", "event_time", "model_version", "probability", "action", "propensity", "amount",
     *(f"f_{name}" for name in SLICED if name != "amount"),
 )  # fmt: skip
+_COUNTED = ("probability", *(f"f_{name}" for name in FEATURES.names))
 _LOG = logging.getLogger("vitok.fraud")
 
 
@@ -69,6 +72,7 @@ class Observer:
             alerts=self.alerts,
             rules=rules or watch_rules(label_delay),
             labelled=self._matured,
+            logged=self.logged,
             costs=costs,
             hiding=HIDING,
             views=VIEWS,
@@ -203,6 +207,15 @@ class Observer:
             self.alerts.finish(SYSTEM, hours[-1] // DAY * DAY)
         return True
 
+    def logged(self, start: int, end: int) -> "pl.DataFrame":
+        """Returns what drift is counted from, whichever version decided; no row where the log has other features."""
+        import polars as pl
+
+        try:
+            return decisions.read(self._log, since=start, until=end, columns=_COUNTED)
+        except NotFound:
+            return pl.DataFrame()
+
     def labelled(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
         """Returns the decisions of `[start, end)` whose labels were known at `as_of`, with them."""
         return self._joined(decisions.read(self._log, since=start, until=end), as_of).drop_nulls("label")
@@ -233,7 +246,8 @@ def watch_rules(label_delay: int) -> monitoring.WatchRules:
     Args:
         label_delay: Age at which labels are taken to be known, microseconds.
     """
-    return monitoring.WatchRules(maturity=label_delay, lengths=(DAY, 7 * DAY), baselines=("healthy", "last week"))
+    baselines = ("healthy", "last week", "last year")
+    return monitoring.WatchRules(maturity=label_delay, lengths=(DAY, 7 * DAY), baselines=baselines)
 
 
 def _groups(rows: "pl.DataFrame") -> dict[str, "np.ndarray"]:

@@ -21,7 +21,7 @@ from vitok.monitoring import PerformanceEstimator, ReferenceProfile
 from vitok.policies import Costs, TierPolicy
 from vitok.registry import Check, Package, Verdict, at_least, at_most, evaluate
 from vitok.stats.weighted_means import weighted_mean_interval
-from vitok.systems.fraud import training
+from vitok.systems.fraud import gate, training
 from vitok.systems.fraud.features import CALENDAR, FEATURES
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.rehearsal import logged_values
@@ -149,6 +149,7 @@ def recalibrated(
         baseline={name: estimate.to_dict() for name, estimate in metrics.items()},
         ignored=(*CALENDAR, *unwatched),
         slices=training.slices_of(reference, FEATURES),
+        n_random_features=training.N_RANDOM_FEATURES,
     )
     sets = stats.ConformalSets.fit(
         np.column_stack([1 - probability[known], probability[known]]),
@@ -156,7 +157,7 @@ def recalibrated(
         coverage=training.COVERAGE,
     )
     estimator = PerformanceEstimator.fit(probability[known], label[known], weight=weight[known])
-    dearer, margin = (float(np.average(each, weights=weight[known])) for each in (ours - theirs, 0.05 * theirs))
+    dearer, margin = (float(np.average(each, weights=weight[known])) for each in (ours - theirs, gate.MAX_DEARER * theirs))
     checks = [
         Check(
             name="calibrator",
@@ -166,8 +167,8 @@ def recalibrated(
             reason=str(refit),
         ),
         _ranks_as_before(found.auc, profile.baseline_of("auc")),
-        at_least("average precision", found.average_precision.value, 5 * found.fraud_rate.value),
-        at_most("calibration error", found.calibration_error.value, 0.05),
+        at_least("average precision", found.average_precision.value, gate.TIMES_CHANCE * found.fraud_rate.value),
+        at_most("calibration error", found.calibration_error.value, gate.MAX_CALIBRATION_ERROR),
         at_most(f"cost above {champion.version}", dearer, margin),
     ]
     first = int(np.argmax(late))

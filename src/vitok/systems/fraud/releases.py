@@ -20,6 +20,7 @@ from vitok.stats import Estimate
 from vitok.systems.fraud import training
 from vitok.systems.fraud.acting import LOOP, too_young
 from vitok.systems.fraud.features import FEATURES
+from vitok.systems.fraud.gate import Incumbent
 from vitok.systems.fraud.label_check import HOLDS, label_check
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
@@ -179,9 +180,17 @@ class Workshop:
             policy = dataclasses.replace(incumbent.policy, pass_through=0.0)
             actions = policy.decide(probability, validation.amount, [""] * len(validation)).actions
             cost = self.costs.realised(np.array(actions), validation.amount, validation.is_fraud)
-            against = (incumbent.version, cost)
+            against = Incumbent(name=incumbent.version, probability=probability, cost=cost)
         unwatched = training.not_filled(int(reference.event_time.min()) - self.start, label_delay)
-        return training.fit(train, validation, reference, costs=self.costs, incumbent=against, unwatched=unwatched)
+        return training.fit(
+            train,
+            validation,
+            reference,
+            costs=self.costs,
+            incumbent=against,
+            changed=changed,
+            unwatched=unwatched,
+        )
 
     def refit(self, now: int, *, label_delay: int, champion: LoadedModel, made: int, package: Package) -> Recalibrated:
         """Refits the calibrator of a version to decisions that its trees have not learned from.
@@ -267,7 +276,10 @@ def register(
         metrics=candidate.metrics,
         verdict=candidate.verdict,
         parameters=candidate.parameters,
-        digest=workshop.fingerprint,
+        learned_from=DataSnapshot(
+            digest=workshop.fingerprint, rows=candidate.parameters["train_rows"], statistics=candidate.statistics
+        ),
+        slices=candidate.slices,
         training_data=f"{candidate.parameters['train_rows']} transactions, {first} to {last}",
         evaluation_data=f"The later half of {candidate.parameters['validation_start']} to "
         f"{candidate.parameters['validation_end']}; nothing was fitted on it",
@@ -287,7 +299,8 @@ def _record(
     metrics: Mapping[str, Estimate],
     verdict: Verdict,
     parameters: Mapping[str, Any],
-    digest: str,
+    learned_from: DataSnapshot,
+    slices: Mapping[str, Mapping[str, Estimate]],
     training_data: str,
     evaluation_data: str,
     name: str,
@@ -296,7 +309,7 @@ def _record(
     key: str,
 ) -> Made:
     seeds = {"training": settings.current().seed}
-    data = {"transactions": DataSnapshot(digest=digest, rows=parameters["train_rows"])}
+    data = {"transactions": learned_from}
     with tracker.run(EXPERIMENT, name=name, params=parameters, seeds=seeds, data=data) as run:
         run.log_metrics(metrics)
         for file, content in ({"gate.json": verdict.to_dict()} | dict(artifacts)).items():
@@ -307,6 +320,7 @@ def _record(
         card = model_card(
             version,
             metrics=metrics,
+            slices=slices,
             gate=verdict,
             parameters=parameters,
             intended_use="Verdicts on card transactions: allow, review, block.",
