@@ -72,7 +72,7 @@ def test_stationary_traffic_raises_nothing_in_forty_days(
     # Silence because all was judged and found quiet, not because nothing was looked at.
     judged = {finding.rule.name for finding in seen[-1].days[0].findings}
     assert judged == {
-        "absence", "fallback", "data_quality", "data_drift", "prediction_drift", "quality", "calibration",
+        "absence", "fallback", "data_quality", "data_drift", "prediction_drift", "quality", "calibration", "confidence",
     }  # fmt: skip
     # Single days may fire, above all with few customers who pay often; that is what the row of three is for.
     findings = [finding for tick in seen for day in tick.days for finding in day.findings]

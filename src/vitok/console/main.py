@@ -18,6 +18,7 @@ from vitok.console.fraud_commands import demo_fraud, serve_fraud
 from vitok.console.guard_commands import guard_app
 from vitok.console.incident_commands import incident_app
 from vitok.console.key_commands import key_app
+from vitok.console.label_commands import label_app
 from vitok.console.load_commands import load
 from vitok.console.model_routing import route_app
 from vitok.console.model_serving import serve_models
@@ -44,6 +45,7 @@ app.add_typer(alert_app, name="alerts")
 app.add_typer(incident_app, name="incidents")
 app.add_typer(release_app, name="releases")
 app.add_typer(log_app, name="log")
+app.add_typer(label_app, name="labels")
 app.add_typer(run_app, name="runs")
 app.command("backup")(backup)
 app.command("restore")(restore)

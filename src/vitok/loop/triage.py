@@ -91,7 +91,7 @@ class TriageRules:
         calibration: Those of them that say that probabilities are off, whether or not the ranking fell too.
         drift: Rules that say that inputs or scores moved.
         data: Rules that say that data are missing or broken.
-        inputs: Rules about what comes in: no version changes that, so they put no release at fault.
+        inputs: Rules about what comes in, and signs that prove nothing: they put no release at fault.
         young: A version is young for so long after its promotion, in microseconds.
         back: Changes are looked for so long before the alert began, in microseconds.
     """
@@ -99,9 +99,9 @@ class TriageRules:
     model_out: frozenset[str] = frozenset({"fallback"})
     quality: frozenset[str] = frozenset({"quality", "calibration", "coverage"})
     calibration: frozenset[str] = frozenset({"calibration"})
-    drift: frozenset[str] = frozenset({"data_drift", "prediction_drift", "coverage"})
+    drift: frozenset[str] = frozenset({"data_drift", "prediction_drift", "coverage", "confidence"})
     data: frozenset[str] = frozenset({"absence", "data_quality", "skew", "label_source"})
-    inputs: frozenset[str] = frozenset({"data_drift"})
+    inputs: frozenset[str] = frozenset({"data_drift", "confidence"})
     young: int = 3 * DAY
     back: int = 7 * DAY
 

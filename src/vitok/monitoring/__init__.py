@@ -31,6 +31,7 @@ from vitok.monitoring.hourly_watch import HourlyWatch, WatchedHour
 from vitok.monitoring.hours import HourlyCounts
 from vitok.monitoring.joint import DomainClassifier, JointDrift, RandomFeatures, domain_classifier
 from vitok.monitoring.label_guard import LABEL_SOURCE, GuardRules, Hold, LabelGuard, LookedDay
+from vitok.monitoring.label_samples import LabelSample
 from vitok.monitoring.label_sources import SourceCounts, SourceFinding, SourceRules, judge_sources
 from vitok.monitoring.labels import ConceptDrift, LabelDrift, MaturedLabels, by_quantile, concept_drift, label_drift
 from vitok.monitoring.loss_estimation import LossEstimator
@@ -80,6 +81,7 @@ __all__ = [
     "JointDrift",
     "LabelDrift",
     "LabelGuard",
+    "LabelSample",
     "LookedDay",
     "LossEstimator",
     "MaturedLabels",

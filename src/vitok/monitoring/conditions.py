@@ -79,6 +79,13 @@ COVERAGE = AlertRule(
     windows=2,
     clear_after=2,
 )
+CONFIDENCE = AlertRule(
+    name="confidence",
+    severity="info",
+    playbook="read it beside drift and the estimates; have a small sample labelled with 'vitok labels plan'",
+    windows=3,
+    clear_after=3,
+)
 HOURLY_QUALITY = AlertRule(
     name="data_quality_1h",
     severity="critical",
@@ -131,6 +138,9 @@ class WatchRules:
         fallback: Rule for the share of fallbacks.
         absence: Rule for a day without decisions, or with fewer than its hours of the week let expect.
         coverage: Rule for conformal sets that hold the truth less often than they promise.
+        confidence: Rule for a model that is less sure of itself than when it was made.
+        max_unsure_rise: Largest tolerated rise of the share of unsure decisions, relative to the reference's, at
+            least 0.
         hourly_quality: Rule for faults of the data in an hour; None leaves hours to their day.
         hourly_absence: Rule for an hour with fewer decisions than its hour of the week lets expect; None for none.
         hourly_faults: From when a change is called a fault of an hour, held against the same hour of the days before.
@@ -164,6 +174,8 @@ class WatchRules:
     fallback: AlertRule = FALLBACK
     absence: AlertRule = ABSENCE
     coverage: AlertRule = COVERAGE
+    confidence: AlertRule = CONFIDENCE
+    max_unsure_rise: float = 0.5
     hourly_quality: AlertRule | None = HOURLY_QUALITY
     hourly_absence: AlertRule | None = HOURLY_ABSENCE
     hourly_faults: QualityRule = HOURLY_FAULTS
@@ -185,6 +197,7 @@ class WatchRules:
             ("confidence_level", 0 < self.confidence_level < 1, "be strictly between 0 and 1"),
             ("max_drop", 0 <= self.max_drop < 1, "be in [0, 1)"),
             ("max_cost_rise", self.max_cost_rise >= 0, "be at least 0"),
+            ("max_unsure_rise", self.max_unsure_rise >= 0, "be at least 0"),
             ("max_calibration_error", self.max_calibration_error >= 0, "be at least 0"),
             ("max_ratio", self.max_ratio > 1, "be above 1"),
             ("max_fallback_share", 0 <= self.max_fallback_share < 1, "be in [0, 1)"),
@@ -521,7 +534,12 @@ def explained(
         moved = rules.drift.judge(report).features
         shown = ", ".join(moved[:3]) + (f" and {len(moved) - 3} more" if len(moved) > 3 else "")
         parts.append(f"against {report.baseline}: {shown or 'as it was'}")
+    if diagnosis.domain is not None:
+        parts.append(f"against the same day a week before: {diagnosis.domain}")
     for estimate, made in expected:
+        if math.isnan(estimate.value):
+            parts.append(f"{estimate.name.replace('_', ' ')}: {estimate.definition}")
+            continue
         before = "" if made is None or math.isnan(made.value) else f", {made.value:.3g} when it was made"
         interval = f"({estimate.lower:.3g} to {estimate.upper:.3g}{before})"
         parts.append(f"estimated without labels: {estimate.name.replace('_', ' ')} {estimate.value:.3g} {interval}")

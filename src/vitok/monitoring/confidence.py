@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitok.errors import InvalidInput
-from vitok.stats import Divergence, Estimate, psi, wilson
+from vitok.stats import Divergence, Estimate, FrozenEdges, psi, wilson
 from vitok.stats.arrays import Counts, numbers
 from vitok.stats.results import Result
 
 N_BINS = 20
+# Of the bins of frozen edges those that hold finite values: null and the infinities stand around them.
+_CELLS = slice(2, -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,17 +65,49 @@ class ConfidenceCounts:
         p = p[~np.isnan(p).any(axis=1)]
         if ((p < 0) | (p > 1)).any():
             raise InvalidInput("probability", float(p.min()), "be in [0, 1]")
+        return cls._counted(p, np.ones(len(p)), floor)
+
+    @classmethod
+    def of_bins(cls, edges: FrozenEdges, counts: ArrayLike, *, floor: float) -> "ConfidenceCounts":
+        """Counts the bins of a probability, such as a profile and its windows have, each row at its bin's center.
+
+        The center of a bin is that of the reference, so that two windows over the same edges are counted alike.
+
+        Args:
+            edges: Bins of the probability of the positive class.
+            counts: Rows in each of them, shape (edges.n_bins,); those without a finite probability are left out.
+            floor: See above, in (0, 1]; `unsure_floor` gives one.
+
+        Raises:
+            InvalidInput: If the shape does not fit, or the floor is out of range.
+
+        Example:
+            >>> edges = FrozenEdges.from_values(np.repeat([0.1, 0.5, 0.9], 10))
+            >>> found = ConfidenceCounts.of_bins(edges, edges.count([0.5, 0.1, 0.9, 0.9, math.nan]), floor=0.8)
+            >>> found.n_below, found.n
+            (1, 4)
+        """
+        rows = numbers("counts", counts)
+        if rows.shape != (edges.n_bins,):
+            raise InvalidInput("counts", rows.shape, f"have the shape ({edges.n_bins},)")
+        if not 0 < floor <= 1:
+            raise InvalidInput("floor", floor, "be in (0, 1]")
+        p = _centers(edges)
+        return cls._counted(np.column_stack([1 - p, p]), rows[_CELLS], floor)
+
+    @classmethod
+    def _counted(cls, p: NDArray[np.float64], copies: NDArray[np.float64], floor: float) -> "ConfidenceCounts":
         k = p.shape[1]
         top = p.max(axis=1) if len(p) else np.empty(0)
         entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1) / math.log(k)
         return cls(
             n_classes=k,
             floor=floor,
-            largest=_counts((top - 1 / k) / (1 - 1 / k)),
-            entropy=_counts(entropy),
-            n_below=int((top < floor).sum()),
-            sum_entropy=float(entropy.sum()),
-            n=len(p),
+            largest=_counts((top - 1 / k) / (1 - 1 / k), copies),
+            entropy=_counts(entropy, copies),
+            n_below=int(copies[top < floor].sum()),
+            sum_entropy=float(entropy @ copies),
+            n=int(copies.sum()),
         )
 
     def __add__(self, other: "ConfidenceCounts") -> "ConfidenceCounts":
@@ -116,9 +150,41 @@ class ConfidenceCounts:
         )
 
 
-def _counts(share: NDArray[np.float64]) -> Counts:
+def _counts(share: NDArray[np.float64], copies: NDArray[np.float64]) -> Counts:
     place = np.clip((share * N_BINS).astype(np.int64), 0, N_BINS - 1)
-    return np.bincount(place, minlength=N_BINS).astype(np.int64, copy=False)
+    return np.bincount(place, weights=copies, minlength=N_BINS).astype(np.int64)
+
+
+def _centers(edges: FrozenEdges) -> NDArray[np.float64]:
+    return np.clip(np.array(edges.centers[_CELLS], dtype=np.float64), 0.0, 1.0)
+
+
+def unsure_floor(edges: FrozenEdges, counts: ArrayLike, *, least: float = 0.1) -> float:
+    """Returns the floor below which a share of the reference lies: what unsure means for this very model.
+
+    Where positives are rare nearly all probabilities are close to 0, and a floor such as 0.6 would never be met.
+
+    Args:
+        edges: Bins of the probability of the positive class.
+        counts: Rows of the reference in each of them, shape (edges.n_bins,).
+        least: Share of the reference that is below the floor at least, in (0, 1): the bins of the least sure rows.
+
+    Returns:
+        The floor; NaN where bins are so few that no floor parts them.
+
+    Example:
+        >>> edges = FrozenEdges.from_values(np.linspace(0, 0.1, 1_001))
+        >>> unsure_floor(edges, edges.count(np.linspace(0, 0.1, 1_001))) < 0.92
+        True
+    """
+    rows = numbers("counts", counts)[_CELLS]
+    p = _centers(edges)
+    sure, at = np.unique(np.maximum(p, 1 - p), return_inverse=True)
+    below = np.cumsum(np.bincount(at, weights=rows, minlength=len(sure)))
+    reached = np.flatnonzero(below >= least * below[-1])
+    if not below[-1] or reached[0] + 1 >= len(sure):
+        return math.nan
+    return float(sure[reached[0] + 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +197,7 @@ class ConfidenceShift(Result):
         below: Share below the floor now.
         reference_below: Share below the floor in the reference.
         change: Difference of the two shares with its interval; above 0 the model is less sure.
+        below_law: Divergence of the two shares, with its null law.
         mean_entropy: Mean entropy now, over the largest possible.
         reference_entropy: The same in the reference.
         n_obs: Rows of the window.
@@ -141,6 +208,7 @@ class ConfidenceShift(Result):
     below: float
     reference_below: float
     change: Estimate
+    below_law: Divergence
     mean_entropy: float
     reference_entropy: float
     n_obs: int
@@ -208,7 +276,12 @@ def confidence_shift(
         below=share(current.n_below, current),
         reference_below=share(reference.n_below, reference),
         change=change,
+        below_law=psi(_below_and_above(reference), _below_and_above(current)),
         mean_entropy=share(current.sum_entropy, current),
         reference_entropy=share(reference.sum_entropy, reference),
         n_obs=current.n,
     )
+
+
+def _below_and_above(counts: ConfidenceCounts) -> Counts:
+    return np.array([counts.n_below, counts.n - counts.n_below], dtype=np.int64)

@@ -12,6 +12,7 @@ from vitok import settings
 from vitok.errors import MissingExtra
 
 _Floats = NDArray[np.float64]
+_WORTH_THREADS = 50_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +84,8 @@ def cross_fit(
         "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
-        "num_threads": settings.current().threads,
+        # On few rows threads wait for each other longer than they work.
+        "num_threads": settings.current().threads if len(whole) >= _WORTH_THREADS else 1,
     }
     # Both samples count alike, so that the odds are the ratio of the densities itself.
     balance = np.where(is_current, len(reference) / len(current), 1.0)

@@ -42,6 +42,9 @@ class DensityRatio(Result):
         clipped: Share of the reference rows whose ratio was cut at the ceiling.
         auc: How well the classifier told the samples apart on rows that it had not seen: 0.5 where nothing moved.
         ceiling: Largest ratio let through.
+        covered: Mean of the ratios before they were scaled, which is the share of the current rows that the reference
+            stands for: about 1 where it has rows like all of them, about 0 where the current ones lie elsewhere, in
+            which case all reference rows are alike far from them and `n_effective` says nothing.
     """
 
     weight: _Floats
@@ -49,6 +52,7 @@ class DensityRatio(Result):
     clipped: float
     auc: Estimate
     ceiling: float
+    covered: float = 1.0
 
     def __str__(self) -> str:
         return (
@@ -64,6 +68,7 @@ class DensityRatio(Result):
             "clipped": self.clipped,
             "auc": self.auc.to_dict(),
             "ceiling": self.ceiling,
+            "covered": self.covered,
         }
 
 
@@ -88,8 +93,8 @@ def density_ratio(
         seed: Of the folds and trees; None takes the one of the settings.
 
     Returns:
-        The weights. Where the current rows lie where the reference has none, `n_effective` is small and no
-        estimate should be built on them.
+        The weights. Where the current rows lie where the reference has few, `n_effective` is small; where it has
+        none, `covered` is. No estimate should be built on them then.
 
     Raises:
         InvalidInput: If shapes do not fit, or an argument is out of range.
@@ -131,4 +136,5 @@ def density_ratio(
             definition="area under the ROC curve of cross-fitted ranks, interval from twice DeLong's variance",
         ),
         ceiling=ceiling,
+        covered=float(weight.mean()),
     )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vitok.clock import DAY, isoformat
 from vitok.monitoring.drift import JOINT, DriftReport, DriftRule, drift
+from vitok.monitoring.joint import DomainClassifier
 from vitok.monitoring.labels import ConceptDrift, LabelDrift
 from vitok.monitoring.profile import PROBABILITY, ReferenceProfile
 from vitok.monitoring.quality import QualityFinding, QualityRule, check_quality
@@ -56,6 +57,7 @@ class Diagnosis(Result):
         where: The slice that explains the largest drift, as `"country = CH"`; empty where none stands out.
         columns: What drifted or is faulty, by impact on the model: weight times effect.
         since: Beginning of the first of the days in a row with it; None where nothing was found or it is not known.
+        domain: Which features tell the window from the one a week before; None where that was not asked.
     """
 
     model_version: str
@@ -70,6 +72,7 @@ class Diagnosis(Result):
     where: str
     columns: tuple[str, ...]
     since: int | None
+    domain: DomainClassifier | None = None
 
     def __str__(self) -> str:
         head = f"{self.model_version}, {isoformat(self.start)} to {isoformat(self.end)}:"
@@ -86,6 +89,8 @@ class Diagnosis(Result):
             lines.append(f"  {self.data.prediction}")
         if "joint drift" in self.names:
             lines.append(f"  {self.data.joint}")
+        if self.domain is not None:
+            lines.append(f"  {self.domain}")
         lines += [f"  {self.data.of(name)}" for name in self.columns[:5] if name in _measured(self.data)]
         lines += [f"  {one}" for one in self.slices[:3]]
         return "\n".join(lines)

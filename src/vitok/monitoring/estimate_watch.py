@@ -1,14 +1,18 @@
 """Performance of each closed day before its labels are in, written down, and held against what they say later."""
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vitok.errors import Conflict
+from vitok.decisions import label_weights
+from vitok.decisions.schema import FEATURE_PREFIX
+from vitok.errors import Conflict, MissingExtra
 from vitok.monitoring.estimate_ledger import EstimateLedger, EstimatePair
-from vitok.monitoring.estimation import PerformanceEstimator
+from vitok.monitoring.estimation import PerformanceEstimator, estimate_under_shift
 from vitok.monitoring.performance import Performance
 from vitok.policies import Costs
 from vitok.stats import Estimate
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
 
 METRICS = ("positive_rate", "roc_auc", "average_precision", "brier", "cost")
 """What is estimated, by the names under which `EstimateLedger` keeps it."""
+UNDER_SHIFT = "_under_shift"
+"""What stands behind the name of a metric where the labelled rows were weighed to look like the day."""
+_SHIFTED = tuple(metric + UNDER_SHIFT for metric in METRICS)
+# The classifier that weighs them is fitted to so many labelled rows at most, and needs so many at least.
+_MOST, _FEWEST, _FEWEST_POSITIVES = 20_000, 300, 10
 _BY_BASELINE = {"roc_auc": "auc", "positive_rate": "fraud_rate", "cost": "cost_per_decision"}
 
 
@@ -29,6 +38,10 @@ class EstimateWatch:
         estimator_of: Gives the estimator of a version, None for one without.
         costs: What actions cost; None leaves cost out.
         amount: Column with the amount.
+        featured: Gives the decisions with `start <= event_time < end` with all their features, joined with the labels
+            known as of a time, null where none was: called as `featured(start, end, as_of)`, and only where a day
+            drifted. None leaves out estimates under shift.
+        hiding: Actions after which no outcome can be seen; see `performance`.
     """
 
     def __init__(
@@ -38,8 +51,12 @@ class EstimateWatch:
         estimator_of: Callable[[str], PerformanceEstimator | None],
         costs: Costs | None = None,
         amount: str = "amount",
+        featured: "Callable[[int, int, int], pl.DataFrame] | None" = None,
+        hiding: Collection[str] = (),
     ) -> None:
         self.ledger = ledger
+        self._featured = featured
+        self._hiding = hiding
         self._estimator_of = estimator_of
         self._costs = costs
         self._amount = amount
@@ -59,28 +76,106 @@ class EstimateWatch:
         Returns:
             The estimates; empty where the version has no estimator or no row has a probability.
         """
-        import polars as pl
-
         estimator = self._estimator_of(version)
-        given = rows.filter(pl.col("probability").is_not_null() & pl.col("probability").is_not_nan())
-        if self._costs is not None:
-            given = given.filter(pl.col(self._amount).is_finite())
+        given = self._answered(rows)
         if estimator is None or not given.height:
             return ()
-        probability = given["probability"].cast(pl.Float64).to_numpy()
-        cost_1 = cost_0 = None
-        if self._costs is not None:
-            actions, amounts = given["action"].to_numpy(), given[self._amount].cast(pl.Float64).to_numpy()
-            cost_1 = self._costs.realised(actions, amounts, np.ones(len(amounts), dtype=bool))
-            cost_0 = self._costs.realised(actions, amounts, np.zeros(len(amounts), dtype=bool))
-        expected = estimator.estimate(
-            probability, forecast=probability, cost_if_positive=cost_1, cost_if_negative=cost_0
-        )
-        found = tuple(one for one in expected.estimates if one.name in METRICS)
+        probability, costs = self._forecast(given)
+        expected = estimator.estimate(probability, forecast=probability, **costs)
+        return self._written(version, [one for one in expected.estimates if one.name in METRICS], start, end, made_at)
+
+    def estimate_under_shift(
+        self,
+        version: str,
+        features: Sequence[str],
+        start: int,
+        end: int,
+        *,
+        known: tuple[int, int],
+        made_at: int,
+    ) -> tuple[Estimate, ...]:
+        """Estimates a day that drifted from labelled rows weighed to look like it, and writes it down.
+
+        Rows are read, and a classifier is fitted to at most 20,000 labelled ones and as many of the day: seconds, for
+        a day that drifted only.
+
+        Args:
+            version: Which version.
+            features: What the mix of rows is told by; leave out what differs from day to day for no other reason
+                than the calendar.
+            start: When the day begins, in microseconds.
+            end: When it ends.
+            known: Beginning and end of the span whose labelled decisions of this version stand for the past.
+            made_at: The present, in microseconds.
+
+        Returns:
+            The estimates by their own names, such as `"average_precision_under_shift"`. Where hardly any labelled row
+            looks like the day, one of them without a value, whose definition says so. Empty where there are too few
+            labels, rows with features are not given, or LightGBM, which weighs them, is not there: watching goes on.
+        """
+        if self._featured is None:
+            return ()
+        now = self._answered(_of(version, self._featured(start, end, end)))
+        before = self._known(_of(version, self._featured(*known, end)))
+        columns = [FEATURE_PREFIX + name for name in features]
+        columns = [name for name in columns if name in now.columns and name in before.columns]
+        if len(before) > _MOST:
+            before = before.sample(_MOST, seed=0)
+        positives = int(before["label"].sum())
+        enough = min(len(before), len(now)) >= _FEWEST and min(positives, len(before) - positives) >= _FEWEST_POSITIVES
+        if not columns or not enough:
+            return ()
+        probability, costs = self._forecast(now)
+        try:
+            found = estimate_under_shift(
+                reference=_matrix(before, columns),
+                reference_score=_column(before, "probability"),
+                reference_y=_column(before, "label"),
+                reference_weight=label_weights(before, hiding=self._hiding).weight if self._hiding else None,
+                current=_matrix(now, columns),
+                current_score=probability,
+                forecast=probability,
+                most=_MOST,
+                **costs,
+            )
+        except MissingExtra:
+            return ()
+        if not found.reliable:
+            rows = "too few labelled rows look like this day: only labels can tell"
+            name = "average_precision" + UNDER_SHIFT
+            return (Estimate(name=name, value=math.nan, lower=0.0, upper=1.0, n_obs=len(now), definition=rows),)
+        estimates = [one for one in found.performance.estimates if one.name in METRICS]
+        return self._written(version, [_renamed(one, one.name + UNDER_SHIFT) for one in estimates], start, end, made_at)
+
+    def _answered(self, rows: "pl.DataFrame") -> "pl.DataFrame":
+        import polars as pl
+
+        given = rows.filter(pl.col("probability").is_finite())
+        return given if self._costs is None else given.filter(pl.col(self._amount).is_finite())
+
+    def _known(self, rows: "pl.DataFrame") -> "pl.DataFrame":
+        import polars as pl
+
+        seen = rows.filter(pl.col("probability").is_finite() & pl.col("label").is_not_null())
+        return seen.filter(~pl.col("action").is_in(list(self._hiding))) if self._hiding else seen
+
+    def _forecast(self, given: "pl.DataFrame") -> tuple[NDArray[np.float64], dict[str, Any]]:
+        probability = _column(given, "probability")
+        if self._costs is None:
+            return probability, {}
+        actions, amounts = given["action"].to_numpy(), _column(given, self._amount)
+        return probability, {
+            "cost_if_positive": self._costs.realised(actions, amounts, np.ones(len(amounts), dtype=bool)),
+            "cost_if_negative": self._costs.realised(actions, amounts, np.zeros(len(amounts), dtype=bool)),
+        }
+
+    def _written(
+        self, version: str, found: Sequence[Estimate], start: int, end: int, made_at: int
+    ) -> tuple[Estimate, ...]:
         # Rows that came late, or labels that were looked at: an estimate is graded as it was first made.
         with contextlib.suppress(Conflict):
             self.ledger.record(version, found, start=start, end=end, made_at=made_at)
-        return found
+        return tuple(found)
 
     def realise(
         self, version: str, found: Performance, start: int, end: int, *, as_of: int
@@ -107,9 +202,15 @@ class EstimateWatch:
             _renamed(found.cost_per_decision, "cost"),
         ]
         # Where what was blocked has no label, the labels that there are say less of the metrics than their number does.
+        said = {
+            metric
+            for metric in _SHIFTED
+            if any((pair.start, pair.end) == (start, end) for pair in self.ledger.pairs(version, metric))
+        }
+        values += [_renamed(one, one.name + UNDER_SHIFT) for one in values if one.name + UNDER_SHIFT in said]
         share = max(1e-6, min(found.n_labelled / found.n_decisions, found.informed))
         self.ledger.realise(version, values, start=start, end=end, labelled=share, as_of=as_of)
-        pairs = (pair for metric in METRICS for pair in self.ledger.pairs(version, metric))
+        pairs = (pair for metric in (*METRICS, *sorted(said)) for pair in self.ledger.pairs(version, metric))
         return tuple(pair for pair in pairs if (pair.start, pair.end) == (start, end) and pair.realised is not None)
 
 
@@ -117,10 +218,25 @@ def baseline_name(metric: str) -> str:
     """Returns the name under which a profile's baseline has a metric of the ledger.
 
     Example:
-        >>> baseline_name("roc_auc"), baseline_name("average_precision")
+        >>> baseline_name("roc_auc"), baseline_name("average_precision_under_shift")
         ('auc', 'average_precision')
     """
-    return _BY_BASELINE.get(metric, metric)
+    plain = metric.removesuffix(UNDER_SHIFT)
+    return _BY_BASELINE.get(plain, plain)
+
+
+def _of(version: str, rows: "pl.DataFrame") -> "pl.DataFrame":
+    return rows.filter(rows["model_version"] == version)
+
+
+def _column(rows: "pl.DataFrame", name: str) -> NDArray[np.float64]:
+    import polars as pl
+
+    return rows[name].cast(pl.Float64).to_numpy()
+
+
+def _matrix(rows: "pl.DataFrame", columns: Sequence[str]) -> NDArray[np.float64]:
+    return np.column_stack([_column(rows, name) for name in columns])
 
 
 def _renamed(estimate: Estimate, name: str) -> Estimate:

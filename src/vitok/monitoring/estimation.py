@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitok import stats
+from vitok import settings, stats
 from vitok.errors import Conflict, InvalidInput
 from vitok.models.calibrators import Calibrator, IsotonicCalibrator, PlattCalibrator, fit_best
 from vitok.monitoring.density_ratio import DensityRatio, density_ratio
@@ -32,6 +32,8 @@ from vitok.stats.results import Result
 _Floats = NDArray[np.float64]
 # Below so many effective rows a free curve follows the noise.
 _ENOUGH_FOR_ISOTONIC = 1_000
+# A window two standard deviations away is covered by two thirds, one six away by seven hundredths.
+_LEAST_COVERED = 0.5
 
 
 def _array(field: str, values: ArrayLike) -> _Floats:
@@ -332,8 +334,8 @@ class ShiftedPerformance(Result):
         performance: With the calibration that was weighted to look like the window.
         unweighted: As `PerformanceEstimator` would have it; the difference is what the changed mix does.
         ratio: The weights and how much they are worth.
-        reliable: Whether at least `enough` effective rows stand behind it; if not, the window lies where the labelled
-            rows say too little, and only labels can help.
+        reliable: Whether at least `enough` effective rows stand behind it, and for at least half of the window; if
+            not, the window lies where the labelled rows say too little, and only labels can help.
         enough: Effective rows asked for.
     """
 
@@ -344,7 +346,8 @@ class ShiftedPerformance(Result):
     enough: float
 
     def __str__(self) -> str:
-        verdict = "" if self.reliable else f"\nnot reliable: fewer than {self.enough:g} effective rows"
+        few = f"fewer than {self.enough:g} effective rows, or they stand for less than half of the window"
+        verdict = "" if self.reliable else f"\nnot reliable: {few}"
         return f"{self.performance}\n{self.ratio}{verdict}"
 
 
@@ -362,6 +365,7 @@ def estimate_under_shift(
     reference_weight: ArrayLike | None = None,
     enough: float = 300.0,
     ceiling: float = 20.0,
+    most: int | None = None,
     confidence_level: float = 0.95,
 ) -> ShiftedPerformance:
     """Estimates performance where the mix of rows has changed, by importance-weighted calibration.
@@ -383,6 +387,8 @@ def estimate_under_shift(
             ratio.
         enough: Effective rows below which the estimate is called unreliable.
         ceiling: Largest density ratio; see `density_ratio`.
+        most: Rows of the window, drawn at random, that the ratio is learnt from at most; None for all. The estimate
+            is of all of them whatever it is.
         confidence_level: Level, in (0, 1).
 
     Returns:
@@ -412,8 +418,13 @@ def estimate_under_shift(
     for field, rows, n in (("reference", before, len(scores)), ("current", after, len(now))):
         if rows.ndim != 2 or len(rows) != n:
             raise InvalidInput(field, rows.shape, f"have the shape ({n}, f), one row for each score")
+    if most is not None and most < 1:
+        raise InvalidInput("most", most, "be at least 1")
     # The score is a feature too: where it alone has moved, the weights follow it.
-    ratio = density_ratio(np.column_stack([before, scores]), np.column_stack([after, now]), ceiling=ceiling)
+    window = np.column_stack([after, now])
+    if most is not None and len(window) > most:
+        window = window[np.random.default_rng(settings.current().seed).choice(len(window), most, replace=False)]
+    ratio = density_ratio(np.column_stack([before, scores]), window, ceiling=ceiling)
     weight = ratio.weight
     if reference_weight is not None:
         weight = weight * np.asarray(reference_weight, dtype=np.float64)
@@ -433,6 +444,6 @@ def estimate_under_shift(
         performance=weighted.estimate(now, **asked),
         unweighted=plain.estimate(now, **asked),
         ratio=ratio,
-        reliable=ratio.n_effective >= enough,
+        reliable=ratio.n_effective >= enough and ratio.covered >= _LEAST_COVERED,
         enough=enough,
     )

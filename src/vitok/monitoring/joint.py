@@ -7,18 +7,22 @@ tell them apart.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitok.errors import InvalidInput
+from vitok.decisions.schema import FEATURE_PREFIX
+from vitok.errors import InvalidInput, MissingExtra
 from vitok.monitoring.cross_fitting import cross_fit
 from vitok.stats import FrozenEdges
 from vitok.stats.arrays import numbers
 from vitok.stats.results import Result
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # On ranks in [0, 1]: a kernel much wider sees only means, one much narrower only noise.
 _WIDTH = 0.35
@@ -383,3 +387,40 @@ def domain_classifier(
         n_current=len(b),
         features=tuple((names[at], float(share[at])) for at in order if share[at] > 0),
     )
+
+
+def told_apart(
+    names: Sequence[str],
+    before: "pl.DataFrame",
+    now: "pl.DataFrame",
+    *,
+    ignored: Collection[str] = (),
+    most: int = 5_000,
+) -> DomainClassifier | None:
+    """Says which features tell the decisions of one time from those of another, from samples of both.
+
+    Args:
+        names: The features.
+        before: Decisions of the one time, as the log has them.
+        now: Those of the other.
+        ignored: Features that are left out.
+        most: Rows that are drawn of each at most, so that the cost is bounded.
+
+    Returns:
+        The classifier; None where a side has fewer than 200 rows or not all of the features, or LightGBM is not there.
+    """
+    import polars as pl
+
+    watched = [name for name in names if name not in ignored]
+    columns = [FEATURE_PREFIX + name for name in watched]
+    sides = (before, now)
+    if not watched or any(len(rows) < MIN_DAY or not set(columns) <= set(rows.columns) for rows in sides):
+        return None
+    a, b = (
+        (rows.sample(most, seed=0) if len(rows) > most else rows).select(pl.col(columns).cast(pl.Float64)).to_numpy()
+        for rows in sides
+    )
+    try:
+        return domain_classifier(watched, a, b)
+    except MissingExtra:
+        return None

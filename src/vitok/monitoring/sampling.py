@@ -59,6 +59,39 @@ class LabelPlan(Result):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Population(Result):
+    """What an estimate from a few labels needs to know of all the rows that they were drawn from.
+
+    Attributes:
+        n_obs: Rows.
+        n_flagged: Rows that were taken for positives.
+        expected: Sum of their probabilities.
+        expected_flagged: The same over those taken for positives.
+    """
+
+    n_obs: int
+    n_flagged: int
+    expected: float
+    expected_flagged: float
+
+    @classmethod
+    def of(cls, probability: ArrayLike, flagged: ArrayLike) -> "Population":
+        """Adds up rows.
+
+        Args:
+            probability: Calibrated probability of a positive, shape (n,), in [0, 1].
+            flagged: Which rows were taken for positives, shape (n,).
+
+        Raises:
+            InvalidInput: If shapes differ or values are out of range.
+        """
+        p, flags = _inputs(probability, flagged)
+        return cls(
+            n_obs=len(p), n_flagged=int(flags.sum()), expected=float(p.sum()), expected_flagged=float(p[flags].sum())
+        )
+
+
 def _inputs(probability: ArrayLike, flagged: ArrayLike) -> tuple[_Floats, NDArray[np.bool_]]:
     p, flags = numbers("probability", probability), np.asarray(flagged)
     if p.ndim != 1 or p.shape != flags.shape or len(p) == 0:
@@ -216,30 +249,84 @@ def estimate_from_labels(plan: LabelPlan, y: ArrayLike, probability: ArrayLike, 
         raise InvalidInput("y", labels.shape, f"be 0 or 1 for each of the {len(plan.rows)} rows of the plan")
     if len(p) != plan.n_obs:
         raise InvalidInput("probability", len(p), f"be those of the {plan.n_obs} rows that the plan was made for")
-    drawn, weight = plan.rows, 1 / plan.propensity
-    off = (labels - p[drawn]) * weight
-    positives = float(p.sum() + off.sum())
-    hits = float(p[flags].sum() + off[flags[drawn]].sum())
-    n, n_flagged = len(p), int(flags.sum())
-    value = {
-        "positive_rate": positives / n,
-        "precision": hits / n_flagged if n_flagged else math.nan,
-        "recall": hits / positives if positives > 0 else math.nan,
-        "accuracy": (hits + (n - n_flagged) - (positives - hits)) / n,
-    }[plan.metric]
-    slope = _slopes(plan.metric, p, flags)
-    if plan.metric == "recall" and positives > 0:
-        slope = (flags.astype(np.float64) - value) / positives
-    variance = float(((slope[drawn] * off) ** 2) @ (1 - plan.propensity))
-    value = min(max(value, 0.0), 1.0)
-    z = normal_quantile(plan.confidence_level)
-    lower, upper = bounded_interval(value, math.sqrt(variance), z, 0.0, 1.0)
+    return estimate_from_draw(
+        plan.metric,
+        labels,
+        probability=p[plan.rows],
+        flagged=flags[plan.rows],
+        propensity=plan.propensity,
+        population=Population.of(p, flags),
+        confidence_level=plan.confidence_level,
+    )
+
+
+def estimate_from_draw(
+    metric: str,
+    y: ArrayLike,
+    *,
+    probability: ArrayLike,
+    flagged: ArrayLike,
+    propensity: ArrayLike,
+    population: Population,
+    confidence_level: float = 0.95,
+) -> Estimate:
+    """Estimates as `estimate_from_labels` does, from the rows drawn and the sums over all: no other row is needed.
+
+    Args:
+        metric: As in `plan_labels`.
+        y: Labels of the rows drawn, shape (k,), bool or 0 and 1.
+        probability: Their calibrated probabilities, shape (k,), in [0, 1].
+        flagged: Which of them were taken for positives, shape (k,).
+        propensity: With which probability each was drawn, shape (k,), in (0, 1].
+        population: The sums over all rows drawn from.
+        confidence_level: Level of the interval, in (0, 1).
+
+    Raises:
+        InvalidInput: If shapes differ or values are out of range.
+
+    Example:
+        >>> population = Population(n_obs=100, n_flagged=10, expected=8.0, expected_flagged=6.0)
+        >>> found = estimate_from_draw("precision", [1, 0], probability=[0.6, 0.6], flagged=[1, 1],
+        ...     propensity=[0.5, 0.5], population=population)
+        >>> round(found.value, 3)
+        0.56
+    """
+    if metric not in METRICS:
+        raise InvalidInput("metric", metric, f"be one of {', '.join(METRICS)}")
+    p, flags = _inputs(probability, flagged)
+    labels, drawn = numbers("y", y), numbers("propensity", propensity)
+    if not labels.shape == drawn.shape == p.shape:
+        raise InvalidInput("y and propensity", (labels.shape, drawn.shape), f"have the shape {p.shape}")
+    if not np.isin(labels, (0.0, 1.0)).all():
+        raise InvalidInput("y", labels[:5].tolist(), "be 0 or 1")
+    if not ((drawn > 0) & (drawn <= 1)).all():
+        raise InvalidInput("propensity", drawn[:5].tolist(), "be in (0, 1]")
+    off = (labels - p) / drawn
+    n, n_flagged = population.n_obs, population.n_flagged
+    positives = population.expected + float(off.sum())
+    hits = population.expected_flagged + float(off[flags].sum())
+    yes = flags.astype(np.float64)
+    if metric == "positive_rate":
+        value, slope = positives / n, np.full(len(p), 1 / n)
+    elif metric == "accuracy":
+        value, slope = (hits + (n - n_flagged) - (positives - hits)) / n, (2 * yes - 1) / n
+    elif metric == "precision":
+        value, slope = (hits / n_flagged, yes / n_flagged) if n_flagged else (math.nan, yes)
+    else:
+        value = hits / positives if positives > 0 else math.nan
+        slope = (yes - value) / positives if positives > 0 else yes
+    variance = float(((slope * off) ** 2) @ (1 - drawn))
+    lower, upper = 0.0, 1.0
+    if not math.isnan(value):
+        value = min(max(value, 0.0), 1.0)
+        z = normal_quantile(confidence_level)
+        lower, upper = bounded_interval(value, math.sqrt(variance), z, 0.0, 1.0)
     return Estimate(
-        name=plan.metric,
+        name=metric,
         value=value,
         lower=lower,
         upper=upper,
-        n_obs=len(drawn),
-        confidence_level=plan.confidence_level,
-        definition=f"of {n:,} rows, from {len(drawn):,} labels drawn with known probabilities; difference estimator",
+        n_obs=len(p),
+        confidence_level=confidence_level,
+        definition=f"of {n:,} rows, from {len(p):,} labels drawn with known probabilities; difference estimator",
     )

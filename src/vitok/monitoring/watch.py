@@ -24,11 +24,13 @@ from vitok.monitoring.conditions import (
     quality_finding,
     quality_findings,
 )
+from vitok.monitoring.confidence_watch import confidence_finding
 from vitok.monitoring.diagnosis import Diagnosis, DiagnosisRule, diagnose, onset
 from vitok.monitoring.drift import DriftReport, drift
 from vitok.monitoring.estimate_ledger import EstimatePair
-from vitok.monitoring.estimate_watch import EstimateWatch, baseline_name
+from vitok.monitoring.estimate_watch import UNDER_SHIFT, EstimateWatch, baseline_name
 from vitok.monitoring.hourly_watch import HourlyWatch, WatchedHour, window_of
+from vitok.monitoring.joint import told_apart
 from vitok.monitoring.labels import ConceptDrift, LabelDrift, MaturedLabels, concept_drift, label_drift
 from vitok.monitoring.performance import Performance, performance
 from vitok.monitoring.profile import ReferenceProfile
@@ -60,7 +62,7 @@ class WatchedDay(Result):
         raised: Alerts that this day raised.
         cleared: Alerts that this day cleared.
         diagnoses: What has happened, by its name, for each version of which a rule fired.
-        estimated: Version and what is estimated of its day without labels.
+        estimated: Version and what is estimated of its day without labels; of a day that drifted under shift too.
         realised: Estimates of an earlier day beside what its labels say, which were taken to be in by now.
         calibration: Version and its calibration day by day, for each of which the rule about it fired.
     """
@@ -150,7 +152,9 @@ class Watch:
         sets_of: Gives the conformal sets of a version, None for one without.
         groups: Gives the groups of labelled rows by which residuals are looked at, such as slices; each of shape (n,).
         logged: Gives the decisions with `start <= event_time < end` of whatever version, with their features, called
-            as `logged(start, end)`. With it "last week" and "last year" reach behind a version's own beginning.
+            as `logged(start, end)`. With it "last week" and "last year" reach behind a version's own beginning, and
+            where only how features go together has drifted, a classifier says which ones tell the day from the one a
+            week before.
 
     Example:
         >>> import tempfile
@@ -264,13 +268,15 @@ class Watch:
                 findings.extend(drift_findings(report, self.rules, alerting=alerting, faulty=faulty))
                 if length == self.rules.lengths[0]:
                     findings.append(quality_finding(version, faults, self.rules))
+                    findings.extend(confidence_finding(profile, window, self.rules, alerting=alerting))
                     seen[version] = _Seen(profile, window, report, faults)
         rows = self._matured(tuple(watched), end)
         performances = self._performances(rows)
         for version, measured in performances:
             findings.extend(quality_findings(version, measured, watched[version], self.rules))
             findings.extend(self._coverage(version, rows[version]))
-        estimated = self._estimated(watched, start, end, now)
+        drifted = {one.version for one in findings if one.firing and one.rule.name.startswith(self._drift_names)}
+        estimated = self._estimated(watched, drifted, start, end, now)
         fired = [version for version in seen if any(one.firing and one.version == version for one in findings)]
         diagnoses = {
             version: self._diagnose(
@@ -286,6 +292,11 @@ class Watch:
             if one.firing and one.rule.name.startswith(self._drift_names) and (one.rule.name, one.version) not in opened
         }
         against = {version: self._against(version, seen[version]) for version in fired if version in drifting}
+        diagnoses |= {
+            version: self._told_apart(found, seen[version].profile, start, end)
+            for version, found in diagnoses.items()
+            if version in drifting and "joint drift" in found.names
+        }
         calibration = self._calibration(findings, rows)
         findings = [
             self._explained(one, diagnoses, seen, against, dict(estimated), calibration.get(one.version))
@@ -366,17 +377,25 @@ class Watch:
     # Estimates
 
     def _estimated(
-        self, watched: Mapping[str, ReferenceProfile], start: int, end: int, now: int
+        self, watched: Mapping[str, ReferenceProfile], drifted: Collection[str], start: int, end: int, now: int
     ) -> tuple[tuple[str, tuple[Estimate, ...]], ...]:
         if self._estimates is None or self._labelled is None or not watched:
             return ()
         rows = self._labelled(start, end, end)
-        made = (
-            (version, self._estimates.estimate(version, own, start, end, made_at=now))
-            for version in watched
-            if (own := rows.filter(rows["model_version"] == version)).height >= self.rules.min_n
-        )
-        return tuple((version, found) for version, found in made if found)
+        until = end - self.rules.maturity
+        made = []
+        for version, profile in watched.items():
+            own = rows.filter(rows["model_version"] == version)
+            if own.height < self.rules.min_n:
+                continue
+            found = self._estimates.estimate(version, own, start, end, made_at=now)
+            if version in drifted:
+                features = [name for name in profile.names if name not in profile.ignored]
+                known = (until - self.rules.trailing, until)
+                found += self._estimates.estimate_under_shift(version, features, start, end, known=known, made_at=now)
+            if found:
+                made.append((version, found))
+        return tuple(made)
 
     def _realised(
         self, rows: "Mapping[str, pl.DataFrame]", end: int
@@ -430,6 +449,12 @@ class Watch:
         self._rows[version] = (end, since)
         return dataclasses.replace(found, since=since)
 
+    def _told_apart(self, found: Diagnosis, profile: ReferenceProfile, start: int, end: int) -> Diagnosis:
+        if self._logged is None:
+            return found
+        before, now = self._logged(start - WEEK, end - WEEK), self._logged(start, end)
+        return dataclasses.replace(found, domain=told_apart(profile.names, before, now, ignored=profile.ignored))
+
     def _of_labels(
         self, profile: ReferenceProfile, rows: "pl.DataFrame | None", measured: Performance | None
     ) -> tuple[LabelDrift | None, ConceptDrift | None]:
@@ -462,7 +487,7 @@ class Watch:
         expected = [
             (one, profile.baseline_of(baseline_name(one.name)))
             for one in estimated.get(finding.version, ())
-            if drifted and one.name in _TOLD
+            if drifted and one.name.removesuffix(UNDER_SHIFT) in _TOLD
         ]
         held = against.get(finding.version, []) if drifted else []
         return explained(finding, diagnosis, against=held, expected=expected, calibration=calibration, rules=self.rules)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LIVE = 7 * DAY
 _AT_ONCE = 100_000
 _DRIFT = (monitoring.conditions.DATA_DRIFT.name, monitoring.conditions.PREDICTION_DRIFT.name)
-_TOLD = ("average_precision", "cost")
+_TOLD = ("average_precision", "average_precision_under_shift", "cost", "cost_under_shift")
 _WATCHED = (
     "request_id", "event_time", "model_version", "probability", "action", "propensity", "amount",
     *(f"f_{name}" for name in SLICED if name != "amount"),
@@ -77,7 +77,13 @@ class Observer:
             hiding=HIDING,
             views=VIEWS,
             weights=self.profiles.weights,
-            estimates=EstimateWatch(self.estimates, estimator_of=self.profiles.estimator, costs=costs),
+            estimates=EstimateWatch(
+                self.estimates,
+                estimator_of=self.profiles.estimator,
+                costs=costs,
+                featured=self._featured,
+                hiding=HIDING,
+            ),
             sets_of=self.profiles.sets,
             groups=_groups,
         )
@@ -218,7 +224,10 @@ class Observer:
 
     def labelled(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
         """Returns the decisions of `[start, end)` whose labels were known at `as_of`, with them."""
-        return self._joined(decisions.read(self._log, since=start, until=end), as_of).drop_nulls("label")
+        return self._featured(start, end, as_of).drop_nulls("label")
+
+    def _featured(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
+        return self._joined(decisions.read(self._log, since=start, until=end), as_of)
 
     def _matured(self, start: int, end: int, as_of: int) -> "pl.DataFrame":
         # All decisions, labelled or not, and of their columns those that watching needs.

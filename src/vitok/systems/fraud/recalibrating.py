@@ -157,7 +157,9 @@ def recalibrated(
         coverage=training.COVERAGE,
     )
     estimator = PerformanceEstimator.fit(probability[known], label[known], weight=weight[known])
-    dearer, margin = (float(np.average(each, weights=weight[known])) for each in (ours - theirs, gate.MAX_DEARER * theirs))
+    dearer, margin = (
+        float(np.average(each, weights=weight[known])) for each in (ours - theirs, gate.MAX_DEARER * theirs)
+    )
     checks = [
         Check(
             name="calibrator",

@@ -411,7 +411,8 @@ class Maker:
             metrics=found.metrics,
             verdict=verdict,
             parameters=given,
-            digest=self.workshop.fingerprint,
+            learned_from=DataSnapshot(digest=self.workshop.fingerprint, rows=given["train_rows"]),
+            slices={},
             training_data=f"The trees are those of {model.version}; the calibrator was fitted to {given['train_rows']} "
             f"decisions, {given['train_start']} to {given['train_end']}",
             evaluation_data=f"{given['validation_rows']} later decisions, {given['validation_start']} to "
