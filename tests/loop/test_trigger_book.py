@@ -230,6 +230,18 @@ def test_what_the_playbook_asks_waits_for_the_cool_down_and_can_be_withdrawn(hom
     assert book.triggers.pending("fraud") == ()
 
 
+def test_what_the_playbook_asked_lapses_and_what_a_person_asked_does_not(home: Path) -> None:
+    book = Book(home)
+    book.triggers.ask("fraud", who="loop", why="of the version before", now=DAY, kind="incident", key="i/1")
+    book.triggers.ask("fraud", who="ann", why="a new feature", now=DAY)
+    book.triggers.ask("fraud", who="loop", why="of this version", now=3 * DAY, kind="incident", key="i/2")
+    book.triggers.ask("ads", who="loop", why="another system", now=DAY, kind="incident", key="i/3")
+    assert book.triggers.lapse("fraud", before=3 * DAY) == ("loop: of the version before",)
+    assert book.triggers.lapse("fraud", before=3 * DAY) == ()
+    assert book.triggers.pending("fraud") == ("ann: a new feature", "loop: of this version")
+    assert book.triggers.pending("ads") == ("loop: another system",)
+
+
 def test_a_person_who_asks_too_waits_for_no_cool_down(home: Path) -> None:
     book = Book(home, cool_down=20 * DAY)
     assert book.whole(DAY, BOTH) == "loss"

@@ -247,6 +247,25 @@ class Triggers:
                 raise Conflict(f"{row[0]} was begun because of {key!r}; it goes on")
             transaction.execute("DELETE FROM asked WHERE key = ?", (key,))
 
+    def lapse(self, system: str, *, before: int) -> tuple[str, ...]:
+        """Drops what the playbook asked before a time and has not begun; what a person asked stands.
+
+        Args:
+            system: Which system.
+            before: The time, in microseconds, such as when the version that it was asked for left Production.
+
+        Returns:
+            What was dropped, each as who and why.
+        """
+        with self._database.writing() as transaction:
+            rows = transaction.execute(
+                "SELECT id, who, why FROM asked WHERE system = ? AND run IS NULL AND kind = 'incident' AND at < ?"
+                " ORDER BY id",
+                (system, before),
+            ).fetchall()
+            transaction.executemany("DELETE FROM asked WHERE id = ?", [row[:1] for row in rows])
+        return tuple(f"{who}: {why}" for _, who, why in rows)
+
     def pending(self, system: str) -> tuple[str, ...]:
         """Returns what was asked and has not begun, each as who and why, in the order in which it was asked."""
         rows = self._database.read("SELECT who, why FROM asked WHERE system = ? AND run IS NULL ORDER BY id", (system,))

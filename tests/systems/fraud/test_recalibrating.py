@@ -165,6 +165,21 @@ def test_what_is_only_proposed_waits_for_a_person(desk: Desk) -> None:
     assert desk.registry.state(SYSTEM).canary == 3
 
 
+def test_what_was_asked_for_another_champion_lapses(desk: Desk) -> None:
+    now = desk.start + DAYS * DAY
+    desk.alert(CALIBRATION, "fraud/2", now)
+    desk.operator.answer(now)
+    assert len(desk.operator.recalibrations.pending(CALIBRATOR)) == 1
+    ledger, later = desk.registry.ledger, now + HOUR
+    ledger.promote(SYSTEM, 1, "Production", reason="test", actor="ann", now=later, override="test")
+    desk.operator.recalibrate(later)
+    assert desk.operator.recalibrations.runs(system=CALIBRATOR) == ()
+    (told,) = [text for text in desk.told if text.startswith("no calibrator is refitted")]
+    assert "fraud/1 came into Production" in told
+    notes = [entry.text for record in desk.operator.incidents.open() for entry in events(record, "note")]
+    assert notes[-1] == f"loop: {told}"
+
+
 def test_a_loss_of_quality_asks_for_no_calibrator(desk: Desk) -> None:
     day(desk, desk.start + DAYS * DAY, QUALITY)
     assert desk.operator.recalibrations.runs(system=CALIBRATOR) == ()

@@ -281,6 +281,7 @@ class Operator(Observer):
         state = self.registry.state(SYSTEM)
         if self._refit is None or state.production is None or now < self._refit_rests_until:
             return
+        self._lapse(state.production, now)
         ready = not self._in_the_way(now, besides=None)
         run = self.recalibrations.due(CALIBRATOR, now=now, alerts=(), labels=0, ready=ready)
         if run is None:
@@ -320,6 +321,17 @@ class Operator(Observer):
         self._note(told, now=now, key=run.key)
         self.recalibrations.end(run.key, now=now, cost=hours, outcome=told)
         self.releasing.tick(now)
+
+    def _lapse(self, production: int, now: int) -> None:
+        # What the playbook asked for was meant for the version of that time.
+        if not self.recalibrations.pending(CALIBRATOR):
+            return
+        moved = self.registry.ledger.history(SYSTEM, version=production)
+        since = max(one.time_us for one in moved if one.kind == "promoted" and one.stage_to == "Production")
+        for asked in self.recalibrations.lapse(CALIBRATOR, before=since):
+            told = f"no calibrator is refitted, since {SYSTEM}/{production} came into Production after {asked}"
+            self.tell(now, told)
+            self._note(told, now=now, key=f"lapsed/{CALIBRATOR}/{since}")
 
     def retrain(self, now: int) -> None:
         """Makes a version where one is due and begins its release; each step is done once, also after a crash."""
