@@ -220,6 +220,7 @@ class SixtyDays:
             triggers=TriggerRules(schedule=Cron("0 0 * * 1"), cool_down=2 * DAY, runs_a_week=3),
             min_matured=MATURED * DAY,
             tell=self.tell,
+            refit=self.maker.refit,
         )
         self.refused = 0
         self.offered: dict[str, float] = {}
