@@ -38,7 +38,7 @@ def test_a_package_carries_what_a_server_needs(package: Package, world: Any) -> 
     assert set(package.files) == {
         *("model.forest", "model.txt", "signature.json", "examples.json", "conversion.json", "features.json"),
         *("calibrator.json", "policy.json", "profile.json", "metrics.json", "latency.json"),
-        *("importance.json", "estimator.json", "conformal.json"),
+        *("importance.json", "estimator.json", "conformal.json", "learned.json"),
     }
     signature = package.json("signature.json")
     assert signature["inputs"] == list(FEATURES.names)

@@ -25,7 +25,7 @@ from vitok.systems.fraud.label_check import HOLDS, label_check
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.recalibrating import LONGEST, Recalibrated, recalibrated
-from vitok.systems.fraud.training import Candidate, Sample
+from vitok.systems.fraud.training import LEARNED, Candidate, Sample
 
 if TYPE_CHECKING:
     import polars as pl
@@ -238,6 +238,14 @@ class Workshop:
         return known.between(start, middle), known.between(middle, matured), reference
 
 
+def _learned_after(package: Package, matured: int) -> int | None:
+    if LEARNED not in package:
+        return None
+    changed = package.json(LEARNED)["changed"]
+    started = matured // DAY * DAY - (_DAYS_TO_LEARN + _DAYS_TO_VALIDATE) * DAY
+    return changed if changed is not None and changed > started else None
+
+
 def _newer(train: Sample, changed: int) -> Sample:
     # Earlier rows are thinned to a fifth by their time, which is no property of what they are.
     keep = (train.event_time >= changed) | (np.arange(len(train)) % 5 == 0)
@@ -357,13 +365,16 @@ class Maker:
             key: Names the retraining.
             reason: Why it is made.
             at: The time, microseconds.
-            changed: When the world changed, as far as the alerts say.
+            changed: When the world changed, as far as the alerts say. Where they say nothing, what the version in
+                force was told stands, for as long as there are rows of before to learn from.
 
         Returns:
             `version`, `accepted` and `gate`, the gate's reason; or `impossible` with why none can be made.
         """
         state = self.registry.state(SYSTEM)
         incumbent = load(self.registry, state.production) if state.production is not None else None
+        if changed is None and state.production is not None:
+            changed = _learned_after(self.registry.load(SYSTEM, state.production), at - self.label_delay)
         try:
             candidate = self.workshop.again(at, label_delay=self.label_delay, changed=changed, incumbent=incumbent)
         except InvalidInput as error:

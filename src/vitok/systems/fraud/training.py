@@ -29,6 +29,8 @@ EXAMPLES = 2_000
 BATCH_SIZES = (1, 16, 256)
 TIMED_ANSWERS = 1_000
 N_RANDOM_FEATURES = 256
+LEARNED = "learned.json"
+"""File of a package that says which days its trees learned from, and after which change of the world."""
 ENOUGH_FOR_STEPS = 500
 COVERAGE = 0.95
 REVIEW_SHARE = 0.01
@@ -176,6 +178,7 @@ class Candidate:
     latency: Mapping[str, Any]
     slices: Mapping[str, Mapping[str, stats.Estimate]]
     statistics: Mapping[str, Mapping[str, float | None]]
+    changed: int | None = None
     estimator: PerformanceEstimator | None = None
     sets: stats.ConformalSets | None = None
 
@@ -199,6 +202,7 @@ class Candidate:
             "metrics.json": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
             "importance.json": self.trees.importance(),
             "latency.json": dict(self.latency),
+            LEARNED: {name: self.parameters[name] for name in ("train_start", "train_end")} | {"changed": self.changed},
         }
 
 
@@ -407,6 +411,7 @@ def fit(
         latency=latency,
         statistics=column_statistics({"is_fraud": train.is_fraud, **train.columns(features)}),
         slices=_by_slice(late, probability, cost, slices),
+        changed=changed,
         estimator=PerformanceEstimator.fit(probability, late.is_fraud) if both else None,
         sets=stats.ConformalSets.fit(
             np.column_stack([1 - probability, probability]), late.is_fraud.astype(np.intp), coverage=COVERAGE
