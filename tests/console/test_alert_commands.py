@@ -59,14 +59,15 @@ def test_alerts_are_listed_with_their_step(tmp_path: Path, raised: Alert) -> Non
 def test_rules_are_written_for_prometheus(tmp_path: Path) -> None:
     (group,) = yaml.safe_load(run(alert_app, "rules", "--prometheus", "--interval", "30s").stdout)["groups"]
     assert group["interval"] == "30s"
-    assert {"absence", "watch_behind", "notices_dead"} <= {rule["alert"] for rule in group["rules"]}
+    exported = {rule["alert"] for rule in group["rules"]}
+    assert {"absence", "fallback_1h", "data_drift_7d", "label_source", "watch_behind", "notices_dead"} <= exported
     own = tmp_path / "rules.yaml"
     own.write_text("- {name: slow, severity: info, playbook: look, metric: m, threshold: 2, for: 15m}\n")
     assert "info     slow: m > 2" in run(alert_app, "rules", "--file", own).stdout
     (group,) = yaml.safe_load(run(alert_app, "rules", "--file", own, "--prometheus").stdout)["groups"]
     assert group["rules"][0]["for"] == "15m"
-    for interval in ("10m", "10q", "0s"):
-        wrong = run(alert_app, "rules", "--prometheus", "--interval", interval)
+    for interval, more in (("10m", ["--prometheus"]), ("10q", ["--prometheus"]), ("0s", ["--prometheus"]), ("10m", [])):
+        wrong = run(alert_app, "rules", *more, "--interval", interval)
         assert (wrong.exit_code, f"--interval: got '{interval}'" in wrong.stderr) == (2, True), wrong.stderr
 
 

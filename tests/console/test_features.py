@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -95,10 +96,12 @@ def test_null_shares_are_those_of_the_last_day(home: Home) -> None:
     found = survey(home.folder, load_definitions(), now=START + 9 * DAY).served
     assert found is not None
     assert found.n == last.height
-    for item in found.features:
-        column = last[f"f_{item.name}"].fill_nan(None)
-        assert item.nulls == column.null_count()
-        assert item.mean == pytest.approx(column.mean())
+    assert set(found.nulls) == set(FEATURES.names)
+    for name, nulls in found.nulls.items():
+        assert nulls == last[f"f_{name}"].fill_nan(None).null_count()
+        assert found.null_share(name) == nulls / last.height
+    assert sum(found.nulls.values()) > 0
+    assert math.isnan(found.null_share("no such feature"))
 
 
 def test_replay_of_the_past_is_known(home: Home, tmp_path: Path) -> None:

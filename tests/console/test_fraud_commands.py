@@ -12,7 +12,6 @@ from tests.engines.servers import until
 from typer.testing import CliRunner
 
 from vitok.console.main import app
-from vitok.errors import InvalidInput
 from vitok.registry import Registry, attachment_of
 
 
@@ -50,6 +49,7 @@ def test_it_goes_by_the_registry_that_is_named(tmp_path: Path) -> None:
     [
         (("--packages", "s3://models"), "--packages"),
         (("--artifacts", "s3://runs"), "--artifacts"),
+        (("--registry", "elsewhere", "--packages", "s3://models"), "must go with a database"),
         (("--registry", "http://localhost:8500"), "--registry"),
         (("--registry", "postgresql://ann:word@localhost/models", "--packages", "s3://models"), "PGPASSWORD"),
         (("--registry", "postgresql://ann@localhost/models"), "--packages"),
@@ -67,8 +67,23 @@ def test_options_that_do_not_fit(tmp_path: Path, options: tuple[str, ...], told:
         assert "word@" not in result.stderr
 
 
-@pytest.mark.parametrize(("option", "value"), [("--customers", "0"), ("--label-delay", "soon")])
-def test_the_demo_names_the_option_that_is_wrong(tmp_path: Path, option: str, value: str) -> None:
-    result = CliRunner().invoke(app, ["demo", "fraud", "--home", str(tmp_path / "home"), option, value])
-    assert isinstance(result.exception, InvalidInput)
-    assert result.exception.field == option
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--customers", "0"), "--customers: got 0, must be a whole number of at least 1"),
+        (("--label-delay", "soon"), "--label-delay: got 'soon'"),
+        (("--seed", "-1"), "--seed: got -1"),
+        (("--days", "3", "--customers", "9"), "--days: got '3 days', must be at least 26 days"),
+        (("--transactions", "no-such-file.csv"), "--transactions: got 'no-such-file.csv'"),
+        (("--transactions", __file__), f"--transactions: got '{__file__}'"),
+        (("--transactions", __file__, "--mapping", "price=AMT"), "--mapping: got 'price'"),
+        (("--mapping", "amount=AMT"), "--mapping: got 'amount=AMT', must go with --transactions"),
+        (("--protocol", "other"), "--protocol: got 'other'"),
+        (("--json", "/"), "--json: got '/', must be a file"),
+        (("--home", __file__), f"--home: got '{__file__}', must be a folder"),
+        (("--home", f"{__file__}/home"), f"--home: got '{__file__}/home', must be a folder"),
+    ],
+)
+def test_the_demo_names_the_option_that_is_wrong(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(app, ["demo", "fraud", "--home", str(tmp_path / "home"), *options])
+    assert (result.exit_code, f"vitok: {told}" in result.stderr) == (2, True), result.stderr

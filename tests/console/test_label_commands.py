@@ -60,7 +60,10 @@ def test_what_a_reviewer_finds_estimates_recall(home: Home, tmp_path: Path) -> N
         (("--metric", "recall", "--budget", "9", "--until", "2018-06-01"), "--until: got"),
         (("--metric", "recall", "--budget", "9", "--until", "never"), "--until: got"),
         (("--metric", "recall", "--budget", "9", "--seed", "-1"), "--seed: got -1"),
-        (("--metric", "recall", "--budget", "9", "--version", "fraud/77"), "fraud/77 since 2018-07-01"),
+        (
+            ("--metric", "recall", "--budget", "9", "--version", "fraud/77"),
+            "fraud/77 since 2018-07-01' does not exist; there is: fraud/",
+        ),
     ],
 )
 def test_wrong_questions_are_told_by_their_option(home: Home, given: tuple[str, ...], told: str) -> None:

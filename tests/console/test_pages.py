@@ -12,6 +12,7 @@ from tests.console.markup import Markup
 
 from vitok import decisions, ids
 from vitok.clock import DAY
+from vitok.console.block_reading import blocks
 from vitok.console.decision_reading import decision_story
 from vitok.console.pages import METRIC_NAMES, link, routes
 from vitok.console.wording import count
@@ -227,6 +228,16 @@ def test_overview_tells_how_it_is(home: Home) -> None:
     assert "Canary in progress" in text
     assert "retrained after drift" in text
     assert "Next: look at the source." in text
+
+
+def test_evidence_of_blocks_stands_on_the_overview_and_on_each_version(home: Home) -> None:
+    for path, version, before in (
+        ("/", "fraud/1", "Blocks of fraud/1"),
+        ("/models/1", "fraud/1", "Blocks"),
+        ("/models/2", "fraud/2", "Blocks"),
+    ):
+        told = f"{before}: {blocks(home.folder, version)}."
+        assert " ".join(told.split()) in check_markup(get(home.folder, path).text).text.replace(" :", ":")
 
 
 def test_overview_shows_the_parts_of_a_service(home: Home) -> None:

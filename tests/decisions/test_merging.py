@@ -30,7 +30,7 @@ from vitok.decisions import (
     sidecars,
     verify,
 )
-from vitok.decisions.merging import merge
+from vitok.decisions.merging import may_merge, merge
 from vitok.decisions.parts import parts_of
 from vitok.decisions.segments import segments
 from vitok.decisions.shipping import ship
@@ -107,6 +107,21 @@ def test_only_days_that_are_over_and_files_that_are_small(tmp_path, write):
         merge(tmp_path / "none", now=NOW)
     with pytest.raises(InvalidInput, match="rows"):
         merge(tmp_path, now=NOW, rows=1)
+
+
+def test_a_merge_ends_when_its_time_is_over(tmp_path, write):
+    write(tmp_path, 72)
+    assert not may_merge(tmp_path / "none", now=NOW)
+    assert not may_merge(tmp_path, now=3 * DAY - 1)
+    assert may_merge(tmp_path, now=3 * DAY)
+    # One file is made in any case: so it comes to its end.
+    done = [merge(tmp_path, now=NOW, seconds=0.0) for _ in range(4)]
+    assert [(one.segments_before, one.segments_after, one.stopped) for one in done] == [(24, 1, True)] * 3 + [
+        (0, 0, False)
+    ]
+    assert str(done[0]).endswith("bytes; there may be more")
+    assert names(tmp_path) == wanted(216)
+    assert not may_merge(tmp_path, now=NOW)
 
 
 def test_other_columns_and_other_processes_stay_apart(tmp_path, schema, write):
@@ -485,7 +500,7 @@ KILLED = """if True:
     import json, os, signal, shutil, sys
     import pyarrow as pa
     from vitok.clock import DAY
-    from vitok.decisions.merging import merge
+    from vitok.decisions.merging import may_merge, merge
     source, top, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
     def run(folder, told, at):

@@ -19,7 +19,7 @@ from tests.engines.servers import free_ports, until
 
 from vitok.decision import Outcome
 from vitok.decisions import Hold, OutcomeLog, hold, retain
-from vitok.decisions.shipping import ship
+from vitok.decisions.shipping import forget_shipped, ship
 from vitok.engines.log_store import LogStore, open_log_store
 from vitok.errors import InvalidInput, NotFound, StoreError
 
@@ -195,6 +195,26 @@ def test_a_log_is_shipped_once_and_followed(store: LogStore, table: str, tmp_pat
     assert shipped() == ["r101", "r102", "r2"]
     with pytest.raises(NotFound):
         ship(tmp_path / "none", store, table)
+
+
+def test_a_subject_is_forgotten_in_a_store(store: LogStore, table: str) -> None:
+    given = rows(50).append_column("_file", pa.repeat("1-1", 50))
+    for number in range(3):
+        store.put(table, f"segment-{number}", given.slice(number * 10, 10))
+    name = given.column("name").to_pylist()[7]
+    assert "'" in name
+    assert "\\" in name
+    store.put(f"{table}_outcomes", "segment-9", pa.table({"request_id": pa.array(["a", None], pa.string())}))
+    assert forget_shipped(store, "name", name, decisions=table, outcomes=None) == 1
+    assert forget_shipped(store, "name", name, decisions=table, outcomes=None) == 0
+    found = store.query(f"SELECT name, score, whole, latency, known, moment FROM {table} ORDER BY latency")
+    wanted = [row for row in rows(30).to_pylist() if row["name"] != name]
+    assert found.to_pylist() == wanted
+    # Its outcomes are those of its requests.
+    ids = pa.table({"request_id": pa.array(["a", "b"], pa.string()), "name": pa.array(["x", "y"], pa.string())})
+    store.put(f"{table}_asked", "segment-0", ids)
+    assert forget_shipped(store, "name", "x", decisions=f"{table}_asked", outcomes=f"{table}_outcomes") == 2
+    assert store.query(f"SELECT request_id FROM {table}_outcomes").to_pylist() == [{"request_id": None}]
 
 
 def test_addresses(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vitok.models.online_ftrl import Rates
 from vitok.models.online_memory import Learned
 from vitok.models.online_sampling import NegativeSampling
 from vitok.models.online_scoring import SnapshotFollower, columns_of, package_files
-from vitok.models.online_state import pack_state, unpack_state
+from vitok.models.online_state import pack_state, read_description, unpack_state
 from vitok.models.online_validation import ProgressiveValidation
 
 FEATURES = HashedFeatures(features=(Category("card"), Category("country"), Number("amount", 50, 20)), bits=10)
@@ -247,6 +247,33 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(Conflict, match="of the features"):
         OnlineModel.load(path, features=HashedFeatures(features=FEATURES.features, bits=11))
+
+
+def test_a_description_is_read_without_the_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "m.online"
+    learned(50).save(path)
+    content = path.read_bytes()
+    about, _ = unpack_state(content, "here")
+    text = read_description(path)
+    assert json.loads(text)["about"] == about
+    # What lies behind the description is not looked at, and what lies before it is.
+    at = content.index(text) + len(text)
+    path.write_bytes(content[:at])
+    assert read_description(path) == text
+    for wrong, told in (
+        (b"", "no snapshot"),
+        (content[:40], "no snapshot"),
+        (b"x" + content[1:], "no snapshot"),
+        (content[: at - 1], "cut off"),
+        (content[:8] + b"\x07" + content[9:], "has version 7"),
+        (content[:12] + b"\xff" * 8 + content[20:], "cut off"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(StoreError, match=told):
+            read_description(path)
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_description(path)
 
 
 def test_a_full_disk_leaves_the_snapshot_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vitok.clock import DAY
+from vitok.clock import DAY, HOUR
 from vitok.errors import InvalidInput
 from vitok.monitoring import Finding, Performance, ReferenceProfile, WatchRules, WindowCounts, diagnose, performance
-from vitok.monitoring.conditions import explained, quality_findings
+from vitok.monitoring.conditions import explained, hourly_fallback_finding, quality_findings
 from vitok.policies import Costs
 from vitok.stats import Estimate, LatencyHistogram
 
@@ -147,8 +147,8 @@ def test_a_firing_finding_says_what_where_and_since_when(profile: ReferenceProfi
     assert found.slice == "country = CH"
     assert found.reason == (
         f"amount moved; data drift in {profile.n:,} decisions, where country = CH, since 1970-01-04T00:00:00Z;"
-        " estimated without labels: average precision 0.5 (0.4 to 0.6, 0.7 when it was made);"
-        " estimated without labels: average precision 0.5 (0.4 to 0.6)"
+        " estimated without labels: average precision 0.5 (0.4 to 0.6, 0.7 when it was made),"
+        " average precision 0.5 (0.4 to 0.6)"
     )
     assert found.to_dict()["slice"] == "country = CH"
     quiet = dataclasses.replace(finding, firing=False)
@@ -157,7 +157,44 @@ def test_a_firing_finding_says_what_where_and_since_when(profile: ReferenceProfi
     assert "not explained by data or labels" in explained(finding, unnamed, rules=RULES).reason
 
 
-@pytest.mark.parametrize(("field", "value"), [("hourly_level", 0.0), ("baselines", ("yesterday",))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hourly_level", 0.0),
+        ("hourly_min_n", 0),
+        ("hourly_max_fallback_share", 1.0),
+        ("baselines", ("yesterday",)),
+    ],
+)
 def test_rules_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(InvalidInput, match=field):
         dataclasses.replace(RULES, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "n", "firing"), [(0, 100, False), (50, 100, False), (70, 100, True), (30, 30, True), (29, 29, None)]
+)
+def test_an_hour_that_a_fallback_answered_is_told_from_one_with_some(
+    fallbacks: int, n: int, firing: bool | None
+) -> None:
+    hour = WindowCounts(
+        model_version="all",
+        start=0,
+        end=HOUR,
+        n=n,
+        n_hours=1,
+        digest="",
+        counts=np.zeros(0, dtype=np.int64),
+        actions={},
+        routes={"fallback": fallbacks, "champion": n - fallbacks},
+        feature_status={},
+        n_probability=0,
+        mean_probability=float("nan"),
+        latency=LatencyHistogram(),
+    )
+    found = hourly_fallback_finding(hour, RULES)
+    assert (None if found is None else found.firing) is firing
+    if found is not None:
+        assert (found.rule.name, found.version, found.bound) == ("fallback_1h", "all", 0.5)
+        assert f"of {n} decisions were answered by a fallback" in found.reason
+    assert hourly_fallback_finding(hour, dataclasses.replace(RULES, hourly_fallback=None)) is None

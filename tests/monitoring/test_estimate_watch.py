@@ -22,8 +22,9 @@ from vitok.monitoring import (
     estimate_watch,
     joint,
 )
-from vitok.monitoring.estimate_watch import METRICS, UNDER_SHIFT
+from vitok.monitoring.estimate_watch import METRICS, UNDER_SHIFT, worth_telling
 from vitok.monitoring.joint import told_apart
+from vitok.stats import Estimate
 
 REFERENCE, SHIFT, END, MATURITY = 7, 13, 18, 2
 A_DAY = 2_000
@@ -139,7 +140,8 @@ def test_a_drifted_day_is_estimated_twice_and_both_are_graded(tmp_path: Path) ->
         assert not before.covered
     assert world.ledger.grade("fraud/1", "positive_rate" + UNDER_SHIFT).verdict == "too early"
     (alert,) = [one for one in world.alerts.history() if one.rule == "data_drift"]
-    assert "estimated without labels: average precision 0." in alert.reason
+    assert "estimated without labels: average precision under shift 0." in alert.reason
+    assert "average precision 0." not in alert.reason
     assert "estimated without labels: average precision under shift 0." in alert.reason
     world.close()
 
@@ -228,3 +230,43 @@ def test_told_apart_takes_samples_and_refuses_what_it_cannot_compare(monkeypatch
 
     monkeypatch.setattr(joint, "domain_classifier", missing)
     assert told_apart(["young"], before, now) is None
+
+
+def said(name: str, lower: float, upper: float, *, value: float | None = None) -> Estimate:
+    return Estimate(name=name, value=(lower + upper) / 2 if value is None else value, lower=lower, upper=upper, n_obs=9)
+
+
+def told(*estimates: Estimate) -> list[tuple[str, bool]]:
+    made = {"average_precision": said("ap", 0.6, 0.7), "cost_per_decision": said("cost", 0.1, 0.2)}
+    return [(one.name, before is not None) for one, before in worth_telling(estimates, made.get)]
+
+
+def test_an_alert_is_told_the_best_estimate_of_each_metric_and_none_that_says_nothing() -> None:
+    plain = said("average_precision", 0.5, 0.7), said("cost", 0.1, 0.4), said("brier", 0.0, 0.1)
+    assert told(*plain) == [("average_precision", True), ("cost", True)]
+    under = said("average_precision_under_shift", 0.5, 0.8), said("cost_under_shift", -0.4, 1.1)
+    assert told(*plain, *under) == [("average_precision_under_shift", True), ("cost", True)]
+    assert told(said("cost", -1.0, 1.0), *under[1:]) == []
+    blind = said("average_precision_under_shift", 0.0, 1.0, value=math.nan)
+    assert told(*plain, blind) == [("average_precision_under_shift", False)]
+    assert told(said("average_precision", 0.0, 0.3, value=math.nan)) == []
+    assert [one.name for one, _ in worth_telling(plain, lambda _: None)] == ["average_precision", "cost"]
+    assert told() == []
+
+
+def test_what_could_not_be_seen_belongs_to_the_mix_of_rows(tmp_path: Path) -> None:
+    rows = traffic(3, share=0.2)
+    blocked = pl.col("probability") > 0.3
+    rows = rows.with_columns(
+        action=pl.when(blocked).then(pl.lit("block")).otherwise("action"),
+        label=pl.when(blocked).then(None).otherwise("label"),
+    )
+    n_blocked = int((rows["action"] == "block").sum())
+    unlabelled = rows.head(5).with_columns(action=pl.lit("allow"), label=pl.lit(None, pl.Float64))
+    ledger = EstimateLedger(tmp_path / "e.sqlite")
+    watch = EstimateWatch(ledger, estimator_of=lambda _: None, hiding=("block",))
+    known = watch._known(pl.concat([rows, unlabelled]))
+    assert len(known) == A_DAY
+    assert int((known["action"] == "block").sum()) == n_blocked > 0
+    assert known.filter(pl.col("action") == "block")["label"].sum() == 0
+    ledger.close()

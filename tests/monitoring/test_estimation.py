@@ -189,3 +189,61 @@ def test_cbpe_is_nannyml_s_on_its_car_loan_data(tmp_path: Path) -> None:
             found = estimator.estimate(data["score"][rows], flagged=data["flagged"][rows])
             for metric in metrics:
                 assert found[metric].value == pytest.approx(peer[metric][at], abs=1e-3), (metric, at)
+
+
+def test_rows_that_could_not_be_seen_count_for_the_mix_and_not_twice() -> None:
+    rng = np.random.default_rng(4)
+    n, m = 12_000, 6_000
+    x, score = rng.random(n + m), rng.beta(1, 8, n + m)
+    y = rng.random(n + m) < np.clip(score * np.where(x > 0.5, 1.3, 0.7), 0, 1)
+    hidden = (score > 0.35) & (rng.random(n + m) > 0.05)
+    weight = np.where(hidden, 0.0, np.where(score > 0.35, 20.0, 1.0))
+    asked = {"current": x[n:, None], "current_score": score[n:]}
+    labels = np.where(hidden, 1 - y, y)[:n].astype(float)
+    every = estimate_under_shift(
+        reference=x[:n, None],
+        reference_score=score[:n],
+        reference_y=labels,
+        reference_weight=weight[:n],
+        **asked,  # type: ignore[arg-type]
+    )
+    # Nothing has moved between the two, and what is hidden stands in for nothing twice.
+    assert every.ratio.auc.value == pytest.approx(0.5, abs=0.03)
+    assert every.performance["positive_rate"].value == pytest.approx(y[n:].mean(), rel=0.1)
+    turned = estimate_under_shift(
+        reference=x[:n, None],
+        reference_score=score[:n],
+        reference_y=np.where(hidden[:n], 1 - labels, labels),
+        reference_weight=weight[:n],
+        **asked,  # type: ignore[arg-type]
+    )
+    assert turned.performance["positive_rate"] == every.performance["positive_rate"]
+    seen = ~hidden[:n]
+    assert every.n_effective < every.ratio.n_effective < n
+    assert every.n_effective <= seen.sum()
+    with pytest.raises(InvalidInput, match="reference_y"):
+        estimate_under_shift(
+            reference=x[:n, None],
+            reference_score=score[:n],
+            reference_y=labels[1:],
+            **asked,  # type: ignore[arg-type]
+        )
+
+
+def test_a_few_rows_that_stand_for_many_decide_nothing_alone() -> None:
+    rng = np.random.default_rng(5)
+    x, score = rng.random(9_000), rng.beta(1, 8, 9_000)
+    y, weight = rng.random(9_000) < score, np.ones(9_000)
+    weight[:3] = 500.0
+    found = estimate_under_shift(
+        reference=x[:6_000, None],
+        reference_score=score[:6_000],
+        reference_y=y[:6_000],
+        reference_weight=weight[:6_000],
+        current=x[6_000:, None],
+        current_score=score[6_000:],
+    )
+    # With all of its weight one in twenty of the rows would be all that is known.
+    assert found.n_effective > 3_000
+    rate = found.performance["positive_rate"]
+    assert rate.upper - rate.lower < 0.04

@@ -1,6 +1,9 @@
 """Oracle: `estimate_from_labels` on the same draw, with all rows at hand."""
 
+import csv
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +49,68 @@ def test_what_a_spreadsheet_makes_of_it() -> None:
     assert back.estimate() == sample.estimate()
 
 
+def written(sample: LabelSample, between: str, decimal: str) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=between, lineterminator="\r\n")
+    for row in csv.reader(io.StringIO(sample.to_csv())):
+        # What a column shows is what is saved.
+        numbers = [one if one[0] == "p" else f"{float(one):.6g}".replace(".", decimal) for one in row[2:4]]
+        writer.writerow([*row[:2], *numbers, *row[4:]])
+    return text.getvalue() + between * 5 + "\r\n\r\n"
+
+
+@pytest.mark.parametrize(("between", "decimal"), [(";", ","), ("\t", "."), (",", ".")])
+def test_decimal_commas_tabs_rounded_numbers_and_empty_lines(between: str, decimal: str) -> None:
+    sample = judged()
+    back = LabelSample.read(written(sample, between, decimal))
+    assert back.labels == sample.labels
+    assert back.estimate().value == pytest.approx(sample.estimate().value, rel=1e-4)
+
+
+def test_ids_that_were_not_drawn_and_columns_sorted_apart_are_told() -> None:
+    sample = judged()
+    other = replace(sample, request_ids=("t,none", *sample.request_ids[1:]))
+    torn = replace(sample, propensities=tuple(sorted(sample.propensities)))
+    plan = json.dumps(sample.to_dict()["plan"])
+    for changed, told in ((other, "other request_ids"), (torn, "other propensities")):
+        content = changed.to_dict() | {"plan": json.loads(plan)}
+        with pytest.raises(InvalidInput, match=told):
+            LabelSample.read(json.dumps(content))
+    # The first files had no marks.
+    earlier = sample.to_dict()
+    del earlier["plan"]["ids"], earlier["plan"]["tied"]
+    assert LabelSample.read(json.dumps(earlier)) == sample
+    turned = sample.to_dict()
+    turned["rows"].reverse()
+    assert LabelSample.read(json.dumps(turned)).estimate().value == pytest.approx(sample.estimate().value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('",1,', '",2,', r"^label of t,[0-9]+: got '2', must be 0 or 1"),
+        ('",1,', '",NaN,', r"^label: got None, must be 0 or 1 for each of the .* 1 have none"),
+        (",1,0.", ",1,x.", r"^propensity of t,[0-9]+: got 'x"),
+        (',0,"{', ',,"{', r"^flagged of t,[0-9]+: got '', must be 0 or 1"),
+        ("request_id,label,propensity", "request_id,label,p", "got 'no column propensity'"),
+        ('0.95}"', '0.9}"', r"plan of t,[0-9]+: got"),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_row(old: str, new: str, told: str) -> None:
+    text = judged().to_csv()
+    assert old in text
+    with pytest.raises(InvalidInput, match=told):
+        LabelSample.read(text.replace(old, new, 1)).estimate()
+
+
+def test_the_file_keeps_the_interval_as_wide_as_was_planned() -> None:
+    sample = judged()
+    wider, surer = (replace(sample, half_width=half).estimate() for half in (0.3, 0.0))
+    assert wider.value == surer.value
+    assert wider.lower < surer.lower < surer.upper < wider.upper
+    assert sample.estimate().lower <= surer.lower
+
+
 def test_rows_without_a_label_are_not_passed_over() -> None:
     names, p, flags, _ = rows()
     sample = LabelSample.draw(names, p, flags, metric="recall", budget=200)
@@ -83,7 +148,7 @@ def test_two_plans_in_one_file_and_odd_labels_are_told() -> None:
         LabelSample.read(text + other.partition("\n")[2])
     odd = text.replace('",1,', '",maybe,', 1)
     assert odd != text
-    with pytest.raises(InvalidInput, match="label: got 'maybe', must be 0 or 1"):
+    with pytest.raises(InvalidInput, match=r"^label of t,[0-9]+: got 'maybe', must be 0 or 1"):
         LabelSample.read(odd)
 
 

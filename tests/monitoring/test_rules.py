@@ -5,17 +5,21 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
 from vitok.clock import DAY, HOUR, MINUTE, SECOND
 from vitok.errors import InvalidInput
+from vitok.monitoring import Alerts, HourlyWatch, Sketches, WatchRules, usual_rules
 from vitok.monitoring.rules import (
     LOOKBACK,
+    WINDOWS,
     AlertRule,
     RuleState,
     Series,
@@ -28,7 +32,8 @@ from vitok.monitoring.rules import (
 )
 
 PROMTOOL = os.environ.get("VITOK_PROMTOOL") or shutil.which("promtool")
-MINUTES = 45
+MINUTES, LONG = 45, 100
+LONGER = WatchRules(lengths=(DAY, 7 * DAY))
 
 
 def rule(name: str = "r", **changes: Any) -> AlertRule:
@@ -89,12 +94,44 @@ def world(seed: int) -> tuple[int, list[Series]]:
     return every, made
 
 
-def written(series: Series, every: int) -> str:
+def usual_world(seed: int) -> tuple[int, list[Series]]:
+    """Makes series as the gauges of the usual rules are: rows of windows, ages, messages; some of them missing."""
+    rng = np.random.default_rng(seed)
+    every = int(rng.choice([30 * SECOND, MINUTE, 2 * MINUTE]))
+    n = LONG * MINUTE // every + 1
+    possible: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {
+        (WINDOWS, (("rule", one.name), ("system", "fraud"), ("version", version))): [-3, -2, -1, 1, 2, 3]
+        for one in usual_rules(LONGER)
+        if not one.metric
+        for version in ("all", "fraud/1")
+    }
+    if seed % 2:
+        possible["vitok_watch_age_seconds", (("system", "fraud"),)] = [60, 129_600, 129_601, 300_000]
+    possible |= {("vitok_notices", (("channel", "pager"), ("state", state))): [0, 1, 2] for state in ("sent", "dead")}
+    made = []
+    for (metric, labels), values in possible.items():
+        # A gauge stays as it is until the next window is judged.
+        changed = np.maximum.accumulate(np.where(rng.random(n) < 0.08, np.arange(n), 0))
+        present = rng.random(n) < 0.95
+        times, course = np.arange(n) * every, rng.choice(values, n)[changed]
+        made.append(
+            Series(
+                metric=metric,
+                labels=dict(labels),
+                times=times[present],
+                values=course[present],
+                stale=(rng.random(n) < 0.02)[present],
+            )
+        )
+    return every, made
+
+
+def written(series: Series, every: int, minutes: int) -> str:
     """Writes a series in the notation of promtool."""
     assert series.stale is not None
     samples = dict(zip(series.times.tolist(), zip(series.values.tolist(), series.stale, strict=True), strict=True))
     told = []
-    for time in range(0, MINUTES * MINUTE + 1, every):
+    for time in range(0, minutes * MINUTE + 1, every):
         value, stale = samples.get(time, (None, False))
         if value is None:
             told.append("_")
@@ -114,9 +151,15 @@ def yaml_text(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def promtool(folder: Path, worlds: list[tuple[int, list[Series]]], rules: tuple[AlertRule, ...], lookback: int) -> str:
+def promtool(
+    folder: Path,
+    worlds: list[tuple[int, list[Series]]],
+    rules: tuple[AlertRule, ...],
+    lookback: int,
+    minutes: int = MINUTES,
+) -> str:
     """Asks promtool whether at each minute exactly those alerts fire that `evaluate` says; returns what it says."""
-    times = [minute * MINUTE for minute in range(MINUTES + 1)]
+    times = [minute * MINUTE for minute in range(minutes + 1)]
     tests = []
     for every, series in worlds:
         checks = []
@@ -133,7 +176,7 @@ def promtool(folder: Path, worlds: list[tuple[int, list[Series]]], rules: tuple[
         tests.append(
             {
                 "interval": duration_text(every),
-                "input_series": [{"series": selector(one), "values": written(one, every)} for one in series],
+                "input_series": [{"series": selector(one), "values": written(one, every, minutes)} for one in series],
                 "alert_rule_test": checks,
             }
         )
@@ -156,7 +199,10 @@ def lookback_of_promtool() -> int:
 
 
 needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="no promtool on the path or in VITOK_PROMTOOL (Debian: the package prometheus)"
+    PROMTOOL is None,
+    reason="no promtool on the path or in VITOK_PROMTOOL; it is in Debian's package prometheus, and needs no root:"
+    " apt-get download prometheus && dpkg-deb -x prometheus_*.deb prom"
+    " && export VITOK_PROMTOOL=$PWD/prom/usr/bin/promtool",
 )
 
 
@@ -169,6 +215,64 @@ def test_fires_at_the_same_minutes_as_prometheus(tmp_path: Path) -> None:
 def test_promtool_would_notice_a_difference(tmp_path: Path) -> None:
     # The same series with a lookback that is too long for the gaps in them.
     assert "FAILED" in promtool(tmp_path, [world(seed) for seed in range(4)], RULES, 20 * MINUTE)
+
+
+@needs_promtool
+def test_the_usual_rules_fire_at_the_same_minutes_as_in_prometheus(tmp_path: Path) -> None:
+    rules = usual_rules(LONGER)
+    assert promtool(tmp_path, [usual_world(seed) for seed in range(4)], rules, lookback_of_promtool(), LONG) == ""
+
+
+def test_every_usual_rule_fires_and_clears_in_these_worlds() -> None:
+    times = range(0, LONG * MINUTE, MINUTE)
+    worlds = [usual_world(seed)[1] for seed in range(4)]
+    for one in usual_rules(LONGER):
+        fired = [bool(firing) for series in worlds for firing in evaluate(one, series, times)]
+        assert 0.02 < np.mean(fired) < 0.98, one.name
+
+
+def outage(folder: Path, decisions: Callable[..., pl.DataFrame]) -> tuple[list[Series], list[bool]]:
+    """Judges eight hours of which two were answered by rules; returns the gauge by minute, and whether it alerts."""
+    sketches, alerts = Sketches(folder / "sketches.sqlite"), Alerts(folder / "alerts.sqlite")
+    watch = HourlyWatch(
+        "fraud",
+        profile_of=lambda version: None,
+        sketches=sketches,
+        alerts=alerts,
+        rules=WatchRules(hourly_absence=None),
+    )
+    values: dict[int, float] = {}
+    is_open: list[bool] = [False] * 60
+    for hour in range(8):
+        given = {"route": "fallback", "version": "rules"} if hour in (2, 3) else {}
+        frame = decisions(40, seed=hour, **given).with_columns(pl.col("event_time") + pl.duration(hours=hour))
+        sketches.follow(frame, lambda version: None, position=(0, hour + 1))
+        watch.tick((hour + 1) * HOUR)
+        seen = [one for one in alerts.windows(usual_rules(), system="fraud") if one.labels["rule"] == "fallback_1h"]
+        values |= {60 * (hour + 1) + minute: one.value for one in seen for minute in range(60)}
+        is_open += [bool(alerts.open())] * 60
+    sketches.close()
+    alerts.close()
+    labels = {"rule": "fallback_1h", "system": "fraud", "version": "all"}
+    times, course = np.array(list(values)) * MINUTE, np.array(list(values.values()))
+    return [Series(metric=WINDOWS, labels=labels, times=times, values=course, stale=course != course)], is_open
+
+
+def test_an_outage_alerts_here_when_its_rule_does(tmp_path: Path, decisions: Callable[..., pl.DataFrame]) -> None:
+    series, is_open = outage(tmp_path, decisions)
+    (one,) = [one for one in usual_rules() if one.name == "fallback_1h"]
+    fired = [bool(firing) for firing in evaluate(one, series, range(0, 9 * HOUR, MINUTE))]
+    assert fired == is_open
+    assert [minute for minute in range(1, 9 * 60) if fired[minute] != fired[minute - 1]] == [3 * 60, 6 * 60]
+
+
+@needs_promtool
+def test_an_outage_alerts_in_prometheus_when_it_does_here(
+    tmp_path: Path, decisions: Callable[..., pl.DataFrame]
+) -> None:
+    series, _ = outage(tmp_path, decisions)
+    rules = tuple(one for one in usual_rules() if one.name == "fallback_1h")
+    assert promtool(tmp_path, [(MINUTE, series)], rules, lookback_of_promtool(), 9 * 60 - 1) == ""
 
 
 def test_the_worlds_make_every_kind_of_rule_fire_and_clear() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vitok.errors import InvalidInput
-from vitok.monitoring.sampling import METRICS, estimate_from_labels, plan_labels
+from vitok.monitoring.sampling import METRICS, Population, estimate_from_draw, estimate_from_labels, plan_labels
 
 
 def population(bend: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
@@ -40,6 +40,46 @@ def test_unbiased_and_covering_even_where_probabilities_are_wrong(metric: str, b
     assert covered >= 69
     if bend == 1.0:
         assert 1.96 * np.std(values) == pytest.approx(halves[0], rel=0.3)
+
+
+@pytest.mark.parametrize("odds", [1.0, 1.7, 0.5])
+def test_where_positives_are_rare_the_interval_is_no_surer_than_the_plan(odds: float) -> None:
+    rng = np.random.default_rng(1)
+    p = np.clip(rng.gamma(0.3, 0.02, 6_000) + np.where(rng.random(6_000) < 0.01, 0.6, 0.0), 0, 1)
+    flags = p > 0.3
+    covered = 0
+    for seed in range(100):
+        y = rng.random(6_000) < np.minimum(odds * p, 1.0)
+        plan = plan_labels(p, flags, metric="recall", budget=100, seed=seed)
+        found = estimate_from_labels(plan, y[plan.rows], p, flags)
+        covered += found.lower <= flags[y].mean() <= found.upper
+    # By the spread of the labels alone far fewer; what is left are draws that saw no positive but flagged ones.
+    assert covered >= 90
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_obs": 0}, {"n_flagged": 11}, {"expected": math.nan}, {"expected_flagged": 9.0}]
+)
+def test_sums_that_no_rows_have_are_told(changes: dict[str, float]) -> None:
+    given: dict[str, Any] = {"n_obs": 10, "n_flagged": 2, "expected": 3.0, "expected_flagged": 1.5}
+    Population(**given)
+    with pytest.raises(InvalidInput, match=r"n_flagged|expected_flagged"):
+        Population(**given | changes)
+    with pytest.raises(InvalidInput, match="half_width"):
+        estimate_from_draw(
+            "recall",
+            [1],
+            probability=[0.5],
+            flagged=[1],
+            propensity=[0.5],
+            population=Population(**given),
+            half_width=math.nan,
+        )
+
+
+def test_a_plan_that_promises_nothing_says_so() -> None:
+    p, _, flags, _ = population(1.0)
+    assert str(plan_labels(p, flags, metric="recall", budget=1)).endswith("so few that they say nothing")
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "recall", "positive_rate"])

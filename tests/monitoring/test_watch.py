@@ -17,6 +17,7 @@ from vitok.monitoring import (
     Watch,
     Watched,
     WatchRules,
+    usual_rules,
 )
 from vitok.monitoring.estimate_watch import METRICS, EstimateWatch
 from vitok.policies import Costs
@@ -153,6 +154,51 @@ def test_fallbacks_and_silence(tmp_path: Path, traffic: Any) -> None:
     assert "no decisions" in str(day)
     (day,) = world.run(range(start + 5, start + 6))[0].days
     assert [alert.rule for alert in day.cleared] == ["absence"]
+
+
+def test_an_outage_is_told_within_the_hour_by_a_rule_of_the_set_and_ends_after_two_good_ones(
+    tmp_path: Path, traffic: Any
+) -> None:
+    world = World(tmp_path, traffic())
+    day = REFERENCE
+    frame = world.traffic.day(day)
+    hour = frame["event_time"].to_physical().cast(pl.Int64) // HOUR - day * 24
+    out = (hour == 9) | (hour == 10)
+    frame = frame.with_columns(
+        route=pl.when(out).then(pl.lit("fallback")).otherwise("route"),
+        model_version=pl.when(out).then(pl.lit("rules")).otherwise("model_version"),
+    )
+    world.days[day] = frame
+    rules, told, gauge = usual_rules(world.watch.rules), [], []
+    for number in range(24):
+        world.sketches.follow(frame.filter(hour == number), world.profile_of, position=(day + 1, number + 1))
+        now = day * DAY + (number + 1) * HOUR
+        seen = world.watch.tick(now)
+        told += [(number, one.rule, one.state) for one in (*seen.raised, *seen.cleared) if one.rule != "fallback"]
+        found = world.alerts.windows(rules, system="fraud")
+        gauge += [(number, one.value) for one in found if one.labels["rule"] == "fallback_1h"]
+    assert told == [(9, "fallback_1h", "open"), (12, "fallback_1h", "cleared")]
+    # Nothing is kept of hours in which nothing was, and what Prometheus sees goes from one to the other as it did.
+    assert gauge[:4] == [(9, 1.0), (10, 2.0), (11, -1.0), (12, -2.0)]
+    assert {value for _, value in gauge[4:]} == {-2.0}
+
+
+def test_an_outage_that_was_over_when_the_watch_came_back_is_left_to_its_day(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic())
+    hours = pl.col("event_time").dt.hour()
+
+    def out(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(route=pl.when(hours == 9).then(pl.lit("fallback")).otherwise("route"))
+
+    world.run(range(REFERENCE, REFERENCE + 1), out)
+    assert [alert.rule for alert in world.alerts.history()] == ["fallback"]
+
+
+def test_hours_that_nobody_asks_for_are_not_judged(tmp_path: Path, traffic: Any) -> None:
+    world = World(tmp_path, traffic(), rules=WatchRules(hourly_quality=None, hourly_absence=None, hourly_fallback=None))
+    world.run(range(REFERENCE, REFERENCE + 1), lambda frame: frame.with_columns(route=pl.lit("fallback")))
+    assert [alert.rule for alert in world.alerts.history()] == ["fallback"]
+    assert world.alerts.watched_until("fraud/1h") is None
 
 
 def test_a_day_is_judged_once_and_only_when_it_has_closed(tmp_path: Path, traffic: Any) -> None:

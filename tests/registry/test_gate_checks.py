@@ -158,6 +158,22 @@ def test_a_slice_with_few_of_the_rare_class_is_not_judged() -> None:
     assert no_worse_by_slice("loss", positive=positive, least_positives=3, **given)[-1].state == "FAILED"
 
 
+@pytest.mark.parametrize(("rise", "state"), [(0.04, "passed"), (0.06, "FAILED")])
+def test_of_all_rows_together_the_value_may_decide_where_the_interval_does_not(rise: float, state: str) -> None:
+    rng = np.random.default_rng(5)
+    old, noise = rng.random(400), rng.normal(0, 0.5, 400)
+    given: dict[str, Any] = {
+        "candidate": old + noise - noise.mean() + rise,
+        "incumbent": old,
+        "slices": ["a"] * 400,
+        "margin": 0.05,
+    }
+    whole, part = no_worse_by_slice("loss", **given)
+    assert (whole.state, part.state) == ("open", "open")
+    whole, part = no_worse_by_slice("loss", whole="value", **given)
+    assert (whole.state, part.state) == (state, "open")
+
+
 @pytest.mark.parametrize(("unclear", "state"), [("wait", "open"), ("pass", "passed"), ("refuse", "FAILED")])
 def test_a_slice_that_shows_neither_follows_its_rule(unclear: Any, state: str) -> None:
     rng = np.random.default_rng(9)
@@ -179,6 +195,8 @@ def test_slices_with_bad_arguments() -> None:
         {"slices": []},
         {"few": "hope"},
         {"unclear": "hope"},
+        {"whole": "hope"},
+        {"few": "value"},
         {"slices": {"a": ["x"], "b": []}},
         {"positive": [1, 0]},
         {"margin": math.inf},
@@ -211,6 +229,15 @@ def test_a_dearer_candidate_fails_and_an_uncertain_one_is_open() -> None:
     assert no_dearer(rng.exponential(2.0, 300), old[:300]).state == "open"
     assert no_dearer(old[:9], old[:9]).state == "open"
     assert no_dearer(1.2 * old, old).value == pytest.approx(0.2)
+    theirs, ours = rng.exponential(2.0, (2, 300))
+    for dearer in (0.04, 0.06):
+        cost = ours - ours.mean() + (1 + dearer) * theirs.mean()
+        assert no_dearer(cost, theirs).state == "open"
+        decided = no_dearer(cost, theirs, unclear="value")
+        assert decided.state == ("passed" if dearer < 0.05 else "FAILED")
+        assert "its value decides" in decided.reason
+    assert no_dearer(1.2 * old, old, unclear="value").state == "FAILED"
+    assert no_dearer(old[:9], old[:9], unclear="value").state == "open"
     with pytest.raises(InvalidInput):
         no_dearer(old, old[1:])
     with pytest.raises(InvalidInput):
@@ -266,3 +293,23 @@ def test_what_could_not_be_compared_is_open_and_kinds_may_come_from_a_generator(
     with pytest.raises(InvalidInput, match="y"):
         calibrated([1.0, math.nan], [0.5, 0.5])
     assert fast_enough([], bound_us=10).state == "open"
+
+
+def test_rows_that_stand_for_more_count_for_more() -> None:
+    rng = np.random.default_rng(6)
+    old = rng.random(3_000)
+    # Where a row stands for a hundred the candidate is worse, elsewhere better.
+    heavy = np.arange(3_000) % 30 == 0
+    new, weight = old + np.where(heavy, 0.5, -0.1), np.where(heavy, 100.0, 1.0)
+    given: dict[str, Any] = {"candidate": new, "incumbent": old, "slices": ["a"] * 3_000, "margin": 0.05}
+    assert [check.state for check in no_worse_by_slice("loss", **given)] == ["passed", "passed"]
+    weighted = no_worse_by_slice("loss", **given, weight=weight)
+    assert [check.state for check in weighted] == ["FAILED", "FAILED"]
+    assert weighted[0].value == pytest.approx(np.average(new - old, weights=weight))
+    # A row that stands for none is not there.
+    none = np.where(heavy, 0.0, 1.0)
+    left = no_worse_by_slice("loss", **given | {"slices": np.where(heavy, "b", "a").tolist()}, weight=none)
+    assert [check.state for check in left] == ["passed", "passed", "open"]
+    assert left[2].reason.startswith("0 rows")
+    with pytest.raises(InvalidInput, match="weight"):
+        no_worse_by_slice("loss", **given, weight=weight[1:])

@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +122,22 @@ def test_the_lock_file_that_is_named_goes_in_by_its_hash(tmp_path: Path) -> None
     assert found.lock_digest == hashlib.sha256(b"numpy==2.0\n").hexdigest() == found.environment()["lock_digest"]
     with settings.using(lock=tmp_path / "none.txt"), pytest.raises(InvalidInput, match="lock: got"):
         find_provenance(tmp_path)
+
+
+def test_what_git_does_not_say_is_not_called_unchanged(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "a").write_text("1\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "x")
+    real = subprocess.run
+
+    def slow(command: list[str], **options: Any) -> Any:
+        if "status" in command or "diff" in command:
+            raise subprocess.TimeoutExpired(command, 20)
+        return real(command, **options)
+
+    monkeypatch.setattr(module.subprocess, "run", slow)
+    found = find_provenance(checkout)
+    assert found.commit is not None
+    assert found.dirty
+    assert "did not say" in found.status
+    assert "did not say" in found.diff

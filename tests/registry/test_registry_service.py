@@ -201,6 +201,9 @@ def test_the_command_wants_keys_where_others_may_ask(capsys: pytest.CaptureFixtu
     assert "--keys" in capsys.readouterr().err
     with pytest.raises(typer.Exit):
         serve_registry(home=str(tmp_path), keys=tmp_path / "none")
+    with pytest.raises(typer.Exit):
+        serve_registry(home=str(tmp_path), packages="s3://models")
+    assert "--packages: got 's3://models', must go with a database as --home" in capsys.readouterr().err
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Oracles: the detections that River 0.26.1 documents; one by one against batches; test_detectors_river.py for more."""
 
 import copy
+import math
 import pickle
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -115,6 +118,42 @@ def test_batches_are_one_by_one(detector: Detector) -> None:
         assert detector.to_bytes() == single.to_bytes()
     assert len(seen) >= 1
     detector.reset()
+
+
+@pytest.mark.parametrize("detector", ALL, ids=str)
+def test_python_finds_what_is_compiled_to_the_last_bit(detector: Detector) -> None:
+    values = stream(1) + (0.0 if detector in ERRORS else 0.3 * np.random.default_rng(2).normal(size=3000).round(1))
+    detector.reset()
+    plain = copy.deepcopy(detector)
+    for part in (values[:0], values[:1], values[1:1400], values[1400:]):
+        assert plain.update_many(part, compiled=False) == detector.update_many(part)
+        assert plain.to_bytes() == detector.to_bytes()
+    assert (plain.codes(values.tolist(), compiled=False) == detector.codes(values)).all()
+    with pytest.raises(InvalidInput, match="nan"):
+        plain.update_many([0.0, math.nan], compiled=False)
+    assert plain.to_bytes() == detector.to_bytes()
+    detector.reset()
+
+
+def test_squares_too_large_for_a_float_are_no_warning_in_python_either() -> None:
+    compiled, plain = ADWIN(clock=1), ADWIN(clock=1)
+    values = np.tile([1e200, -1e200], 40)
+    assert plain.update_many(values, compiled=False) == compiled.update_many(values)
+
+
+ONLY_LOOKED_AT = """
+from vitok.stats import ADWIN, HDDMW, PageHinkley, detectors_adwin_kernels, detectors_kernels
+for detector in (ADWIN(), HDDMW(), PageHinkley()):
+    again = type(detector).from_bytes(detector.to_bytes())
+    again.update_many([0.5, 1.0, 0.25] * 20, compiled=False)
+kernels = {**vars(detectors_kernels), **vars(detectors_adwin_kernels)}
+print([name for name, value in kernels.items() if getattr(value, "signatures", None)])
+"""
+
+
+def test_a_detector_that_is_only_looked_at_compiles_nothing() -> None:
+    said = subprocess.run([sys.executable, "-c", ONLY_LOOKED_AT], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("detector", ALL, ids=str)

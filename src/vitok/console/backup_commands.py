@@ -8,10 +8,18 @@ from typing import Annotated
 
 import typer
 
-from vitok import settings
 from vitok.clock import SystemClock
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
+from vitok.console.registry_options import (
+    REGISTRY_OPTIONS,
+    ArtifactsAt,
+    HomeAt,
+    PackagesAt,
+    folder_of,
+    is_database,
+    only_with_a_database,
+)
 from vitok.engines.s3 import Bucket, is_s3
 from vitok.errors import InvalidInput, NotFound
 from vitok.registry import (
@@ -29,31 +37,15 @@ from vitok.registry import clean as remove
 from vitok.registry import restore as make_restored
 from vitok.registry import send_backup as send
 
-Home = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder of everything vitok writes, .vitok/fraud by default; or postgresql://user@host/database of a "
-        "registry for many writers. The password is best left to PGPASSWORD or ~/.pgpass."
-    ),
-]
-Packages = Annotated[
-    str | None, typer.Option(help="Where packages lie if HOME is a database: s3://bucket/prefix?endpoint=...")
-]
-Artifacts = Annotated[
-    str | None,
-    typer.Option(help="Where the files of runs lie if HOME is a database; with it, the runs are taken along."),
-]
-_NAMES = {"home": "--home", "packages": "--packages", "artifacts": "--artifacts"}
-
 
 def backup(
     target: Annotated[
         str, typer.Argument(help="Where the backup will lie: a folder, or s3://bucket/prefix?endpoint=...")
     ],
     *,
-    home: Home = None,
-    packages: Packages = None,
-    artifacts: Artifacts = None,
+    home: HomeAt = None,
+    packages: PackagesAt = None,
+    artifacts: ArtifactsAt = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder that a backup to a bucket is made in, and that keeps it.")
     ] = None,
@@ -62,7 +54,7 @@ def backup(
     ] = True,
 ) -> None:
     """Copies what vitok keeps while others write it, and shows that it can be restored and served from."""
-    with plain_errors(), options_named(folder="TARGET", **_NAMES), contextlib.ExitStack() as stack:
+    with plain_errors(), options_named(folder="TARGET", **REGISTRY_OPTIONS), contextlib.ExitStack() as stack:
         if not is_s3(target):
             made = _made(_folder("TARGET", target), home, packages, artifacts)
             typer.echo(str(made))
@@ -89,13 +81,13 @@ def restore(
     source: Annotated[str, typer.Argument(help="A finished backup: a folder, or s3://bucket/prefix?endpoint=...")],
     *,
     home: Annotated[str, typer.Option(help="Where it will lie: an empty folder, or none yet; or an empty database.")],
-    packages: Packages = None,
-    artifacts: Artifacts = None,
+    packages: PackagesAt = None,
+    artifacts: ArtifactsAt = None,
 ) -> None:
     """Makes a home, or a database and a bucket, of a backup; checks every byte; scores the Production versions."""
-    with plain_errors(), options_named(folder="SOURCE", **_NAMES), _backup_at(source) as folder:
-        if "://" not in home:
-            _only_with_a_database(packages, artifacts)
+    with plain_errors(), options_named(folder="SOURCE", **REGISTRY_OPTIONS), _backup_at(source) as folder:
+        only_with_a_database("--home", home, packages=packages, artifacts=artifacts)
+        if not is_database(home):
             restored = make_restored(folder, home)
             typer.echo(str(restored))
             _serve_own(restored.home)
@@ -108,9 +100,9 @@ def restore(
 
 def _made(folder: Path, home: str | None, packages: str | None, artifacts: str | None) -> Backup:
     now = SystemClock().now()
-    if home is None or "://" not in home:
-        _only_with_a_database(packages, artifacts)
-        return make_backup(_home(home), folder, now=now)
+    only_with_a_database("--home", home, packages=packages, artifacts=artifacts)
+    if home is None or not is_database(home):
+        return make_backup(folder_of(home), folder, now=now)
     with contextlib.closing(Registry(home, packages=packages)) as registry:
         tracker, bucket = _runs(home, artifacts)
         return backup_stores(registry, folder, now=now, tracker=tracker, bucket=bucket)
@@ -169,21 +161,11 @@ def _folder(option: str, text: str) -> Path:
     return Path(text)
 
 
-def _only_with_a_database(packages: str | None, artifacts: str | None) -> None:
-    for option, value in (("--packages", packages), ("--artifacts", artifacts)):
-        if value is not None:
-            raise InvalidInput(option, value, "go with a database as --home")
-
-
-def _home(home: str | None) -> Path:
-    return settings.current().home / "fraud" if home is None else Path(home)
-
-
 def clean(
     *,
-    home: Home = None,
-    packages: Packages = None,
-    artifacts: Artifacts = None,
+    home: HomeAt = None,
+    packages: PackagesAt = None,
+    artifacts: ArtifactsAt = None,
     older_than: Annotated[str, typer.Option(help="Only what is older, such as 30d.")] = "30d",
     by: Annotated[str, typer.Option("--by", help="Who does it; the ledger keeps it. Needed to remove anything.")] = "",
     log: Annotated[
@@ -193,10 +175,11 @@ def clean(
     dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = True,
 ) -> None:
     """Removes packages, artifacts and left-over folders that no stage, decision or run refers to."""
-    with plain_errors(), options_named(duration="--older-than", actor="--by", **_NAMES):
+    with plain_errors(), options_named(duration="--older-than", actor="--by", **REGISTRY_OPTIONS):
         if not dry_run and not by:
             raise InvalidInput("--by", by, "say who does it")
-        if home is not None and "://" in home:
+        only_with_a_database("--home", home, packages=packages, artifacts=artifacts)
+        if home is not None and is_database(home):
             if not log:
                 raise InvalidInput("--log", log, "name every log that these models answer to: others are not looked at")
             bucket = None if artifacts is None else Bucket(artifacts)
@@ -212,8 +195,7 @@ def clean(
                 )
             typer.echo(str(done))
             return
-        _only_with_a_database(packages, artifacts)
-        place = _home(home)
+        place = folder_of(home)
         if not (place / "registry").is_dir():
             raise NotFound("registry in", str(place))
         done = remove(

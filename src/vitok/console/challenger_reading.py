@@ -7,7 +7,6 @@ of it: the file of a busy home has more outcomes that still wait for their decis
 import dataclasses
 import functools
 import math
-import struct
 from pathlib import Path
 
 import msgspec
@@ -17,6 +16,7 @@ from vitok.console import curves
 from vitok.console.geometry import Chart, Line, Mark
 from vitok.console.wording import count, figure, time
 from vitok.errors import InvalidInput, StoreError
+from vitok.models.online_state import read_description
 from vitok.stats import ADWIN
 from vitok.systems.fraud.challenger import LEARNER
 from vitok.systems.fraud.challenger_serving import FOLDER
@@ -319,10 +319,6 @@ def thinned(pieces: tuple[Piece, ...], most: int) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-# The file: a short head, then a description in JSON, then arrays, which are not read (`vitok.models.online_state`).
-_HEAD, _DIGEST = struct.Struct("<8sIQQ"), 32
-
-
 class _Counts(msgspec.Struct):
     decisions: int
     learned: int
@@ -354,16 +350,6 @@ class _Described(msgspec.Struct):
 
 def _described(path: Path) -> _Described:
     try:
-        with path.open("rb") as file:
-            _, _, length, size = _HEAD.unpack(file.read(_HEAD.size))
-            file.seek(_DIGEST, 1)
-            # A length from a damaged file must not be taken at its word.
-            text = file.read(min(length, size, path.stat().st_size))
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except struct.error:
-        raise StoreError(f"{path}: is no snapshot of a challenger") from None
-    try:
-        return msgspec.json.decode(text, type=_Described)
+        return msgspec.json.decode(read_description(path), type=_Described)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: is no snapshot of a challenger ({error})") from None

@@ -88,7 +88,8 @@ def forget_(
 ) -> None:
     """Deletes one subject's decisions and outcomes, while no service writes the log, and prints the receipt.
 
-    The key of the receipt is read from VITOK_LOG_KEY, in hex.
+    The key of the receipt is read from VITOK_LOG_KEY, in hex. What was shipped to a store follows with the next `ship`;
+    rows that were too old for the log, and that only the store has, `decisions.shipping.forget_shipped` deletes there.
     """
     with plain_errors():
         from vitok.decisions import forget, verify
@@ -149,7 +150,7 @@ def merge_(
 ) -> None:
     """Makes the small sealed files of each day into few, so that reading a long span does not pay for each.
 
-    Services may write and read meanwhile; run it once a day where a log has little traffic or many writers.
+    Services may write and read meanwhile. `vitok serve fraud` does the same by itself, once a day.
     """
     with plain_errors(), contextlib.ExitStack() as until_done:
         from vitok.console import stores

@@ -12,7 +12,7 @@ import numpy as np
 from vitok import decisions
 from vitok.clock import DAY, parse_time
 from vitok.console import stores
-from vitok.console.newest import newest
+from vitok.console.newest import newest, taken_rows
 from vitok.console.wording import count, exact_time, share
 from vitok.decision import Decision
 from vitok.errors import InvalidInput, NotFound
@@ -33,6 +33,8 @@ ROUTES = ("champion", "canary", "fallback")
 _LONGEST = 200
 _MOST_REASONS = 6
 _KEPT_TREES = 16
+# An outcome may be as old as the log.
+_WHOLE = 2**31
 _COLUMNS = (
     "decision_id",
     "request_id",
@@ -439,12 +441,14 @@ def _row(row: Mapping[str, Any], known: Mapping[str, float]) -> DecisionRow:
 
 
 def _outcomes(folder: Path, requests: list[str]) -> dict[str, tuple[OutcomeSeen, ...]]:
-    wanted = ", ".join(_text(request) for request in requests)
-    rows = decisions.query(
-        folder,
-        "SELECT request_id, value, event_time, ingest_time, source, supersedes FROM outcomes"  # noqa: S608
-        f" WHERE kind = {_text(OUTCOME_KIND)} AND request_id IN ({wanted})",
-    ).sort("ingest_time", maintain_order=True)
+    import polars as pl
+
+    columns = ("request_id", "value", "event_time", "ingest_time", "source", "supersedes")
+    theirs = (pl.col("kind") == OUTCOME_KIND) & pl.col("request_id").is_in(requests)
+    rows, _ = taken_rows(folder / "outcomes", columns, one_in=1, until=_WHOLE, condition=theirs)
+    if rows is None:
+        return {}
+    rows = rows.sort("ingest_time", maintain_order=True)
     # A repeated delivery differs in nothing but the time it was learned, and says nothing new.
     rows = rows.unique(["request_id", "value", "event_time", "source", "supersedes"], keep="first", maintain_order=True)
     found: dict[str, list[OutcomeSeen]] = {}
@@ -472,7 +476,3 @@ def _span(text: str) -> tuple[int, int]:
     if start % DAY or len(text) != 10:
         raise InvalidInput("day", text, "be a day such as 2018-07-04")
     return start, start + DAY
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -239,7 +239,8 @@ def kinds(worse: Worse) -> tuple[Kind, ...]:
 def _seen(kind: Kind, ranks: NDArray[np.float64], ends: NDArray[np.int64]) -> DetectorSeen:
     # A detector has a state; that of `kinds` is never used.
     detector = kind.detector.with_threshold(kind.detector.threshold)
-    found = detector.update_many(ranks)
+    # Compiling takes seconds where no earlier process has, and these are `_MOST_WINDOWS` at most.
+    found = detector.update_many(ranks, compiled=False)
     alarms = set(found.alarms)
     return DetectorSeen(
         name=kind.name,

@@ -308,7 +308,7 @@ def _shares(seen: Any, view: Any, home: Path | None) -> tuple[dict[str, float], 
     from vitok.console.served_reading import last_day
 
     if seen.served is not None:
-        return {item.name: item.null_share for item in seen.served.features}, ""
+        return {name: seen.served.null_share(name) for name in seen.served.nulls}, ""
     for features in seen.sets:
         if features.pins.get(view.name) == view.version:
             found = last_day(_home(home), features, now=SystemClock().now())
@@ -348,7 +348,7 @@ def _told(seen: Any, view: Any) -> dict[str, Any]:
     from vitok.features.described import features_of, words_of
 
     fresh = next(item for item in seen.freshness if item.view == view.name)
-    shares = {item.name: item for item in seen.served.features} if seen.served else {}
+    shares = {name: seen.served.null_share(name) for name in seen.served.nulls} if seen.served else {}
     return {
         "name": view.name,
         "version": view.version,
@@ -363,7 +363,7 @@ def _told(seen: Any, view: Any) -> dict[str, Any]:
                 "meaning": one.meaning,
                 "columns": list(one.columns),
                 "fingerprint": one.fingerprint,
-                "null_share": shares[one.name].null_share if one.name in shares else None,
+                "null_share": shares.get(one.name),
                 "used_by": [item.name for item in seen.users_of(one)],
             }
             for one in features_of(view)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vitok.clock import DAY
 from vitok.console import stores
 from vitok.console.newest import latest_rows
@@ -19,7 +17,6 @@ from vitok.features.described import Feature, SetVersion, Use
 from vitok.features.differences import DefinitionDiff, diff_sets, diff_views
 from vitok.features.freshness import Freshness, Newest, freshness, newest_in
 from vitok.features.lineage import Lineage
-from vitok.features.served import ServedStatistics, ServedWindow
 from vitok.features.views import AnyView
 from vitok.registry import ModelState
 from vitok.systems.fraud.features import FEATURES, LABELS, TRANSACTIONS
@@ -72,6 +69,23 @@ class Moment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Served:
+    """What was served in the last day of the log, at most `LATEST` decisions.
+
+    Attributes:
+        n: Decisions.
+        nulls: How many of them had no value, by feature; only those that the log holds.
+    """
+
+    n: int
+    nulls: Mapping[str, int]
+
+    def null_share(self, name: str) -> float:
+        """Returns the share of the decisions without a value of a feature; NaN where it was not served."""
+        return self.nulls[name] / self.n if name in self.nulls and self.n else math.nan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Survey:
     """Everything that is known of some definitions in a home.
 
@@ -81,7 +95,7 @@ class Survey:
         newest: Latest fact by source or view.
         moment: The moment that ages are counted from.
         freshness: How fresh each view is.
-        served: The last decisions, at most `LATEST`; None where there are none.
+        served: What was served last; None where nothing was.
         lineage: What comes from what.
         past: Earlier definitions that models or the catalogue know: (set, where it was found).
     """
@@ -91,7 +105,7 @@ class Survey:
     newest: Mapping[str, Newest]
     moment: Moment
     freshness: tuple[Freshness, ...]
-    served: ServedWindow | None
+    served: Served | None
     lineage: Lineage
     past: tuple[tuple[SetVersion, str], ...]
 
@@ -271,7 +285,7 @@ def _clocks(folder: Path, sizes: tuple[tuple[str, int], ...]) -> Newest | None:
 
 def _moment(home: Path, newest: Mapping[str, Newest], now: int) -> Moment:
     arrivals = [item.arrival for item in newest.values() if item.arrival is not None]
-    times = [path.stat().st_mtime_ns // 1000 for name in _LOG_OF.values() for path in _files(home / "log" / name)]
+    times = [moment for name in _LOG_OF.values() for moment in _written(home / "log" / name)]
     if arrivals and times and max(times) - max(arrivals) > _REPLAYED:
         # Written long after what it tells of had arrived: the clock of that log was another one.
         latest = max(max(arrivals), *(item.event_time or 0 for item in newest.values()))
@@ -279,17 +293,21 @@ def _moment(home: Path, newest: Mapping[str, Newest], now: int) -> Moment:
     return Moment(now=now)
 
 
-def _files(folder: Path) -> list[Path]:
-    return [segment.path for segment in segments(folder)[-1:] if segment.path.exists()]
+def _written(folder: Path) -> list[int]:
+    # When the newest segment was written to; nothing where there is none, or it has just gone.
+    try:
+        return [segment.path.stat().st_mtime_ns // 1000 for segment in segments(folder)[-1:]]
+    except FileNotFoundError:
+        return []
 
 
-def _served(home: Path, names: Iterable[str]) -> ServedWindow | None:
+def _served(home: Path, names: Iterable[str]) -> Served | None:
     folder = home / "log" / "decisions"
     return _served_of(folder, tuple(sorted(names)), _sizes(folder))
 
 
 @functools.lru_cache(maxsize=4)
-def _served_of(folder: Path, names: tuple[str, ...], sizes: tuple[tuple[str, int], ...]) -> ServedWindow | None:
+def _served_of(folder: Path, names: tuple[str, ...], sizes: tuple[tuple[str, int], ...]) -> Served | None:
     import polars as pl
 
     del sizes
@@ -300,12 +318,8 @@ def _served_of(folder: Path, names: tuple[str, ...], sizes: tuple[tuple[str, int
     if not there:
         return None
     rows = rows.filter(pl.col("event_time") > pl.col("event_time").max() - pl.duration(days=1))
-    statistics = ServedStatistics(there)
-    values = rows.select(pl.col(f"f_{name}").cast(pl.Float64).fill_null(math.nan) for name in there).to_numpy()
-    times = rows["event_time"].to_physical().to_numpy().astype(np.int64)
-    statistics.add(np.ascontiguousarray(values), times)
-    hours = statistics.hours
-    return statistics.window(hours[0], hours[-1] + 1)
+    counted = rows.select(pl.col(f"f_{name}").cast(pl.Float64).fill_nan(None).null_count() for name in there)
+    return Served(n=rows.height, nulls=dict(zip(there, counted.row(0), strict=True)))
 
 
 # What stands downstream, for a change of a contract

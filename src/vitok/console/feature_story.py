@@ -255,9 +255,7 @@ def _rule(view: AnyView) -> str:
 
 
 def _served(found: Survey, name: str) -> float:
-    if found.served is None:
-        return math.nan
-    return next((item.null_share for item in found.served.features if item.name == name), math.nan)
+    return math.nan if found.served is None else found.served.null_share(name)
 
 
 def _feature(found: Survey, one: Feature, profile: ReferenceProfile | None) -> FeatureSeen:

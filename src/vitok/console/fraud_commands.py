@@ -15,7 +15,7 @@ from vitok.clock import Clock, EventClock, SystemClock, duration
 from vitok.console.exits import plain_errors
 from vitok.console.model_guarding import GuardPlan
 from vitok.console.option_names import options_named
-from vitok.console.registry_options import REGISTRY_OPTIONS, ArtifactsAt, PackagesAt, RegistryAt
+from vitok.console.registry_options import REGISTRY_OPTIONS, ArtifactsAt, PackagesAt, RegistryAt, only_with_a_database
 from vitok.console.shared_options import Home, home_of
 from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
@@ -39,6 +39,7 @@ _DEMO = {
     "n_days": "--days",
     "seed": "--seed",
     "duration": "--label-delay",
+    "mapping": "--mapping",
 }
 _CLOCKS = ("system", "events")
 
@@ -75,6 +76,7 @@ def serve_fraud(
     retrain: Annotated[str | None, typer.Option(help="When to retrain in any case: '0 3 * * sun', in UTC.")] = None,
     retrain_labels: Annotated[int | None, typer.Option(help="Retrain after so many new labels.")] = None,
     *,
+    merge: Annotated[bool, typer.Option(help="Whether small files of the log are merged once a day.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Says nothing.")] = False,
 ) -> None:
     """Serves decisions on card transactions, their outcomes, and the console."""
@@ -91,9 +93,7 @@ def serve_fraud(
             if number is not None and not 0 <= number <= 65_535:
                 raise InvalidInput(option, number, "be in 0 to 65535")
         one_process(workers)
-        for option, address in (("--packages", packages), ("--artifacts", artifacts)):
-            if address is not None and registry is None:
-                raise InvalidInput(option, address, "go with a database as --registry")
+        only_with_a_database("--registry", registry, packages=packages, artifacts=artifacts)
         check_tracing(trace, trace_rate)
         if (tls_cert is None) != (tls_key is None):
             raise InvalidInput("--tls-key", tls_key, "go with --tls-cert")
@@ -129,6 +129,7 @@ def serve_fraud(
             tell={"critical": tell_critical or [], "warning": tell_warning or [], "info": tell_info or []},
             retrain=retrain,
             retrain_labels=retrain_labels,
+            merge=merge,
         )
         # A wrong address or schedule ends the command before anything is opened.
         with options_named(**_TOLD):
@@ -163,6 +164,7 @@ class FraudPlan:
         tell: Who hears of alerts, by severity; a file in the home where nobody is named.
         retrain: Schedule of retrainings in the fields of cron; None for none.
         retrain_labels: After how many new labels to retrain; None for never.
+        merge: Whether small files of the log are merged once a day.
     """
 
     home: Path
@@ -186,6 +188,7 @@ class FraudPlan:
     tell: Mapping[str, Sequence[str]] = field(default_factory=dict)
     retrain: str | None = None
     retrain_labels: int | None = None
+    merge: bool = True
 
     def channels(self) -> "tuple[Mapping[str, Channel], DeliveryRules]":
         """Returns the ways to people, and who is told what."""
@@ -255,7 +258,7 @@ def serve_plan(plan: FraudPlan, *, say: Callable[[str], None]) -> None:
             # In a replay of the past, whoever sends it also watches it, and acts.
             stop = threading.Event()
             options = {"clock": clock, "label_delay": duration(plan.label_delay), "stop": stop, "gauges": gauges}
-            options |= {"triggers": plan.triggers(), "channels": plan.channels()}
+            options |= {"triggers": plan.triggers(), "channels": plan.channels(), "merge": plan.merge}
             operator = threading.Thread(target=operate, args=(plan.home,), kwargs=options, name="operator", daemon=True)
             operator.start()
             resources.callback(operator.join, 10)
@@ -319,7 +322,9 @@ def demo_fraud(
     """Runs contract, features, training, gate, service, monitoring, retraining, canary and rollback on card data."""
     from vitok.systems.fraud import run_demo
 
-    with options_named(**_DEMO), settings.using(seed=seed):
+    with plain_errors(), options_named(**_demo_names(transactions)), settings.using(seed=seed):
+        if mapping and transactions is None:
+            raise InvalidInput("--mapping", mapping[0], "go with --transactions")
         run_demo(
             home=home_of(home),
             transactions=transactions,
@@ -332,6 +337,13 @@ def demo_fraud(
             json_file=json,
             fresh=fresh,
         )
+
+
+def _demo_names(transactions: Path | None) -> dict[str, str]:
+    # How long the data are is said by the days where they are simulated, else by the file.
+    if transactions is None:
+        return {**_DEMO, "transactions: length": "--days"}
+    return {**_DEMO, "transactions": "--transactions", "transactions: length": "--transactions"}
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

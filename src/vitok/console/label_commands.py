@@ -58,10 +58,11 @@ def plan(
         rows = decisions.read(logs / "decisions", since=begin, until=end, columns=_COLUMNS)
         given = rows.filter(pl.col("probability").is_finite()).unique("request_id", keep="last", maintain_order=True)
         if version is not None:
+            known = given["model_version"].drop_nulls().unique().sort().to_list()
             given = given.filter(pl.col("model_version") == version)
         span = f"{SYSTEM if version is None else version} since {since}{'' if until is None else f' until {until}'}"
         if not given.height:
-            raise NotFound("decisions with a probability:", span)
+            raise NotFound("decisions with a probability:", span, known if version is not None else ())
         sample = LabelSample.draw(
             given["request_id"].cast(pl.String).to_list(),
             given["probability"].cast(pl.Float64).to_numpy(),

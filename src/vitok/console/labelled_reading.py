@@ -34,20 +34,29 @@ class Labelled:
     rows: "pl.DataFrame"
     one_in: int
 
-    def known(self, version: str | None = None) -> "pl.DataFrame":
-        """Returns the rows with a label and a probability, of days most of whose labels are in.
+    def ripe(self) -> "pl.DataFrame":
+        """Returns the rows of days most of whose labels are in.
 
         Where frauds are known before honest payments are, a day with few labels looks worse than it was.
+        """
+        import polars as pl
+
+        share = pl.col("label").is_not_null().mean().over(pl.col("event_time") // DAY)
+        return self.rows.filter(share >= _RULES.min_labelled)
+
+    def ripe_days(self) -> "pl.Series":
+        """Returns those days, counted from 1970."""
+        return (self.ripe()["event_time"] // DAY).unique()
+
+    def known(self, version: str | None = None) -> "pl.DataFrame":
+        """Returns the rows with a label and a probability, of days most of whose labels are in.
 
         Args:
             version: Only those that this version decided; None for all.
         """
-        import polars as pl
-
-        day = pl.col("event_time") // DAY
-        ripe = pl.col("label").is_not_null().mean().over(day) >= _RULES.min_labelled
-        rows = self.rows.filter(ripe).drop_nulls(["label", "probability"]).filter(pl.col("probability").is_not_nan())
-        return rows if version is None else rows.filter(pl.col("model_version") == version)
+        rows = self.ripe().drop_nulls(["label", "probability"])
+        rows = rows.filter(rows["probability"].is_not_nan())
+        return rows if version is None else rows.filter(rows["model_version"] == version)
 
 
 def labelled(home: Path) -> Labelled | None:

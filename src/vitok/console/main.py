@@ -13,6 +13,7 @@ from vitok.console.batch_commands import batch
 from vitok.console.contract_commands import contract_app
 from vitok.console.cost_commands import cost_app
 from vitok.console.decision_commands import log_app, replay
+from vitok.console.exits import FAILED
 from vitok.console.export_commands import export_app
 from vitok.console.fraud_commands import demo_fraud, serve_fraud
 from vitok.console.guard_commands import guard_app
@@ -22,6 +23,7 @@ from vitok.console.label_commands import label_app
 from vitok.console.load_commands import load
 from vitok.console.model_routing import route_app
 from vitok.console.model_serving import serve_models
+from vitok.console.printed import printable
 from vitok.console.registry_commands import serve_registry
 from vitok.console.release_commands import release_app
 from vitok.console.run_commands import run_app
@@ -64,14 +66,10 @@ def run() -> None:
     try:
         app()
     except VitokError as error:
-        _say(f"vitok: {error}")
-        sys.exit(1)
+        typer.echo(f"vitok: {printable(str(error))}", err=True)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 @app.callback(invoke_without_command=True)

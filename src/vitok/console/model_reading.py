@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitok.console import stores
+from vitok.console.block_reading import BlocksSeen, blocks
 from vitok.console.wording import figure, interval, time
 from vitok.errors import InvalidInput
 from vitok.registry import Entry, Verdict, Version, model_card
@@ -78,6 +79,7 @@ class VersionStory:
         history: What happened to it, oldest first.
         card: Its model card.
         policy: What its policy does, in words, by name.
+        blocks: What is known of its blocks; None where nothing was ever decided.
         files: The files of its package with their sizes in bytes.
         reference: The period and size of its reference profile, in words, or empty.
     """
@@ -86,6 +88,7 @@ class VersionStory:
     history: tuple[Entry, ...]
     card: tuple[CardSection, ...]
     policy: tuple[tuple[str, str], ...]
+    blocks: BlocksSeen | None
     files: tuple[tuple[str, int], ...]
     reference: str
 
@@ -131,6 +134,7 @@ def version_story(home: Path, number: int) -> VersionStory:
         history=tuple(entry for entry in history if entry.version == number),
         card=_card(home, seen),
         policy=_policy(home, version),
+        blocks=blocks(home, version.name),
         files=tuple((name, entry.size) for name, entry in sorted(package.files.items())),
         reference="" if profile is None else f"{profile.n:,} rows, {time(profile.start)} to {time(profile.end)}",
     )

@@ -24,7 +24,7 @@ from vitok.console.model_dressing import Dressing, OutputPlan
 from vitok.console.model_guarding import GuardPlan, flags
 from vitok.console.model_routing import routed_host
 from vitok.console.option_names import options_named
-from vitok.console.registry_options import REGISTRY_OPTIONS, PackagesAt, RegistryAt
+from vitok.console.registry_options import REGISTRY_OPTIONS, PackagesAt, RegistryAt, is_database, only_with_a_database
 from vitok.console.trace_options import check_tracing, tracing_to
 from vitok.errors import InvalidInput, ServiceError, VitokError
 from vitok.registry import Registry, attach
@@ -120,8 +120,7 @@ class ServingPlan:
     def __post_init__(self) -> None:
         if (self.models is None) == (self.home is None and self.registry is None):
             raise InvalidInput("--models", self.models, "be given, or --home or --registry, and not both")
-        if self.packages is not None and self.registry is None:
-            raise InvalidInput("--packages", self.packages, "go with a database as --registry")
+        only_with_a_database("--registry", self.registry, packages=self.packages, artifacts=None)
         if self.home is not None and self.registry is None and not self.home.is_dir():
             # Made now, it would serve nothing, and look like one whose path is misspelt.
             raise InvalidInput("--home", str(self.home), "be a folder that there is")
@@ -174,7 +173,7 @@ class ServingPlan:
             return Registry(self.home)
         if self.registry is None:
             return None
-        if "://" not in self.registry and not Path(self.registry).is_dir():
+        if not is_database(self.registry) and not Path(self.registry).is_dir():
             raise InvalidInput("--registry", self.registry, "be a folder that there is")
         return Registry(self.registry, packages=self.packages)
 

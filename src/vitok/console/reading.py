@@ -12,6 +12,7 @@ from vitok import decisions
 from vitok.clock import DAY
 from vitok.console import stores
 from vitok.console.alert_reading import AlertsSeen, alerts
+from vitok.console.block_reading import BlocksSeen, blocks
 from vitok.console.decision_reading import (
     DecisionFilters,
     DecisionsPage,
@@ -177,6 +178,7 @@ class Overview:
         serving_since: Since when the version in Production serves, in microseconds, or None.
         canary_record: The release record of the running canary, or None.
         traffic: The decisions, or None where there are none.
+        blocks: What is known of the blocks of the version that serves; None where none serves, or nothing was decided.
         alerts: Open alerts, critical first.
         incidents: Open incidents, the latest first.
         estimates: How good estimates of the version in Production have been, by metric; empty where there are none.
@@ -190,6 +192,7 @@ class Overview:
     serving_since: int | None
     canary_record: Record | None
     traffic: Traffic | None
+    blocks: BlocksSeen | None
     alerts: tuple[Alert, ...]
     incidents: tuple[IncidentLine, ...]
     estimates: tuple[EstimateGrade, ...]
@@ -212,6 +215,8 @@ class Overview:
             lines.append(f"{count(self.traffic.total)} decisions, the latest {time(self.traffic.last)}")
             money_of = self.traffic.money
             lines.append(f"{money(money_of.rules_cost - money_of.cost)} saved against rules on {count(money_of.n)}")
+        if self.blocks is not None:
+            lines.append(f"blocks: {self.blocks}")
         return "\n".join([*lines, *(f"  {alert}" for alert in self.alerts)])
 
 
@@ -251,6 +256,7 @@ def overview(home: Path) -> Overview:
         serving_since=since,
         canary_record=canary,
         traffic=traffic,
+        blocks=None if state.production is None else blocks(home, f"{SYSTEM}/{state.production}"),
         alerts=opened,
         incidents=troubles,
         estimates=_estimates(home, state),

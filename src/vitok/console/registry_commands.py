@@ -8,32 +8,30 @@ from typing import Annotated
 
 import typer
 
-from vitok import settings
 from vitok.console.exits import plain_errors
 from vitok.console.option_names import options_named
+from vitok.console.registry_options import (
+    REGISTRY_OPTIONS,
+    ArtifactsAt,
+    HomeAt,
+    PackagesAt,
+    folder_of,
+    is_database,
+    only_with_a_database,
+)
 from vitok.errors import InvalidInput, NotFound
 from vitok.guard import KeyRing, KeyStore
 from vitok.registry import Registry, Tracker
 
-_NAMES = {"home": "--home", "packages": "--packages", "artifacts": "--artifacts", "cache": "--cache"}
-
 
 def serve_registry(
     *,
-    home: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of everything vitok writes, .vitok/fraud by default; or postgresql://user@host/database. The "
-            "password is best left to PGPASSWORD or ~/.pgpass."
-        ),
+    home: HomeAt = None,
+    packages: PackagesAt = None,
+    artifacts: ArtifactsAt = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the packages in use, if the registry is a database.")
     ] = None,
-    packages: Annotated[
-        str | None, typer.Option(help="Where packages lie if HOME is a database: s3://bucket/prefix?endpoint=...")
-    ] = None,
-    artifacts: Annotated[
-        str | None, typer.Option(help="Where the files of runs lie if HOME is a database; with it, runs are shown.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the packages in use, if HOME is a database.")] = None,
     keys: Annotated[
         Path | None,
         typer.Option(help="File of the keys, which vitok keys makes; needed unless only this machine may ask."),
@@ -50,14 +48,15 @@ def serve_registry(
     def ready(running: Running) -> None:
         typer.echo(codec.dumps({"url": running.url}) if json else f"the registry answers at {running.url}")
 
-    with plain_errors(), options_named(**_NAMES), contextlib.ExitStack() as stack:
+    with plain_errors(), options_named(cache="--cache", **REGISTRY_OPTIONS), contextlib.ExitStack() as stack:
         if keys is None and not _is_loopback(host):
             raise InvalidInput("--keys", None, f"be given where others than this machine may ask, as by --host {host}")
         if keys is not None and not keys.is_file():
             raise NotFound("file of keys", str(keys))
-        place = str(settings.current().home / "fraud") if home is None else home
+        only_with_a_database("--home", home, packages=packages, artifacts=artifacts)
+        place = home if home is not None and is_database(home) else str(folder_of(home))
         tracker = None
-        if "://" not in place:
+        if not is_database(place):
             tracker = Tracker(place)
         elif artifacts is not None:
             tracker = Tracker(place, artifacts=artifacts)

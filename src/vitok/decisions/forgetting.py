@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 
 RECEIPTS = "receipts.jsonl"
 BEGUN = "forgetting.json"
+FORGOTTEN = "forgotten.json"
 _LOGS = ("decisions", "outcomes")
+# A segment of a log, and which of its rows stay.
+_Planned = tuple[str, Segment, npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +153,8 @@ def forget(
 
     Killed at any moment, it is done again by calling it again, and the receipt then tells of both runs. Segments that
     are open are sealed first. Files beside segments that lose rows, such as histograms, are made
-    anew with `on_seal`; without it they go, and `reseal` makes them.
+    anew with `on_seal`; without it they go, and `reseal` makes them. What was shipped to a store follows with the next
+    `ship`; rows that only the store has, since they were too old for the log, `shipping.forget_shipped` deletes there.
 
     Args:
         folder: The folder above both logs, such as `<home>/log`.
@@ -162,7 +167,7 @@ def forget(
 
     Raises:
         InvalidInput: If the key is too short.
-        NotFound: If there is no log, or no segment has such a column.
+        NotFound: If there is no log, or neither a segment nor the latest writer has such a column.
         Conflict: If a hold keeps rows of the subject; nothing is deleted then.
         StoreError: If another process has rows of the subject in an open segment (nothing is deleted then), or the
             disk refuses.
@@ -182,7 +187,7 @@ def forget(
             locks.enter_context(maintained(folder_of))
         _sweep(top)
         requests = _requests(top / "decisions", column, value)
-        plan = list(_plan(top, column, value, requests))
+        plan = _plan(top, column, value, requests)
         begun = _begun(top)
         before = begun.get(subject, {"requests": [], "changes": []})
         hashes = sorted({keyed(key, request) for request in requests} | set(before["requests"]))
@@ -191,6 +196,7 @@ def forget(
         earlier = [one for one in before["changes"] if (one[0], one[1]) not in planned]
         fresh = [[name, segment.name, len(keep), int(keep.sum())] for name, segment, keep in plan]
         _keep_begun(top, begun | {subject: {"requests": hashes, "changes": [*earlier, *fresh]}})
+        _keep_forgotten(top, plan)
         for name, segment, keep in plan:
             hook = on_seal if name == "decisions" else None
             rewrite(top / name, segment.path, keep=keep, on_seal=hook)
@@ -278,9 +284,40 @@ def receipts(folder: str | Path) -> tuple[Receipt, ...]:
         raise StoreError(f"{str(Path(folder) / RECEIPTS)!r} is damaged ({error}); restore it from a backup") from error
 
 
-def _plan(
-    top: Path, column: str, value: str, requests: set[str]
-) -> "Iterable[tuple[str, Segment, np.ndarray[Any, np.dtype[np.bool_]]]]":
+def forgotten(folder: str | Path) -> dict[int, int]:
+    """Tells how many rows deletions have left of the segments that lost some, also where the rest went later by age.
+
+    Args:
+        folder: Folder of a log.
+
+    Returns:
+        By the number of the segment, whether it is merged with others or not.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    path = Path(folder) / FORGOTTEN
+    try:
+        return {int(number): int(rows) for number, rows in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise StoreError(f"{str(path)!r} is damaged ({error}); restore it from a backup") from error
+
+
+def _keep_forgotten(top: Path, plan: Iterable[_Planned]) -> None:
+    left: dict[str, dict[int, int]] = {}
+    for name, segment, keep in plan:
+        metadata = pq.read_metadata(segment.path).metadata
+        parts = parts_of(metadata, number=segment.number, rows=len(keep))
+        each = np.split(keep, np.cumsum([one.rows for one in parts])[:-1])
+        losing = {one.number: int(mine.sum()) for one, mine in zip(parts, each, strict=True) if not mine.all()}
+        left.setdefault(name, forgotten(top / name)).update(losing)
+    for name, rows in left.items():
+        write_file(top / name / FORGOTTEN, json.dumps(rows).encode())
+
+
+def _plan(top: Path, column: str, value: str, requests: set[str]) -> list[_Planned]:
     plan = []
     # Outcomes first: were the process killed in between, the decisions would still say whose outcomes to look for.
     for name, by, wanted in (("outcomes", "request_id", sorted(requests)), ("decisions", column, [value])):
@@ -310,8 +347,10 @@ def _requests(folder: Path, column: str, value: str) -> set[str]:
         if column in frame.columns:
             known.add(column)
             found.update(frame.filter(frame[column] == value)["request_id"])
-    if not known:
-        raise NotFound("column", column, (declared_schema(folder) or outcome_schema()).names)
+    declared = (declared_schema(folder) or outcome_schema()).names
+    # All decisions may have gone by age since a deletion was begun, and it must come to its end.
+    if not known and column not in declared:
+        raise NotFound("column", column, declared)
     return found
 
 

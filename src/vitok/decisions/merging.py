@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class Merged:
         rows: Rows in these.
         bytes_before: Size of the files before.
         bytes_after: Size of those that took their place.
+        stopped: Whether its time was over before all was looked at: the next call goes on.
     """
 
     segments_before: int
@@ -54,6 +56,7 @@ class Merged:
     rows: int
     bytes_before: int
     bytes_after: int
+    stopped: bool = False
 
     def __str__(self) -> str:
         """Says it in one line."""
@@ -61,7 +64,7 @@ class Merged:
             return "nothing to merge"
         return (
             f"{self.segments_before:,} sealed files with {self.rows:,} rows and {self.bytes_before:,} bytes became "
-            f"{self.segments_after:,} of {self.bytes_after:,} bytes"
+            f"{self.segments_after:,} of {self.bytes_after:,} bytes" + ("; there may be more" if self.stopped else "")
         )
 
 
@@ -80,6 +83,7 @@ def merge(
     now: int,
     rows: int = 100_000,
     on_seal: OnSeal | None = None,
+    seconds: float | None = None,
 ) -> Merged:
     """Makes the small sealed segments of each day into as few files as there must be.
 
@@ -94,6 +98,8 @@ def merge(
         now: The present, in microseconds.
         rows: A file gets at most so many rows; one that has more than half as many is not small, and stays.
         on_seal: Makes the files beside those that are made. Without it they go, and `reseal` makes them.
+        seconds: Begins no further file once it has worked for so long; one is made in any case. Meanwhile no rows can
+            be deleted or held.
 
     Raises:
         InvalidInput: If `rows` is below 2, or the time is not of that form.
@@ -121,7 +127,7 @@ def merge(
     if rows < 2:
         raise InvalidInput("rows", rows, "be at least 2")
     cutoff = now - duration(older_than)
-    done = [0] * 5
+    done, stopped, begun = [0] * 5, False, time.monotonic()
     with maintained(top):
         if (top.parent / BEGUN).exists():
             raise Conflict(
@@ -137,21 +143,49 @@ def merge(
                 places[path] = before
                 counts = (len(group), 1, sum(one.rows for one in group), sizes, path.stat().st_size)
                 done = [total + n for total, n in zip(done, counts, strict=True)]
+                if seconds is not None and time.monotonic() - begun >= seconds:
+                    stopped = True
+                    break
         finally:
             # All at once: a long read that finds files gone under its hands begins anew.
             give_way(top, places)
     return Merged(
-        segments_before=done[0], segments_after=done[1], rows=done[2], bytes_before=done[3], bytes_after=done[4]
+        segments_before=done[0],
+        segments_after=done[1],
+        rows=done[2],
+        bytes_before=done[3],
+        bytes_after=done[4],
+        stopped=stopped,
     )
+
+
+def may_merge(folder: str | Path, *, older_than: int | str = "1d", now: int) -> bool:
+    """Says whether `merge` may find something to do; no file is opened for it.
+
+    Args:
+        folder: Folder of a log; where there is none, there is nothing to do.
+        older_than: For how long a day must have been over, such as `"1d"`.
+        now: The present, in microseconds.
+
+    Example:
+        >>> may_merge("no/such/log", now=3 * DAY)
+        False
+    """
+    return next(_days(Path(folder), now - duration(older_than)), None) is not None
+
+
+def _days(top: Path, cutoff: int) -> Iterator[list[Segment]]:
+    # The files of a day that is over and has several, of one process after another.
+    for (_, day), run in itertools.groupby(segments(top), key=lambda one: (one.number // LANE, _day(one))):
+        listed = list(run)
+        if day is not None and len(listed) > 1 and _begin(day) + DAY <= cutoff:
+            yield listed
 
 
 def _groups(top: Path, cutoff: int, most: int) -> Iterator[list[_Small]]:
     # Where the open form is still there, its sealing is not done.
     unfinished = {path.stem for path in top.glob("segment-*.arrows")}
-    for (_, day), run in itertools.groupby(segments(top), key=lambda one: (one.number // LANE, _day(one))):
-        listed = list(run)
-        if day is None or len(listed) < 2 or _begin(day) + DAY > cutoff:
-            continue
+    for listed in _days(top, cutoff):
         group: list[_Small] = []
         for segment in listed:
             small = None if segment.name in unfinished else _small(segment, most)

@@ -102,6 +102,14 @@ HOURLY_ABSENCE = AlertRule(
     clear_after=2,
     every=HOUR,
 )
+HOURLY_FALLBACK = AlertRule(
+    name="fallback_1h",
+    severity="critical",
+    playbook="look at the runtime and the online store; roll back the last release",
+    windows=1,
+    clear_after=2,
+    every=HOUR,
+)
 # An hour has few rows and hours differ: only what is plain to see is called a fault.
 HOURLY_FAULTS = QualityRule(min_n=200, min_jump=0.15, min_index=0.35)
 
@@ -143,6 +151,10 @@ class WatchRules:
             least 0.
         hourly_quality: Rule for faults of the data in an hour; None leaves hours to their day.
         hourly_absence: Rule for an hour with fewer decisions than its hour of the week lets expect; None for none.
+        hourly_fallback: Rule for the hour that has just closed, where a fallback answered most of it; None for none.
+        hourly_min_n: Fewest decisions that an hour must have to be judged on its fallbacks.
+        hourly_max_fallback_share: Largest tolerated share of an hour's decisions that a fallback answered: more says
+            that no model answers.
         hourly_faults: From when a change is called a fault of an hour, held against the same hour of the days before.
         hourly_level: Chance an hour of a false alarm about too few decisions, in (0, 1).
         baselines: What a window that drifted is held against besides training: `"last week"`, `"last year"` (the same
@@ -178,6 +190,9 @@ class WatchRules:
     max_unsure_rise: float = 0.5
     hourly_quality: AlertRule | None = HOURLY_QUALITY
     hourly_absence: AlertRule | None = HOURLY_ABSENCE
+    hourly_fallback: AlertRule | None = HOURLY_FALLBACK
+    hourly_min_n: int = 30
+    hourly_max_fallback_share: float = 0.5
     hourly_faults: QualityRule = HOURLY_FAULTS
     hourly_level: float = 1e-5
     baselines: tuple[str, ...] = ()
@@ -192,6 +207,8 @@ class WatchRules:
             ("volume_level", 0 < self.volume_level < 1, "be strictly between 0 and 1"),
             ("volume_weeks", self.volume_weeks >= 1, "be at least 1"),
             ("hourly_level", 0 < self.hourly_level < 1, "be strictly between 0 and 1"),
+            ("hourly_min_n", self.hourly_min_n >= 1, "be at least 1"),
+            ("hourly_max_fallback_share", 0 <= self.hourly_max_fallback_share < 1, "be in [0, 1)"),
             ("baselines", set(self.baselines) <= set(BASELINES), f"be of {', '.join(BASELINES)}"),
             ("min_labelled", 0 <= self.min_labelled <= 1, "be in [0, 1]"),
             ("confidence_level", 0 < self.confidence_level < 1, "be strictly between 0 and 1"),
@@ -423,15 +440,27 @@ def _miscalibrated(version: str, found: Performance, profile: ReferenceProfile, 
 
 def fallback_finding(totals: WindowCounts, rules: WatchRules) -> Finding | None:
     """Judges the share of decisions that a fallback answered; None where there are too few decisions."""
-    if totals.n < rules.min_n:
+    return _fallbacks(totals, rules.fallback, min_n=rules.min_n, tolerated=rules.max_fallback_share)
+
+
+def hourly_fallback_finding(totals: WindowCounts, rules: WatchRules) -> Finding | None:
+    """Judges whether a model answered in an hour; None where it has too few decisions, or nobody asks."""
+    if rules.hourly_fallback is None:
+        return None
+    tolerated = rules.hourly_max_fallback_share
+    return _fallbacks(totals, rules.hourly_fallback, min_n=rules.hourly_min_n, tolerated=tolerated)
+
+
+def _fallbacks(totals: WindowCounts, rule: AlertRule, *, min_n: int, tolerated: float) -> Finding | None:
+    if totals.n < min_n:
         return None
     share = wilson(totals.routes.get("fallback", 0), totals.n)
     return Finding(
-        rule=rules.fallback,
+        rule=rule,
         version=ALL_VERSIONS,
-        firing=share.lower > rules.max_fallback_share,
+        firing=share.lower > tolerated,
         value=share.value,
-        bound=rules.max_fallback_share,
+        bound=tolerated,
         reason=f"{share.value:.2%} of {totals.n:,} decisions were answered by a fallback",
     )
 
@@ -536,11 +565,14 @@ def explained(
         parts.append(f"against {report.baseline}: {shown or 'as it was'}")
     if diagnosis.domain is not None:
         parts.append(f"against the same day a week before: {diagnosis.domain}")
+    said = []
     for estimate, made in expected:
+        name = estimate.name.replace("_", " ")
         if math.isnan(estimate.value):
-            parts.append(f"{estimate.name.replace('_', ' ')}: {estimate.definition}")
+            said.append(f"{name}: {estimate.definition}")
             continue
         before = "" if made is None or math.isnan(made.value) else f", {made.value:.3g} when it was made"
-        interval = f"({estimate.lower:.3g} to {estimate.upper:.3g}{before})"
-        parts.append(f"estimated without labels: {estimate.name.replace('_', ' ')} {estimate.value:.3g} {interval}")
+        said.append(f"{name} {estimate.value:.3g} ({estimate.lower:.3g} to {estimate.upper:.3g}{before})")
+    if said:
+        parts.append(f"estimated without labels: {', '.join(said)}")
     return replace(finding, reason="; ".join(parts), slice=diagnosis.where)

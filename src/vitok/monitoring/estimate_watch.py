@@ -1,6 +1,7 @@
 """Performance of each closed day before its labels are in, written down, and held against what they say later."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ UNDER_SHIFT = "_under_shift"
 _SHIFTED = tuple(metric + UNDER_SHIFT for metric in METRICS)
 # The classifier that weighs them is fitted to so many labelled rows at most, and needs so many at least.
 _MOST, _FEWEST, _FEWEST_POSITIVES = 20_000, 300, 10
+_WORTH_TELLING = ("average_precision", "cost")
+_TIMES_AS_WIDE = 4.0
+"""An interval so many times as wide as the baseline's rests on a sixteenth of its rows: it decides nothing."""
 _BY_BASELINE = {"roc_auc": "auc", "positive_rate": "fraud_rate", "cost": "cost_per_decision"}
 
 
@@ -121,8 +125,9 @@ class EstimateWatch:
         columns = [name for name in columns if name in now.columns and name in before.columns]
         if len(before) > _MOST:
             before = before.sample(_MOST, seed=0)
-        positives = int(before["label"].sum())
-        enough = min(len(before), len(now)) >= _FEWEST and min(positives, len(before) - positives) >= _FEWEST_POSITIVES
+        weight = label_weights(before, hiding=self._hiding).weight if self._hiding else np.ones(len(before))
+        seen, positives = int((weight > 0).sum()), int(_column(before, "label")[weight > 0].sum())
+        enough = min(seen, len(now)) >= _FEWEST and min(positives, seen - positives) >= _FEWEST_POSITIVES
         if not columns or not enough:
             return ()
         probability, costs = self._forecast(now)
@@ -131,7 +136,7 @@ class EstimateWatch:
                 reference=_matrix(before, columns),
                 reference_score=_column(before, "probability"),
                 reference_y=_column(before, "label"),
-                reference_weight=label_weights(before, hiding=self._hiding).weight if self._hiding else None,
+                reference_weight=weight if self._hiding else None,
                 current=_matrix(now, columns),
                 current_score=probability,
                 forecast=probability,
@@ -140,12 +145,17 @@ class EstimateWatch:
             )
         except MissingExtra:
             return ()
+        weighed = f"{seen:,} labelled rows weighed to look like this day, worth {found.n_effective:,.0f}"
         if not found.reliable:
             rows = "too few labelled rows look like this day: only labels can tell"
             name = "average_precision" + UNDER_SHIFT
             return (Estimate(name=name, value=math.nan, lower=0.0, upper=1.0, n_obs=len(now), definition=rows),)
-        estimates = [one for one in found.performance.estimates if one.name in METRICS]
-        return self._written(version, [_renamed(one, one.name + UNDER_SHIFT) for one in estimates], start, end, made_at)
+        estimates = [
+            dataclasses.replace(_renamed(one, one.name + UNDER_SHIFT), definition=f"{one.definition}; {weighed}")
+            for one in found.performance.estimates
+            if one.name in METRICS
+        ]
+        return self._written(version, estimates, start, end, made_at)
 
     def _answered(self, rows: "pl.DataFrame") -> "pl.DataFrame":
         import polars as pl
@@ -156,8 +166,13 @@ class EstimateWatch:
     def _known(self, rows: "pl.DataFrame") -> "pl.DataFrame":
         import polars as pl
 
-        seen = rows.filter(pl.col("probability").is_finite() & pl.col("label").is_not_null())
-        return seen.filter(~pl.col("action").is_in(list(self._hiding))) if self._hiding else seen
+        given = rows.filter(pl.col("probability").is_finite())
+        if not self._hiding:
+            return given.drop_nulls("label")
+        # What could not be seen belongs to the mix of rows; a label of it, should there be one, teaches nothing.
+        hidden = pl.col("action").is_in(list(self._hiding))
+        label = pl.when(hidden).then(0.0).otherwise(pl.col("label").cast(pl.Float64))
+        return given.with_columns(label=label).drop_nulls("label")
 
     def _forecast(self, given: "pl.DataFrame") -> tuple[NDArray[np.float64], dict[str, Any]]:
         probability = _column(given, "probability")
@@ -223,6 +238,43 @@ def baseline_name(metric: str) -> str:
     """
     plain = metric.removesuffix(UNDER_SHIFT)
     return _BY_BASELINE.get(plain, plain)
+
+
+def worth_telling(
+    estimates: Sequence[Estimate], baseline_of: "Callable[[str], Estimate | None]"
+) -> tuple[tuple[Estimate, Estimate | None], ...]:
+    """Returns what helps to decide at night: of ranking and cost the best estimate each, where it says something.
+
+    Where rows were weighed to look like the day, that estimate stands for the plain one. One whose interval is more
+    than four times as wide as when the version was made is left out, and the plain one is asked instead. Where hardly
+    any labelled row looks like the day, this is all that is said.
+
+    Args:
+        estimates: What was estimated of one day of one version.
+        baseline_of: Gives what was measured when it was made, by the name that `baseline_name` returns.
+
+    Returns:
+        Estimates, each beside what it was when the version was made.
+
+    Example:
+        >>> def estimate(name, lower, upper):
+        ...     return Estimate(name=name, value=(lower + upper) / 2, lower=lower, upper=upper, n_obs=900)
+        >>> found = [estimate("cost", 0.2, 0.5), estimate("cost_under_shift", -0.4, 1.1)]
+        >>> [one.name for one, _ in worth_telling(found, {"cost_per_decision": estimate("cost", 0.1, 0.2)}.get)]
+        ['cost']
+    """
+    by_name = {one.name: one for one in estimates}
+    blind = [one for one in estimates if one.name.endswith(UNDER_SHIFT) and math.isnan(one.value)]
+    if blind:
+        return tuple((one, None) for one in blind[:1])
+    found = []
+    for metric in _WORTH_TELLING:
+        made = baseline_of(baseline_name(metric))
+        width = math.inf if made is None or math.isnan(made.value) else _TIMES_AS_WIDE * (made.upper - made.lower)
+        given = (by_name.get(name) for name in (metric + UNDER_SHIFT, metric))
+        told = [one for one in given if one is not None and one.upper - one.lower <= width]
+        found += [(one, made) for one in told[:1] if not math.isnan(one.value)]
+    return tuple(found)
 
 
 def _of(version: str, rows: "pl.DataFrame") -> "pl.DataFrame":

@@ -28,6 +28,7 @@ from vitok.stats.performance_estimation import (
     expected_performance,
 )
 from vitok.stats.results import Result
+from vitok.stats.weighted_means import effective_sample_size, weights_of
 
 _Floats = NDArray[np.float64]
 # Below so many effective rows a free curve follows the noise.
@@ -333,10 +334,12 @@ class ShiftedPerformance(Result):
     Attributes:
         performance: With the calibration that was weighted to look like the window.
         unweighted: As `PerformanceEstimator` would have it; the difference is what the changed mix does.
-        ratio: The weights and how much they are worth.
+        ratio: The density ratio of the labelled rows, and how much it is worth.
         reliable: Whether at least `enough` effective rows stand behind it, and for at least half of the window; if
             not, the window lies where the labelled rows say too little, and only labels can help.
         enough: Effective rows asked for.
+        n_effective: Labelled rows of equal weight that say as much as these with all of their weights: the ratio
+            times `reference_weight`, cut at the ceiling.
     """
 
     performance: ExpectedPerformance
@@ -344,9 +347,11 @@ class ShiftedPerformance(Result):
     ratio: DensityRatio
     reliable: bool
     enough: float
+    n_effective: float
 
     def __str__(self) -> str:
-        few = f"fewer than {self.enough:g} effective rows, or they stand for less than half of the window"
+        few = f"{self.n_effective:,.0f} effective rows of at least {self.enough:g}, which stand for"
+        few += f" {100 * min(self.ratio.covered, 1.0):.0f} % of the window"
         verdict = "" if self.reliable else f"\nnot reliable: {few}"
         return f"{self.performance}\n{self.ratio}{verdict}"
 
@@ -384,9 +389,12 @@ def estimate_under_shift(
         cost_if_positive: See there.
         cost_if_negative: See there.
         reference_weight: What each labelled row stands for, such as one over its propensity; multiplied into the
-            ratio.
+            ratio. Give rows whose outcome could not be seen too, with a weight of 0: they count for the mix alone and
+            their label is not looked at. Without them the ratio would put right what is missing, and the weight
+            would do so once more.
         enough: Effective rows below which the estimate is called unreliable.
-        ceiling: Largest density ratio; see `density_ratio`.
+        ceiling: Largest density ratio, see `density_ratio`, and largest weight after both: two rows that stand for a
+            hundred each say less of the calibration than they would decide.
         most: Rows of the window, drawn at random, that the ratio is learnt from at most; None for all. The estimate
             is of all of them whatever it is.
         confidence_level: Level, in (0, 1).
@@ -413,8 +421,11 @@ def estimate_under_shift(
         True
     """
     scores, now = _array("reference_score", reference_score), _array("current_score", current_score)
+    labelled = weights_of("reference_weight", reference_weight, len(scores)) > 0
     known = np.asarray(reference_y, dtype=np.float64)
     before, after = np.asarray(reference, dtype=np.float64), np.asarray(current, dtype=np.float64)
+    if known.shape != scores.shape:
+        raise InvalidInput("reference_y", known.shape, f"have the shape {scores.shape}, one label for each score")
     for field, rows, n in (("reference", before, len(scores)), ("current", after, len(now))):
         if rows.ndim != 2 or len(rows) != n:
             raise InvalidInput(field, rows.shape, f"have the shape ({n}, f), one row for each score")
@@ -425,14 +436,18 @@ def estimate_under_shift(
     if most is not None and len(window) > most:
         window = window[np.random.default_rng(settings.current().seed).choice(len(window), most, replace=False)]
     ratio = density_ratio(np.column_stack([before, scores]), window, ceiling=ceiling)
-    weight = ratio.weight
-    if reference_weight is not None:
-        weight = weight * np.asarray(reference_weight, dtype=np.float64)
-    kinds = [PlattCalibrator, IsotonicCalibrator] if ratio.n_effective >= _ENOUGH_FOR_ISOTONIC else [PlattCalibrator]
+    given = None if reference_weight is None else np.asarray(reference_weight, dtype=np.float64)[labelled]
+    weight = ratio.weight[labelled]
+    if given is not None:
+        weight, given = np.minimum(weight * given, ceiling), np.minimum(given, ceiling)
+    scores, known = scores[labelled], known[labelled]
+    # A row that stands for a hundred blocks is one row: the ratio alone would count it as none the less.
+    n_effective = effective_sample_size(weight)
+    kinds = [PlattCalibrator, IsotonicCalibrator] if n_effective >= _ENOUGH_FOR_ISOTONIC else [PlattCalibrator]
     weighted = PerformanceEstimator.fit(
         scores, known, weight=weight, calibrator=fit_best(scores, known, weight=weight, kinds=kinds).calibrator
     )
-    plain = PerformanceEstimator.fit(scores, known, weight=reference_weight)
+    plain = PerformanceEstimator.fit(scores, known, weight=given)
     asked: dict[str, Any] = {
         "flagged": flagged,
         "forecast": forecast,
@@ -444,6 +459,7 @@ def estimate_under_shift(
         performance=weighted.estimate(now, **asked),
         unweighted=plain.estimate(now, **asked),
         ratio=ratio,
-        reliable=ratio.n_effective >= enough and ratio.covered >= _LEAST_COVERED,
+        reliable=n_effective >= enough and ratio.covered >= _LEAST_COVERED,
         enough=enough,
+        n_effective=n_effective,
     )

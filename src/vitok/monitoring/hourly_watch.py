@@ -1,4 +1,4 @@
-"""Hours judged as they close: faults of the data and missing decisions, which should not wait for the day to end.
+"""Hours judged as they close: faults of the data, missing decisions and a model that does not answer wait for no day.
 
 Hours differ by the time of day, so each is held against the same hour of the days before, and only what is plain to
 see is called a fault; what is small is left to the day.
@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from vitok.clock import DAY, HOUR, isoformat
 from vitok.monitoring.alerts import Alert, Alerts
 from vitok.monitoring.baselines import WEEK
-from vitok.monitoring.conditions import Finding, WatchRules, hourly_absence_finding, quality_finding
+from vitok.monitoring.conditions import (
+    Finding,
+    WatchRules,
+    hourly_absence_finding,
+    hourly_fallback_finding,
+    quality_finding,
+)
 from vitok.monitoring.hours import HourlyCounts
 from vitok.monitoring.profile import ReferenceProfile
 from vitok.monitoring.quality import QualityFinding, check_quality
@@ -114,7 +120,8 @@ class HourlyWatch:
         Raises:
             StoreError: If sketches or alerts cannot be read or written; the next tick goes on there.
         """
-        if self.rules.hourly_quality is None and self.rules.hourly_absence is None:
+        asked = (self.rules.hourly_quality, self.rules.hourly_absence, self.rules.hourly_fallback)
+        if asked == (None, None, None):
             return ()
         end = (now - self.rules.settle) // HOUR * HOUR
         start = self._start(now, end)
@@ -125,6 +132,8 @@ class HourlyWatch:
             self._volumes(self.rules.hourly_absence, start, end, found)
         if self.rules.hourly_quality is not None:
             self._faults(self.rules.hourly_quality, start, end, found)
+        if self.rules.hourly_fallback is not None:
+            self._fallbacks(end, found)
         hours = tuple(self._observed(found, now))
         self._alerts.finish(self._progress, end, now=now)
         return hours
@@ -163,6 +172,13 @@ class HourlyWatch:
             for hour, faults in hourly_faults(profile, series, start, end, rules=self.rules, views=self._views):
                 finding = quality_finding(version, faults, self.rules)
                 found.setdefault(hour, []).append(dataclasses.replace(finding, rule=rule))
+
+    def _fallbacks(self, end: int, found: dict[int, list[Finding]]) -> None:
+        # What is done about an outage helps only while it lasts: hours before the last one are left to their day.
+        totals = self._sketches.totals(end - HOUR, end)
+        finding = None if totals is None else hourly_fallback_finding(totals, self.rules)
+        if finding is not None:
+            found.setdefault(end - HOUR, []).append(finding)
 
     def _observed(self, found: Mapping[int, Sequence[Finding]], now: int) -> list[WatchedHour]:
         opened = {(alert.rule, alert.version) for alert in self._alerts.open(system=self.system)}

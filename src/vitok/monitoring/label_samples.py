@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,14 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitok.errors import InvalidInput
-from vitok.monitoring.sampling import Population, estimate_from_draw, plan_labels
+from vitok.monitoring.sampling import Population, estimate_from_draw, plan_labels, within
 from vitok.stats import Estimate
 from vitok.stats.arrays import numbers
 from vitok.stats.results import Result
 
 _COLUMNS = ("request_id", "label", "propensity", "probability", "flagged", "plan")
-_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+_YES, _NO, _NONE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no"), ("", "nan", "null", "none")
 _NAMED = 3
+_TABLE = f"be a table with the columns {', '.join(_COLUMNS)} and one plan in all rows, or its JSON"
+# A spreadsheet rounds what it shows.
+_ROUNDED = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,7 @@ class LabelSample(Result):
             flagged=self.flags,
             propensity=self.propensities,
             population=self.population,
+            half_width=self.half_width,
             confidence_level=self.confidence_level,
         )
 
@@ -180,6 +185,7 @@ class LabelSample(Result):
             "metric": self.metric,
             "rows": self.rows,
             "drawn": len(self.request_ids),
+            **_marks(self.request_ids, self.propensities),
             **vars(self.population),
             "half_width": self.half_width,
             "uniform_half_width": self.uniform_half_width,
@@ -190,20 +196,26 @@ class LabelSample(Result):
     def read(cls, text: str) -> "LabelSample":
         """Reads what `to_csv` wrote, or `to_dict` as JSON, with labels filled in: 0 and 1, no and yes, false and true.
 
+        What a spreadsheet makes of it is read too: columns between semicolons or tabs, decimal commas, empty lines.
+
         Raises:
-            InvalidInput: If it is neither, rows are missing or there twice, or a label is something else.
+            InvalidInput: If it is neither, rows are missing, there twice or others than those drawn, or a label is
+                something else.
         """
         plan, rows = _parsed(text)
         try:
             size, names = int(plan["drawn"]), [str(row["request_id"]) for row in rows]
+            propensities = tuple(_number(row, "propensity") for row in rows)
+            here = _marks(names, propensities)
+            written = {name: float(plan.get(name, mark)) for name, mark in here.items()}
             sample = cls(
                 metric=str(plan["metric"]),
                 rows=str(plan["rows"]),
                 request_ids=tuple(names),
-                propensities=tuple(float(row["propensity"]) for row in rows),
-                probabilities=tuple(float(row["probability"]) for row in rows),
-                flags=tuple(_answer("flagged", row["flagged"]) is True for row in rows),
-                labels=tuple(_answer("label", row["label"]) for row in rows),
+                propensities=propensities,
+                probabilities=tuple(_number(row, "probability") for row in rows),
+                flags=tuple(_answer(row, "flagged") is True for row in rows),
+                labels=tuple(_answer(row, "label") for row in rows),
                 population=Population(
                     n_obs=int(plan["n_obs"]),
                     n_flagged=int(plan["n_flagged"]),
@@ -214,11 +226,20 @@ class LabelSample(Result):
                 uniform_half_width=float(plan["uniform_half_width"]),
                 confidence_level=float(plan["confidence_level"]),
             )
+        except InvalidInput:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput("sample", f"{error}", "have the columns and numbers that it was written with") from None
-        if len(names) != size or len(set(names)) != size:
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
+        if twice or len(names) != size:
+            told = f"{len(names)} rows" + (f", {', '.join(twice[:_NAMED])} more than once" if twice else "")
             rule = f"have the {size} different rows that were drawn"
-            raise InvalidInput("sample", len(set(names)), rule, "Give back every row; one that is left out bends it")
+            raise InvalidInput("sample", told, rule, "Give back every row; one that is left out bends it")
+        if written["ids"] != here["ids"]:
+            raise InvalidInput("sample", "other request_ids", "be those that were drawn", "Let them be text")
+        if not abs(written["tied"] - here["tied"]) <= _ROUNDED * written["tied"]:
+            rule = "be those that each request_id was drawn with"
+            raise InvalidInput("sample", "other propensities", rule, "Sort whole rows, never some of the columns")
         return sample
 
     def __str__(self) -> str:
@@ -226,9 +247,15 @@ class LabelSample(Result):
         drawn_from = f"{len(self.labels):,} of {self.population.n_obs:,} decisions"
         return (
             f"{drawn_from} to label for {self.metric}{f', {self.rows}' * bool(self.rows)}:"
-            f" within {self.half_width:.3g} at {100 * self.confidence_level:g} % (drawn all alike:"
-            f" {self.uniform_half_width:.3g}); {known:,} have their label"
+            f" {within(self.half_width, self.uniform_half_width, self.confidence_level)}; {known:,} have their label"
         )
+
+
+def _marks(request_ids: Sequence[str], propensities: Sequence[float]) -> dict[str, float]:
+    """Returns what tells that rows are those drawn, in any order, each with its own propensity."""
+    places = [zlib.crc32(name.encode()) for name in request_ids]
+    tied = math.fsum(place / 2**32 * share for place, share in zip(places, propensities, strict=True))
+    return {"ids": zlib.crc32(repr(sorted(places)).encode()), "tied": tied}
 
 
 def _parsed(text: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
@@ -238,20 +265,35 @@ def _parsed(text: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         if given.startswith("{"):
             content = json.loads(given)
             return dict(content["plan"]), [dict(row) for row in content["rows"]]
-        comma = ";" if given.partition("\n")[0].count(";") >= len(_COLUMNS) - 1 else ","
-        rows = list(csv.DictReader(io.StringIO(given, newline=""), delimiter=comma))
-        plans = {row["plan"] for row in rows}
-        (plan,) = plans
-        return dict(json.loads(plan)), rows
-    except (KeyError, TypeError, ValueError, csv.Error):
-        rule = f"be a table with the columns {', '.join(_COLUMNS)} and one plan in all rows, or its JSON"
-        raise InvalidInput("sample", text[:40], rule) from None
+        first = given.partition("\n")[0]
+        between = max(",;\t", key=first.count)
+        read = csv.DictReader(io.StringIO(given, newline=""), delimiter=between)
+        rows = [row for row in read if any(row.values())]
+        missing = [name for name in _COLUMNS if rows and name not in rows[0]]
+        if missing:
+            raise InvalidInput("sample", f"no column {', '.join(missing)}", _TABLE)
+        for row in rows:
+            if row["plan"] != rows[0]["plan"]:
+                raise InvalidInput(f"sample: plan of {row['request_id']}", row["plan"], _TABLE)
+        return dict(json.loads(rows[0]["plan"])), rows
+    except InvalidInput:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, csv.Error):
+        raise InvalidInput("sample", text[:40], _TABLE) from None
 
 
-def _answer(field: str, given: object) -> bool | None:
-    said = "" if given is None or (isinstance(given, float) and math.isnan(given)) else str(given).strip().lower()
-    if not said:
+def _number(row: Mapping[str, Any], field: str) -> float:
+    given = row[field]
+    try:
+        return float(str(given).replace(",", "."))
+    except ValueError:
+        raise InvalidInput(f"{field} of {row['request_id']}", given, "be the number that it was written with") from None
+
+
+def _answer(row: Mapping[str, Any], field: str) -> bool | None:
+    said = str(row[field]).strip().lower().replace(",", ".")
+    if said in _NONE and field == "label":
         return None
     if said not in (*_YES, *_NO):
-        raise InvalidInput(field, given, "be 0 or 1")
+        raise InvalidInput(f"{field} of {row['request_id']}", row[field], "be 0 or 1")
     return said in _YES

@@ -231,12 +231,15 @@ class _Rows:
         sure = chances <= 0
         extra = np.where(sure, 0.0, 1 / np.where(sure, 1.0, chances) - 1)
         spread = np.clip(p, 0, 1) * (1 - np.clip(p, 0, 1))
+        y = np.where(hidden[place], math.nan, label[place])
+        # By the probabilities, or where those who passed show them to be wrong, by how far off these were.
+        off = np.where(hidden[place], 0.0, extra * (1 + extra) * (np.where(hidden[place], p, y) - p) ** 2)
         return cls(
             place=place,
             p=p,
-            y=np.where(hidden[place], math.nan, label[place]),
+            y=y,
             extra=np.where(hidden[place], 0.0, extra),
-            noise=spread * np.where(sure, 1.0, extra),
+            noise=np.maximum(spread * np.where(sure, 1.0, extra), off),
         )
 
     @property
@@ -352,8 +355,10 @@ def _named(estimate: Estimate, name: str, definition: str) -> Estimate:
 def _fraud_rate(rows: _Rows, n_fraud: int, n_labelled: int, level: float) -> Estimate:
     if rows.selective and len(rows.p):
         found = rows.mean(np.zeros(len(rows.p)), np.ones(len(rows.p)), level, name="fraud_rate")
-        value = min(max(found.value, 0.0), 1.0)
-        return dataclasses.replace(found, value=value, lower=max(0.0, found.lower), upper=min(1.0, found.upper))
+        # The frauds that were seen are there, whatever is thought of the rest.
+        least = float(np.nansum(rows.y)) / len(rows.p)
+        value, lower, upper = (min(max(each, least), 1.0) for each in (found.value, found.lower, found.upper))
+        return dataclasses.replace(found, value=value, lower=lower, upper=upper)
     share = stats.wilson(n_fraud, n_labelled, confidence_level=level)
     return _named(share, "fraud_rate", "share of frauds among labelled decisions, Wilson score interval")
 

@@ -7,14 +7,17 @@ from typing import Any
 
 from vitok.clock import DAY, HOUR, MINUTE, duration
 from vitok.errors import InvalidInput
-from vitok.monitoring.conditions import WatchRules
+from vitok.monitoring.conditions import WatchRules, for_length
+from vitok.monitoring.label_guard import LABEL_SOURCE
 from vitok.monitoring.rules import AlertRule, check_names
 
 _TIMES = {"for": "for_us", "keep_firing_for": "keep_firing_us"}
 
 
 def usual_rules(watch: WatchRules | None = None) -> tuple[AlertRule, ...]:
-    """Returns the rules of the watch, and those about watching itself: that it goes on, and that people are reached.
+    """Returns the rules of the watch, of the sources of labels, and of watching itself: that it and the messages go on.
+
+    Rules of windows that are longer or shorter than a day are there once for each of `WatchRules.lengths`.
 
     Args:
         watch: What the watch looks for; by default what it looks for by default.
@@ -26,8 +29,12 @@ def usual_rules(watch: WatchRules | None = None) -> tuple[AlertRule, ...]:
     rules = watch or WatchRules()
     found = [getattr(rules, one.name) for one in fields(rules)]
     judged = [one for one in found if isinstance(one, AlertRule)]
+    drift = (rules.data_drift, rules.prediction_drift)
+    longer = [for_length(one, length) for length in rules.lengths for one in drift if length != DAY]
     return (
         *judged,
+        *longer,
+        LABEL_SOURCE,
         AlertRule(
             name="watch_behind",
             severity="critical",

@@ -21,6 +21,7 @@ from vitok.stats.results import Result
 
 _Floats = NDArray[np.float64]
 METRICS = ("accuracy", "precision", "recall", "positive_rate")
+_NOTHING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,8 +55,8 @@ class LabelPlan(Result):
 
     def __str__(self) -> str:
         return (
-            f"{len(self.rows):,} of {self.n_obs:,} rows to label for {self.metric}: within {self.half_width:.3g} at"
-            f" {100 * self.confidence_level:g} % (drawn all alike: {self.uniform_half_width:.3g})"
+            f"{len(self.rows):,} of {self.n_obs:,} rows to label for {self.metric}:"
+            f" {within(self.half_width, self.uniform_half_width, self.confidence_level)}"
         )
 
 
@@ -75,6 +76,17 @@ class Population(Result):
     expected: float
     expected_flagged: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_flagged <= self.n_obs or self.n_obs < 1:
+            rule = "be from 0 to the rows in all, of which there is one at least"
+            raise InvalidInput("n_flagged and n_obs", (self.n_flagged, self.n_obs), rule)
+        # Sums over the same rows in another order differ in their last digits.
+        near = 1 + 1e-9
+        flagged = 0 <= self.expected_flagged <= near * min(self.expected, self.n_flagged)
+        if not (flagged and self.expected <= near * self.n_obs):
+            rule = f"be sums of probabilities, of {self.n_flagged} rows and of {self.n_obs}"
+            raise InvalidInput("expected_flagged and expected", (self.expected_flagged, self.expected), rule)
+
     @classmethod
     def of(cls, probability: ArrayLike, flagged: ArrayLike) -> "Population":
         """Adds up rows.
@@ -90,6 +102,24 @@ class Population(Result):
         return cls(
             n_obs=len(p), n_flagged=int(flags.sum()), expected=float(p.sum()), expected_flagged=float(p[flags].sum())
         )
+
+
+def within(half_width: float, uniform_half_width: float, confidence_level: float) -> str:
+    """Says how sure an answer is going to be.
+
+    Args:
+        half_width: Half width of the interval to expect.
+        uniform_half_width: The same for as many rows drawn all alike.
+        confidence_level: Level of the interval.
+
+    Example:
+        >>> print(within(0.03, 0.05, 0.95), within(1.2, 1.3, 0.95), sep="; ")
+        within 0.03 at 95 % (drawn all alike: 0.05); so few that they say nothing
+    """
+    # A share lies in [0, 1], whatever is labelled.
+    if half_width >= _NOTHING:
+        return "so few that they say nothing"
+    return f"within {half_width:.3g} at {100 * confidence_level:g} % (drawn all alike: {uniform_half_width:.3g})"
 
 
 def _inputs(probability: ArrayLike, flagged: ArrayLike) -> tuple[_Floats, NDArray[np.bool_]]:
@@ -225,8 +255,8 @@ def estimate_from_labels(plan: LabelPlan, y: ArrayLike, probability: ArrayLike, 
 
     Returns:
         The metric with a normal interval. The numbers of positives are unbiased for any probabilities; precision and
-        accuracy with them, recall as a ratio of two such numbers up to 1 / labels. Where no probability between 0 and
-        1 was wrong or right by chance (no residual at all) the interval is a point.
+        accuracy with them, recall as a ratio of two such numbers up to 1 / labels. The interval is never surer than
+        the plan: where positives are rare, a draw without any of those that stand for a thousand rows looks certain.
 
     Raises:
         InvalidInput: If labels do not fit the plan.
@@ -256,6 +286,7 @@ def estimate_from_labels(plan: LabelPlan, y: ArrayLike, probability: ArrayLike, 
         flagged=flags[plan.rows],
         propensity=plan.propensity,
         population=Population.of(p, flags),
+        half_width=plan.half_width,
         confidence_level=plan.confidence_level,
     )
 
@@ -268,6 +299,7 @@ def estimate_from_draw(
     flagged: ArrayLike,
     propensity: ArrayLike,
     population: Population,
+    half_width: float = 0.0,
     confidence_level: float = 0.95,
 ) -> Estimate:
     """Estimates as `estimate_from_labels` does, from the rows drawn and the sums over all: no other row is needed.
@@ -279,6 +311,8 @@ def estimate_from_draw(
         flagged: Which of them were taken for positives, shape (k,).
         propensity: With which probability each was drawn, shape (k,), in (0, 1].
         population: The sums over all rows drawn from.
+        half_width: The half width that was planned for, at least 0: what the labels leave open is taken to be as much
+            at least, since the few that were drawn may show none of the rare ones.
         confidence_level: Level of the interval, in (0, 1).
 
     Raises:
@@ -301,6 +335,8 @@ def estimate_from_draw(
         raise InvalidInput("y", labels[:5].tolist(), "be 0 or 1")
     if not ((drawn > 0) & (drawn <= 1)).all():
         raise InvalidInput("propensity", drawn[:5].tolist(), "be in (0, 1]")
+    if not 0 <= half_width < math.inf:
+        raise InvalidInput("half_width", half_width, "be a finite number of at least 0")
     off = (labels - p) / drawn
     n, n_flagged = population.n_obs, population.n_flagged
     positives = population.expected + float(off.sum())
@@ -320,7 +356,7 @@ def estimate_from_draw(
     if not math.isnan(value):
         value = min(max(value, 0.0), 1.0)
         z = normal_quantile(confidence_level)
-        lower, upper = bounded_interval(value, math.sqrt(variance), z, 0.0, 1.0)
+        lower, upper = bounded_interval(value, max(math.sqrt(variance), half_width / z), z, 0.0, 1.0)
     return Estimate(
         name=metric,
         value=value,

@@ -28,7 +28,7 @@ from vitok.monitoring.confidence_watch import confidence_finding
 from vitok.monitoring.diagnosis import Diagnosis, DiagnosisRule, diagnose, onset
 from vitok.monitoring.drift import DriftReport, drift
 from vitok.monitoring.estimate_ledger import EstimatePair
-from vitok.monitoring.estimate_watch import UNDER_SHIFT, EstimateWatch, baseline_name
+from vitok.monitoring.estimate_watch import EstimateWatch, worth_telling
 from vitok.monitoring.hourly_watch import HourlyWatch, WatchedHour, window_of
 from vitok.monitoring.joint import told_apart
 from vitok.monitoring.labels import ConceptDrift, LabelDrift, MaturedLabels, concept_drift, label_drift
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 _HEALTHY_DAYS = 7
-_TOLD = ("average_precision", "cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,11 +483,7 @@ class Watch:
             return finding
         profile = seen[finding.version].profile
         drifted = finding.rule.name.startswith(self._drift_names)
-        expected = [
-            (one, profile.baseline_of(baseline_name(one.name)))
-            for one in estimated.get(finding.version, ())
-            if drifted and one.name.removesuffix(UNDER_SHIFT) in _TOLD
-        ]
+        expected = worth_telling(estimated.get(finding.version, ()), profile.baseline_of) if drifted else ()
         held = against.get(finding.version, []) if drifted else []
         return explained(finding, diagnosis, against=held, expected=expected, calibration=calibration, rules=self.rules)
 

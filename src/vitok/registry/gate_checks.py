@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Few = Literal["wait", "pass", "refuse"]
 """What becomes of a part with too few rows: it is open, it passes, or it fails."""
+Unclear = Literal["wait", "pass", "refuse", "value"]
+"""What becomes of a part whose interval holds the margin; `"value"`: its value decides."""
 
 
 class BrokenRule(Protocol):
@@ -251,12 +253,14 @@ def no_worse_by_slice(
     incumbent: "ArrayLike",
     slices: Sequence[object] | Mapping[str, Sequence[object]],
     margin: float,
+    weight: "ArrayLike | None" = None,
     relative: bool = False,
     least: int = 200,
     positive: "ArrayLike | None" = None,
     least_positives: int = 20,
     few: Few = "wait",
-    unclear: Few = "wait",
+    unclear: Unclear = "wait",
+    whole: Unclear = "wait",
     confidence_level: float = 0.95,
 ) -> tuple[Check, ...]:
     """Checks that a candidate loses nowhere more than a margin: on all rows, and on each slice.
@@ -270,12 +274,17 @@ def no_worse_by_slice(
         incumbent: Loss of the incumbent on the same rows.
         slices: Slice of each row, length n; or, by the name of a column, its slices, each of length n.
         margin: Rise of the mean loss that is still accepted, at least 0.
+        weight: What each row stands for, shape (n,), at least 0, such as one over its propensity; None takes all
+            alike.
         relative: Whether the margin is a share of the incumbent's mean loss on the rows in question.
         least: Rows below which a slice is not judged, at least 2.
         positive: Which rows are of the rare class, shape (n,), 0 or 1, where the loss comes from these.
         least_positives: Rows of the rare class below which a slice is not judged.
         few: What becomes of a slice that is not judged.
-        unclear: What becomes of a slice whose interval holds the margin; all rows together have to show it.
+        unclear: What becomes of a slice whose interval holds the margin.
+        whole: What becomes of all rows together where their interval does. Of two that are equally good, few rows
+            show it seldom: where the value decides, half of what would be refused by them goes on, and what comes
+            after, such as a canary, has to show it.
         confidence_level: Level of all of them together, in (0, 1).
 
     Returns:
@@ -298,19 +307,23 @@ def no_worse_by_slice(
     """
     from vitok.stats import mean_interval
     from vitok.stats.arrays import vector
+    from vitok.stats.weighted_means import weighted_mean_interval, weights_of
 
     theirs, ours = vector("incumbent", incumbent, finite=True), vector("candidate", candidate, finite=True)
     rare = None if positive is None else vector("positive", positive, finite=True) == 1
     columns = slices if isinstance(slices, Mapping) else {"": slices}
     if len(theirs) != len(ours) or (rare is not None and len(rare) != len(ours)):
         raise InvalidInput("candidate, incumbent", (len(ours), len(theirs)), "have one length, as positive has")
-    for field, value in (("few", few), ("unclear", unclear)):
-        if value not in ("wait", "pass", "refuse"):
-            raise InvalidInput(field, value, "be 'wait', 'pass' or 'refuse'")
+    for field, value in (("few", few), ("unclear", unclear), ("whole", whole)):
+        if value not in ("wait", "pass", "refuse") and (field == "few" or value != "value"):
+            told = "be 'wait', 'pass' or 'refuse'" if field == "few" else "be 'wait', 'pass', 'refuse' or 'value'"
+            raise InvalidInput(field, value, told)
     if least < 2:
         raise InvalidInput("least", least, "be at least 2")
     if not 0 <= margin < math.inf:
         raise InvalidInput("margin", margin, "be at least 0")
+    weights = weights_of("weight", weight, len(ours))
+    counted = weights > 0
     parts: list[tuple[str, NDArray[np.bool_]]] = []
     for column, values in columns.items():
         labels = np.array([str(one) for one in values], dtype=object)
@@ -318,7 +331,7 @@ def no_worse_by_slice(
             raise InvalidInput("slices", (len(ours), len(labels)), "be as long as both losses")
         names, counts = np.unique(labels, return_counts=True) if len(labels) else (np.array([]), np.array([]))
         of = f"{name} of {column} ".rstrip() + " "
-        parts += [(f"{of}{names[at]}", labels == names[at]) for at in np.argsort(-counts, kind="stable")]
+        parts += [(f"{of}{names[at]}", counted & (labels == names[at])) for at in np.argsort(-counts, kind="stable")]
 
     unit = None if relative else margin
 
@@ -336,17 +349,20 @@ def no_worse_by_slice(
     def compared(what: str, rows: "NDArray[np.bool_]") -> Check:
         if not rows.any():
             return _too_few(what, 0, 1, unit, "wait")
-        base = float(theirs[rows].mean())
+        base, mean = (float(np.average(each[rows], weights=weights[rows])) for each in (theirs, ours))
+        rise = (ours - theirs)[rows]
         return not_worse(
             what,
-            candidate=float(ours[rows].mean()),
+            candidate=mean,
             incumbent=base,
-            difference=mean_interval((ours - theirs)[rows], confidence_level=level, name=what),
+            difference=mean_interval(rise, confidence_level=level, name=what)
+            if weight is None
+            else weighted_mean_interval(rise, weights[rows], confidence_level=level, name=what),
             margin=margin * max(base, 0.0) if relative else margin,
             better="lower",
         )
 
-    checks = [compared(name, np.ones(len(ours), dtype=bool))]
+    checks = [_settled(compared(name, counted), whole)]
     for what, rows, small in judged:
         checks.append(small or _settled(compared(what, rows), unclear))
     return tuple(checks)
@@ -380,7 +396,13 @@ def calibrated(
 
 
 def no_dearer(
-    candidate: "ArrayLike", incumbent: "ArrayLike", *, margin: float = 0.05, name: str = "cost", least: int = 200
+    candidate: "ArrayLike",
+    incumbent: "ArrayLike",
+    *,
+    margin: float = 0.05,
+    name: str = "cost",
+    least: int = 200,
+    unclear: Unclear = "wait",
 ) -> Check:
     """Checks that a decision costs at most so much more than the incumbent's, as a share of what the incumbent costs.
 
@@ -393,6 +415,7 @@ def no_dearer(
         margin: Share, at least 0.
         name: Name of the check.
         least: Rows below which it is open, at least 2.
+        unclear: What becomes of it where the interval holds the margin.
 
     Returns:
         A check whose value is the rise as a share of the incumbent's cost.
@@ -421,7 +444,8 @@ def no_dearer(
         f"incumbent's it is {beyond.lower:.3g} to {beyond.upper:.3g}"
     )
     passed = beyond.upper <= 0
-    return Check(name=name, passed=passed, value=rise, bound=margin, reason=reason, enough=not beyond.lower <= 0)
+    found = Check(name=name, passed=passed, value=rise, bound=margin, reason=reason, enough=not beyond.lower <= 0)
+    return _settled(found, unclear)
 
 
 def fast_enough(
@@ -514,8 +538,13 @@ def _too_few(name: str, n: int, least: int, bound: float | None, few: Few, *, wh
     return Check(name=name, passed=few == "pass", value=None, bound=bound, reason=reason, enough=few == "refuse")
 
 
-def _settled(check: Check, unclear: Few) -> Check:
+def _settled(check: Check, unclear: Unclear) -> Check:
     if check.state != "open" or unclear == "wait":
         return check
+    if unclear == "value":
+        if check.value is None or check.bound is None:
+            return check
+        reason = f"{check.reason}, nor shows it: its value decides"
+        return replace(check, passed=check.value <= check.bound, reason=reason, enough=True)
     reason = f"{check.reason}, nor shows it: too few to tell{_THEN[unclear]}"
     return replace(check, passed=unclear == "pass", reason=reason, enough=True)

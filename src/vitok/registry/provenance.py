@@ -83,7 +83,7 @@ class Provenance:
     Attributes:
         commit: Git commit, or None where the code is in no checkout.
         branch: Git branch, or None where there is none.
-        dirty: True where files differ from the commit; False also where there is no checkout.
+        dirty: True where files differ from the commit, or git does not say; False also where there is no checkout.
         status: `git status` in short form, one file a line.
         diff: The changes against the commit, as `git apply` takes them; without untracked files.
         python: Version of Python.
@@ -138,10 +138,11 @@ def find_provenance(source: Path | None = None) -> Provenance:
     folder = Path(source) if source is not None else Path.cwd()
     commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     inside = _git(folder, "rev-parse", "--is-inside-work-tree") == "true"
-    status = (_git(folder, "status", "--porcelain", strip=False) or "") if inside else ""
-    diff = (
-        (_git(folder, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", strip=False) or "") if commit else ""
-    )
+    # What git was too slow to say, or could not, is not called unchanged.
+    status = _git(folder, "status", "--porcelain", strip=False) if inside else ""
+    status = "?? git did not say what has changed\n" if status is None else status
+    diff = _git(folder, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", strip=False) if commit else ""
+    diff = "The changes are not known: git did not say.\n" if diff is None else diff
     if len(diff) > _DIFF_LIMIT:
         diff = f"The changes are {len(diff)} characters long and were left out; their SHA-256 is {_sha256(diff)}.\n"
     packages = _packages()

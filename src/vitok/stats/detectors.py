@@ -8,7 +8,7 @@ observations. None of them promises a rate of false alarms: `calibrate` sets it.
 import abc
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeAlias
@@ -142,9 +142,15 @@ class Detector(abc.ABC):
         self._state = start.copy()
         self._address = float(self._state.ctypes.data)
         self._verdicts = _VERDICTS[worse]
-        one, many = self._kernels()
+        # Nothing is compiled before an observation comes: many a detector is only looked at.
+        self._one: Callable[..., int] = self._first_one
+        self._many: Callable[..., None] = self._first_many
+        self._within: Callable[..., bool] | None = None
+
+    def _compile(self) -> None:
         from vitok.stats.detectors_kernels import MANY, ONE, WITHIN, all_within
 
+        one, many = self._kernels()
         one.compile(ONE)
         many.compile(MANY)
         all_within.compile(WITHIN)
@@ -152,6 +158,14 @@ class Detector(abc.ABC):
         self._one = one.overloads[ONE].entry_point
         self._many = many.overloads[MANY].entry_point
         self._within = all_within.overloads[WITHIN].entry_point
+
+    def _first_one(self, address: float, x: float) -> int:
+        self._compile()
+        return self._one(address, x)
+
+    def _first_many(self, address: float, xs: Floats, codes: NDArray[np.uint8]) -> None:
+        self._compile()
+        self._many(address, xs, codes)
 
     @abc.abstractmethod
     def _kernels(self) -> tuple[Any, Any]:
@@ -175,11 +189,14 @@ class Detector(abc.ABC):
         except (TypeError, ValueError, OverflowError, IndexError):
             raise InvalidInput("x", x, self.needs, "Leave out or impute what is missing") from None
 
-    def update_many(self, xs: ArrayLike) -> Detections:
+    def update_many(self, xs: ArrayLike, *, compiled: bool = True) -> Detections:
         """Takes a batch, exactly as `update` would take one after the other.
 
         Args:
             xs: Observations of shape (n,), any n: see `needs`.
+            compiled: False to go through them in Python, which takes some microseconds for each and finds the same:
+                for a few thousand observations that must not wait until a process has compiled, some seconds where
+                no earlier one has.
 
         Returns:
             Where in the batch the detector saw something.
@@ -187,7 +204,7 @@ class Detector(abc.ABC):
         Raises:
             InvalidInput: If one is not what it must be; then none is taken.
         """
-        codes = self.codes(xs)
+        codes = self.codes(xs, compiled=compiled)
         found = codes.nonzero()[0]
         if not len(found):
             return Detections(n_obs=len(codes), changes=(), directions=(), alarms=(), warnings=())
@@ -203,8 +220,12 @@ class Detector(abc.ABC):
             warnings=tuple(found[(kinds & _WARNING).nonzero()[0]].tolist()),
         )
 
-    def codes(self, xs: ArrayLike) -> NDArray[np.uint8]:
+    def codes(self, xs: ArrayLike, *, compiled: bool = True) -> NDArray[np.uint8]:
         """Takes a batch as `update_many` does, and returns one number for each observation.
+
+        Args:
+            xs: As of `update_many`.
+            compiled: As of `update_many`.
 
         Returns:
             Shape (n,): the sum of 1 for a change, 2 for a warning, 4 for higher and 8 for lower.
@@ -212,15 +233,29 @@ class Detector(abc.ABC):
         Raises:
             InvalidInput: If one is not what it must be; then none is taken.
         """
+        if compiled and self._within is None:
+            self._compile()
         batch = self._read(xs)
         if not batch.flags.c_contiguous:
             batch = np.ascontiguousarray(batch)
         codes = np.zeros(len(batch), dtype=np.uint8)
-        self._many(self._address, batch, codes)
+        if compiled:
+            self._many(self._address, batch, codes)
+        else:
+            self._many_interpreted(batch, codes)
         return codes
 
+    def _many_interpreted(self, xs: Floats, codes: NDArray[np.uint8]) -> None:
+        from vitok.stats.detectors_kernels import view
+        from vitok.stats.interpreted import interpreted
+
+        many = interpreted(self._kernels()[1], {view: lambda state: state})
+        # Compiled code says nothing where a square is too large for a float.
+        with np.errstate(all="ignore"):
+            many(self._state, xs, codes)
+
     def _read(self, xs: ArrayLike) -> Floats:
-        if isinstance(xs, np.ndarray) and xs.dtype == _FLOAT and xs.ndim == 1:
+        if self._within is not None and isinstance(xs, np.ndarray) and xs.dtype == _FLOAT and xs.ndim == 1:
             # One look instead of one for each question. Where it fails, what follows says which item it is.
             batch = np.ascontiguousarray(xs)
             if self._within(batch, self._lowest, self._highest):

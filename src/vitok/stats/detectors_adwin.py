@@ -80,7 +80,7 @@ class ADWIN(ConfidenceDetector):
         start[kernels.KEEPS] = after_a_change(after_change)
         whole[kernels.CLOCK] = positive_integer("clock", clock)
         whole[kernels.MOST] = max_buckets
-        kernels.adwin_clear(start, whole)
+        kernels.adwin_clear.py_func(start, whole)
         super().__init__(
             {
                 "delta": delta,

@@ -119,7 +119,7 @@ class HDDMW(_Hoeffding):
         if not 0.0 < weight <= 1.0:
             raise InvalidInput("weight", weight, "be above 0 and at most 1")
         start = np.zeros(kernels.HW_SIZE)
-        kernels.hddm_w_clear(start)
+        kernels.hddm_w_clear.py_func(start)
         start[kernels.HW_DRIFT :] = (
             math.log(1.0 / drift_confidence),
             math.log(1.0 / warning_confidence),

@@ -76,14 +76,14 @@ def test_the_turn_on_a_users_file_with_bad_rows(tmp_path: Path) -> None:
     [
         (["--transactions", "no-such-file.csv"], "--transactions"),
         (["--protocol", "other"], "handbook"),
-        (["--mapping", "amount"], "ours=theirs"),
+        (["--mapping", "amount", "--transactions", "/"], "ours=theirs"),
         (["--label-delay", "soon"], "7d"),
         (["--days", "20", "--customers", "50"], "at least 26 days"),
     ],
 )
 def test_wrong_arguments_get_one_clear_line(tmp_path: Path, arguments: list[str], told: str) -> None:
     result = vitok("demo", "fraud", "--home", tmp_path / "home", *arguments)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -100,7 +100,7 @@ def test_wrong_arguments_get_one_clear_line(tmp_path: Path, arguments: list[str]
 def test_files_that_cannot_be_used_are_explained(tmp_path: Path, change, told: str) -> None:
     change(handbook_frame(n_customers=60, n_terminals=120, days=40, seed=1)).write_parquet(tmp_path / "t.parquet")
     result = vitok("demo", "fraud", "--home", tmp_path / "home", "--transactions", tmp_path / "t.parquet")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -129,16 +129,34 @@ def test_a_version_worse_in_one_slice_is_refused_for_it() -> None:
     assert names == ["Brier against fraud/1 of amount_band 100 and more"]
 
 
-def test_a_version_worse_over_all_is_refused() -> None:
+@pytest.mark.parametrize(("share", "state"), [(0.7, "passed"), (0.0, "FAILED")])
+def test_over_all_rows_the_value_decides_where_the_interval_does_not(share: float, state: str) -> None:
+    _, truth = sample(2)
     given = evidence()
     assert given.incumbent is not None
-    names = refused(
-        evidence(
-            probability=given.incumbent.probability,
-            incumbent=dataclasses.replace(given.incumbent, probability=given.probability),
-        )
-    )
-    assert "Brier against fraud/1" in names
+    better = dataclasses.replace(given.incumbent, probability=truth)
+    verdict = judge(evidence(probability=share * truth + (1 - share) * 0.02, incumbent=better))
+    [check] = [check for check in verdict.checks if check.name == "Brier against fraud/1"]
+    assert check.state == state
+    # Oracle: the definition.
+    y, at = given.held_out.is_fraud, share * truth + (1 - share) * 0.02
+    assert check.passed is bool(np.mean((at - y) ** 2) <= 1.1 * np.mean((truth - y) ** 2))
+
+
+def test_a_cost_that_a_few_rows_leave_open_is_decided_by_its_value() -> None:
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.exponential(2.0, (2, N))
+    theirs += ours.mean() - theirs.mean()
+    for dearer, accepted in ((0.04, True), (0.06, False)):
+        given = evidence()
+        assert given.incumbent is not None
+        mean = theirs.mean() * (1 + dearer)
+        cost = ours + mean - ours.mean()
+        known = dataclasses.replace(given.incumbent, cost=theirs)
+        verdict = judge(evidence(cost=cost, rules_cost=np.full(N, 9.0), incumbent=known))
+        [check] = [check for check in verdict.checks if check.name == "cost against fraud/1"]
+        assert check.passed is accepted
+        assert "its value decides" in check.reason
 
 
 def test_a_version_that_is_not_calibrated_is_refused() -> None:

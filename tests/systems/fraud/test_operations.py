@@ -1,5 +1,7 @@
 """The operator acts on what its alerts and its judge say, within its orders, and goes on after a restart."""
 
+import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -12,15 +14,20 @@ from typing import Any
 import polars as pl
 import pytest
 
-from vitok.clock import DAY, HOUR, EventClock
+from vitok.clock import DAY, HOUR, EventClock, isoformat, parse_time
 from vitok.errors import Conflict
 from vitok.loop import LogEvidence, Look, Records, Switches, TriggerRules, Triggers
 from vitok.loop.incidents import events, standing
-from vitok.monitoring import Alert, AlertRule
+from vitok.monitoring import Alert, AlertRule, publish, usual_rules
+from vitok.monitoring.conditions import DATA_DRIFT, HOURLY_FALLBACK, for_length
 from vitok.policies import Costs
 from vitok.registry import Registry, at_least, evaluate
 from vitok.serving import HotRequest
+from vitok.serving.metrics import Metrics
 from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.model import LEARNED
+from vitok.systems.fraud.notices import GAUGES
+from vitok.systems.fraud.observing import watch_rules
 from vitok.systems.fraud.operating import Gauges, MakerApart, by_hand, operate
 from vitok.systems.fraud.operations import Operator
 from vitok.systems.fraud.releasing import RESCUE_SHARE
@@ -230,6 +237,51 @@ def test_drift_of_the_inputs_puts_no_release_at_fault(desk: Desk) -> None:
     assert any("likeliest cause: drift" in text for text in desk.told)
 
 
+def test_what_changed_under_the_version_before_is_known_where_the_champion_learned_nothing_of_it(desk: Desk) -> None:
+    start, desk.operator.min_matured = desk.start, 3 * DAY
+    learned = desk.registry.load(SYSTEM, 1).json(LEARNED)
+    assert parse_time(learned["train_end"]) < start
+    drifted = desk.alert(DRIFT, "fraud/1", start + 2 * DAY)
+    over = desk.alert(dataclasses.replace(DRIFT, name="prediction_drift"), "fraud/1", start + DAY)
+    for alert, days in ((over, 3), (drifted, 6)):
+        assert alert is not None
+        desk.operator.alerts.clear(alert.id, now=start + days * DAY, reason="test")
+    promoted(desk, start + 5 * DAY)
+    now = start + 15 * DAY
+    desk.alert(QUALITY, "fraud/2", now)
+    assert desk.operator.holds_back(now) == ""
+    desk.operator.answer(now)
+    desk.operator.retrain(now)
+    # Neither the day of its own loss nor the drift that was over before it came.
+    assert [one["changed"] for one in desk.maker.asked] == [start + 2 * DAY]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_what_changed_before_is_no_matter_where_the_champion_learned_of_it_or_does_not_say(
+    desk: Desk, knows: bool
+) -> None:
+    start, desk.operator.min_matured = desk.start, 3 * DAY
+    desk.alert(DRIFT, "fraud/1", start + 2 * DAY)
+    package = desk.registry.load(SYSTEM, 1)
+    files = {name: package.bytes(name) for name in package.files}
+    if knows:
+        learned = package.json(LEARNED) | {"train_end": isoformat(start + 3 * DAY)}
+        files[LEARNED] = json.dumps(learned).encode()
+    else:
+        del files[LEARNED]
+    made = desk.registry.register(SYSTEM, files, now=start + 5 * DAY, actor="test").version
+    desk.registry.ledger.promote(
+        SYSTEM, made, "Production", reason="test", actor="ann", now=start + 5 * DAY, override="test"
+    )
+    now = start + 15 * DAY
+    desk.alert(QUALITY, f"fraud/{made}", now)
+    desk.operator.answer(now)
+    desk.operator.retrain(now)
+    assert desk.operator.holds_back(now) == "labels of 3 days since the change are needed"
+    desk.operator.retrain(now + 3 * DAY)
+    assert [one["changed"] for one in desk.maker.asked] == [now - WEEK]
+
+
 def test_a_loss_raises_thresholds_for_a_day_and_a_version_is_made_once_labels_are_in(desk: Desk) -> None:
     now = desk.start + 12 * DAY
     desk.operator.min_matured = 3 * DAY
@@ -355,9 +407,16 @@ def test_a_live_operator_sketches_answers_tells_and_publishes(home: Path, world)
     start, gauges = world.timeline.replay_start, Gauges()
     desk = Desk(home, world)
     desk.alert(QUALITY, "fraud/1", start + DAY)
+    for rule in (HOURLY_FALLBACK, for_length(DATA_DRIFT, WEEK)):
+        desk.alert(rule, "fraud/1", start + DAY, firing=False)
     desk.close()
     operate(home, clock=clock, label_delay=WEEK, stop=Rounds(3), gauges=gauges)
     found = {sample.metric: sample.value for sample in gauges.read()}
+    page = Metrics()
+    publish(page, gauges.read, gauges=GAUGES)
+    for rule in ("fallback_1h", "data_drift_7d", "quality"):
+        assert f'vitok_alert_windows{{system="fraud",version="fraud/1",rule="{rule}"}}' in page.expose().decode()
+    assert {rule.condition.metric for rule in usual_rules(watch_rules(WEEK))} <= set(GAUGES)
     assert found["vitok_incidents_open"] >= 1
     assert "vitok_watch_age_seconds" in found
     (record,) = [one for one in Records(home).list("incident") if "quality" in one.title]

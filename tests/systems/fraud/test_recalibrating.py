@@ -22,13 +22,15 @@ from vitok.loop.release_book import ReleaseBook
 from vitok.monitoring import AlertRule, ReferenceProfile
 from vitok.policies import Costs
 from vitok.registry import Registry, Tracker
+from vitok.systems.fraud import gate, recalibrating
 from vitok.systems.fraud.acting import CALIBRATOR
 from vitok.systems.fraud.messages import SYSTEM
-from vitok.systems.fraud.operating import by_hand
-from vitok.systems.fraud.recalibrating import recalibrated
+from vitok.systems.fraud.operating import MakerApart, by_hand
+from vitok.systems.fraud.recalibrating import Recalibrated, recalibrated
 from vitok.systems.fraud.rehearsal import logged_values
 from vitok.systems.fraud.releases import Maker, Workshop, load
 from vitok.systems.fraud.releasing import Releasing
+from vitok.systems.fraud.training import not_filled
 
 CALIBRATION = AlertRule(name="calibration", severity="warning", playbook="recalibrate", windows=1, clear_after=1)
 LIFE = Path(__file__).with_name("recalibration_life.py")
@@ -91,8 +93,11 @@ def test_a_champion_whose_probabilities_went_off_gets_a_new_calibrator_that_is_j
     assert (state.production, state.canary) == (2, 3)
     assert desk.maker.asked == []
     gate, *_ = [entry for entry in desk.registry.ledger.history(SYSTEM, version=3) if entry.kind == "gate"]
-    assert gate.details["reason"].startswith("calibrator refitted: all 6 checks passed")
-    assert [check["name"] for check in gate.details["checks"]] == [
+    names = [check["name"] for check in gate.details["checks"]]
+    assert gate.details["reason"].startswith(f"calibrator refitted: all {len(names)} checks passed")
+    sliced = [name for name in names if name.startswith("Brier against fraud/2 of ")]
+    assert "Brier against fraud/2 of time_of_day day" in sliced
+    assert [name for name in names if name not in sliced] == [
         "calibrator",
         "ranking",
         "average precision",
@@ -255,3 +260,95 @@ def test_labels_of_blocks_and_of_sources_that_are_held_teach_nothing(desk: Desk)
     held = maker.decided(now, since=desk.start, until=now - WEEK)
     assert held is not None
     assert held["label"].null_count() == len(held)
+
+
+def refitting(desk: Desk, rows: pl.DataFrame, *, version: int = 2, **changes: Any) -> Recalibrated:
+    now, champion = desk.start + DAYS * DAY, load(desk.registry, version)
+    workshop = Workshop.of_log(desk.home, costs=Costs(), start=desk.start)
+    profile = ReferenceProfile.from_dict(desk.registry.load(SYSTEM, version).json("profile.json"))
+    reference = workshop.rows(now, since=now - WEEK)
+    return recalibrated(rows, reference, champion, profile, **{"costs": Costs(), **changes})
+
+
+def decided(desk: Desk) -> pl.DataFrame:
+    workshop = Workshop.of_log(desk.home, costs=Costs(), start=desk.start)
+    now = desk.start + DAYS * DAY
+    rows = workshop.decided(now, since=desk.start, until=now - WEEK)
+    assert rows is not None
+    return rows
+
+
+def test_a_slice_that_would_lose_is_told_and_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = decided(desk)
+    found = refitting(desk, rows)
+    assert found.verdict.accepted, found.verdict.table()
+    told = found.slices["time_of_day day"]
+    assert set(told) == {"fraud_rate", "brier", "cost_per_decision"}
+    assert told["brier"].lower < found.metrics["brier"].value < 0.1
+    # One curve for all says of every terminal what has become true of some alone; four times the rows show it.
+    few, likely = pl.col("amount") < pl.col("amount").median(), pl.col("probability").rank() > 0.9 * pl.len()
+    turned = rows.with_columns(label=pl.when(few & likely).then(1.0).otherwise("label"))
+    monkeypatch.setattr(gate, "MAX_RISE", 0.0)
+    verdict = refitting(desk, pl.concat([turned] * 4), version=1).verdict
+    names = [check.name for check in verdict.failed]
+    assert "Brier against fraud/1 of terminal_labels no fraud" in names, verdict.table()
+    assert "calibrator" not in names
+
+
+def test_both_tiers_are_priced_by_what_actions_cost_now(desk: Desk) -> None:
+    rows = decided(desk)
+    (before, after) = (
+        next(check for check in refitting(desk, rows, costs=costs).verdict.checks if check.name.startswith("cost"))
+        for costs in (Costs(), Costs(review=0.01, false_block=0.01))
+    )
+    assert before.bound is not None
+    assert after.bound is not None
+    assert after.bound < before.bound
+
+
+def test_days_with_many_frauds_are_two_at_least(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recalibrating, "ENOUGH", 1)
+    rows = decided(desk)
+    found = refitting_days(rows)
+    assert found == 2
+    assert refitting_days(rows.filter(pl.col("event_time").dt.date() == pl.col("event_time").dt.date().max())) == 1
+
+
+def refitting_days(rows: pl.DataFrame) -> int:
+    return recalibrating._latest(rows)["event_time"].dt.date().n_unique()
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_makes_what_this_one_would(desk: Desk) -> None:
+    now = desk.start + DAYS * DAY
+    apart = MakerApart(desk.home, costs=Costs(), label_delay=WEEK, begins=lambda: desk.start - 30 * DAY)
+    given = {"champion": 2, "reason": "test", "at": now}
+    made = apart.refit("k/1", **given)
+    assert made["gate"].startswith("calibrator refitted: all ")
+    workshop = Workshop.of_log(desk.home, costs=Costs(), start=desk.start)
+    assert made == Maker(workshop, desk.registry, Tracker(desk.home), label_delay=WEEK).refit("k/1", **given)
+    assert desk.registry.state(SYSTEM).latest == made["version"] == 3
+    expected = refitting(desk, decided(desk), unwatched=unwatched(desk, now))
+    there = desk.registry.load(SYSTEM, 3)
+    for name in ("calibrator.json", "policy.json"):
+        assert there.json(name) == json.loads(json.dumps(expected.changed[name]))
+    with pytest.raises(ServiceError, match="fraud"):
+        apart.refit("k/2", champion=77, reason="test", at=now)
+
+
+def test_a_champion_without_a_profile_or_without_days_gets_no_calibrator(desk: Desk) -> None:
+    now, workshop = desk.start + DAYS * DAY, Workshop.of_log(desk.home, costs=Costs(), start=desk.start)
+    package = desk.registry.load(SYSTEM, 2)
+    files = {name: package.bytes(name) for name in package.files if name != "profile.json"}
+    bare = desk.registry.register(SYSTEM, files, now=now - DAY, actor="test").version
+    maker = Maker(workshop, desk.registry, Tracker(desk.home), label_delay=WEEK)
+    assert "no profile.json" in maker.refit("k/1", champion=bare, reason="test", at=now)["impossible"]
+    files["profile.json"] = package.bytes("profile.json")
+    young = desk.registry.register(SYSTEM, files, now=now, actor="test").version
+    told = maker.refit("k/2", champion=young, reason="test", at=now)["impossible"]
+    assert "frauds with mature labels: got 0, must be at least 50" in told
+    assert desk.registry.state(SYSTEM).latest == young
+
+
+def unwatched(desk: Desk, now: int) -> tuple[str, ...]:
+    return not_filled(now - WEEK - (desk.start - 30 * DAY), WEEK)

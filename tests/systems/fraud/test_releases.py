@@ -10,8 +10,8 @@ from vitok.clock import DAY
 from vitok.errors import InvalidInput
 from vitok.registry import Registry, Tracker
 from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.model import LEARNED
 from vitok.systems.fraud.releases import Maker
-from vitok.systems.fraud.training import LEARNED
 
 WEEK = 7 * DAY
 

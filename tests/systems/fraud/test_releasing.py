@@ -18,9 +18,9 @@ from vitok.monitoring import AlertRule, ReferenceProfile
 from vitok.monitoring.label_guard import LABEL_SOURCE
 from vitok.registry import at_least, evaluate
 from vitok.serving import HotRequest, LocalModel
-from vitok.systems.fraud import operations
 from vitok.systems.fraud.features import CALENDAR, FEATURES
 from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.observing import watch_rules
 from vitok.systems.fraud.rehearsal import logged_values
 from vitok.systems.fraud.releases import load
 from vitok.systems.fraud.releasing import CANARY_LONGEST, LEAST_PROBATION, UNDECIDED
@@ -194,15 +194,12 @@ def test_what_is_wrong_with_a_release_is_said_once_and_the_watch_goes_on(
     assert desk.told == ["plan-0001 of fraud/2 cannot go on: the runtime is down"]
 
 
-def test_an_outage_by_day_is_answered_within_the_hour_and_not_after_it_is_over(
-    home: Path, world, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "_FEWEST", 5)
+def test_an_outage_by_day_is_answered_within_the_hour_and_not_after_it_is_over(home: Path, world) -> None:
     clock = EventClock()
     service = FraudService(home, clock=clock)
     start = world.timeline.replay_start
     down = start + 12 * HOUR
-    desk = Desk(home, world)
+    desk = Desk(home, world, rules=dataclasses.replace(watch_rules(WEEK), hourly_min_n=5))
     # A young version is not at fault where the one before it does not answer either.
     promoted(desk, start)
     service.versions.refresh()

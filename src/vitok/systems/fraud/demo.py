@@ -85,6 +85,10 @@ def run_demo(
         raise InvalidInput("--protocol", protocol, "be handbook")
     if transactions is not None and not transactions.exists():
         raise InvalidInput("--transactions", str(transactions), "name a file or folder that exists")
+    if not next(one for one in (home, *home.absolute().parents) if one.exists()).is_dir():
+        raise InvalidInput("--home", str(home), "be a folder, or one that can be made")
+    if json_file is not None and json_file.is_dir():
+        raise InvalidInput("--json", str(json_file), "be a file, and not a folder")
     arguments: dict[str, Any] = {
         "transactions": _stamp(transactions) if transactions else None,
         "mapping": dict(mapping or {}),

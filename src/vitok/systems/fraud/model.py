@@ -15,6 +15,8 @@ from vitok.serving import Batch, Breaker, LocalModel, Runtime, Scored, TargetFai
 from vitok.serving.retries import NO_DEADLINE
 
 NEEDED = ("signature.json", "features.json", "examples.json", "calibrator.json", "policy.json")
+LEARNED = "learned.json"
+"""File of a package that says which days its trees learned from, and after which change of the world."""
 _LOG = logging.getLogger("vitok.fraud")
 
 

@@ -21,6 +21,7 @@ from vitok.registry import Registry
 from vitok.systems.fraud.acting import actions, too_young
 from vitok.systems.fraud.challenger import Challenger
 from vitok.systems.fraud.evidence import FraudEvidence
+from vitok.systems.fraud.log_merging import MergingApart
 from vitok.systems.fraud.messages import SYSTEM
 from vitok.systems.fraud.operations import Operator
 from vitok.systems.fraud.overrides import Overrides
@@ -147,6 +148,7 @@ class LiveOperator(Operator):
         label_delay: Age at which labels are taken to be known, microseconds.
         triggers: When to retrain.
         channels: Ways to people, by name, and who is told what; a file in the home by default.
+        merge: Whether small files of the log are merged once a day.
 
     Attributes:
         samples: The gauges as of the last round.
@@ -160,6 +162,7 @@ class LiveOperator(Operator):
         label_delay: int,
         triggers: TriggerRules,
         channels: tuple[Mapping[str, Channel], monitoring.DeliveryRules] | None = None,
+        merge: bool = True,
     ) -> None:
         costs = _costs(registry)
         maker = MakerApart(home, costs=costs, label_delay=label_delay, begins=self._begins)
@@ -176,12 +179,15 @@ class LiveOperator(Operator):
             refit=maker.refit,
         )
         self.samples: tuple[Sample, ...] = ()
+        self._merging = MergingApart(home, tell=self.tell) if merge else None
         self._challenger: Challenger | None = None
         self._learned_at = 0
         self._compared = 0
 
     def round(self, now: int) -> None:
         """Does what is due by now; what is due once a day or an hour is done once."""
+        if self._merging is not None:
+            self._merging.tick(now)
         self.catch_up()
         self.follow_up(now)
         live = self.is_live(now)
@@ -217,6 +223,12 @@ class LiveOperator(Operator):
                 self._compared = now // DAY
         except VitokError as error:
             self.tell(now, f"the challenger cannot go on: {error}")
+
+    def close(self) -> None:
+        """Ends what runs in the background, and closes what is open."""
+        if self._merging is not None:
+            self._merging.close()
+        super().close()
 
     def _evaluate(self, now: int) -> None:
         until = self.alerts.watched_until(SYSTEM) or self._begins()
@@ -290,6 +302,7 @@ def operate(
     triggers: TriggerRules | None = None,
     channels: tuple[Mapping[str, Channel], monitoring.DeliveryRules] | None = None,
     gauges: Gauges | None = None,
+    merge: bool = True,
     every: float = 30.0,
 ) -> None:
     """Watches a live service and acts on it until `stop` is set, a round every so many seconds.
@@ -305,6 +318,7 @@ def operate(
         triggers: When to retrain; by default on drift with a loss, and when the playbook or a person asks.
         channels: Ways to people, by name, and who is told what; a file in the home by default.
         gauges: Gets what is published after each round.
+        merge: Whether small files of the log are merged once a day.
         every: Seconds between two rounds.
     """
     registry = Registry(home)
@@ -315,7 +329,12 @@ def operate(
             try:
                 # What cannot be opened yet, such as a store that is being put back, is tried again too.
                 operator = operator or LiveOperator(
-                    home, registry, label_delay=label_delay, triggers=triggers or TriggerRules(), channels=channels
+                    home,
+                    registry,
+                    label_delay=label_delay,
+                    triggers=triggers or TriggerRules(),
+                    channels=channels,
+                    merge=merge,
                 )
                 operator.round(clock.now())
                 said = ""

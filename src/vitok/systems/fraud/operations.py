@@ -6,13 +6,14 @@ was.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from vitok import decisions, monitoring
-from vitok.clock import DAY, HOUR, EventClock
+from vitok.clock import DAY, HOUR, EventClock, parse_time
 from vitok.errors import VitokError
 from vitok.loop import (
     Bound,
@@ -29,7 +30,7 @@ from vitok.loop import (
 )
 from vitok.loop.incidents import ALL_VERSIONS, events
 from vitok.loop.triage import TriageRules, of_any_length
-from vitok.monitoring.conditions import fallback_finding
+from vitok.monitoring.conditions import hourly_fallback_finding
 from vitok.monitoring.label_guard import LABEL_SOURCE
 from vitok.monitoring.outbox import Channel
 from vitok.policies import Costs
@@ -37,22 +38,12 @@ from vitok.registry import Registry
 from vitok.systems.fraud.acting import CALIBRATOR, LOOP, RECALIBRATIONS, RETRAININGS, actions
 from vitok.systems.fraud.evidence import FraudEvidence
 from vitok.systems.fraud.messages import SYSTEM
+from vitok.systems.fraud.model import LEARNED
 from vitok.systems.fraud.notices import channels as file_channels
 from vitok.systems.fraud.observing import Observer
 from vitok.systems.fraud.overrides import Overrides
 from vitok.systems.fraud.releasing import UNDECIDED, Releasing
 
-FALLBACK_1H = monitoring.AlertRule(
-    name="fallback_1h",
-    severity="critical",
-    playbook="look at the runtime and the online store; roll back the last release",
-    windows=1,
-    clear_after=2,
-    every=HOUR,
-)
-"""Most decisions of an hour were answered by a fallback: no model answers, and the day is not waited for."""
-_FEWEST = 30
-_MOSTLY = 0.5
 _RECENT = 7 * DAY
 # A job that only somebody asks for, once a week, whoever asks.
 _RECALIBRATING = TriggerRules(drift=frozenset(), loss=frozenset(), cool_down=7 * DAY, runs_a_week=1)
@@ -199,16 +190,10 @@ class Operator(Observer):
 
     def answers(self, now: int) -> str:
         """Says that the model answers, by the last hour of the sketches; empty where it does not, or nobody asked."""
-        found = self._fallback(now // HOUR * HOUR)
-        return "" if found is None or found[0] else f"the model answers again: {found[2]}"
-
-    def _fallback(self, end: int) -> tuple[bool, float, str] | None:
+        end = now // HOUR * HOUR
         totals = self.sketches.totals(end - HOUR, end)
-        if totals is None or totals.n < _FEWEST:
-            return None
-        rules = dataclasses.replace(self.watch.rules, min_n=_FEWEST, max_fallback_share=_MOSTLY)
-        found = fallback_finding(totals, rules)
-        return None if found is None else (found.firing, found.value, found.reason)
+        found = None if totals is None else hourly_fallback_finding(totals, self.watch.rules)
+        return "" if found is None or found.firing else f"the model answers again: {found.reason}"
 
     # Each day
 
@@ -222,33 +207,12 @@ class Operator(Observer):
 
     def look(self, now: int) -> None:
         """Judges the hours and days that have closed, which raises and clears alerts."""
-        seen = (*self.look_at_labels(now), *self._look_at_routes(now))
+        seen = self.look_at_labels(now)
         watched = self.judge(now)
         for alert in (*(one for one in seen if one.state == "open"), *watched.raised):
             self.tell(now, f"{alert.severity} alert {alert.rule} on {alert.version}: {alert.reason}")
         for alert in (*(one for one in seen if one.state == "cleared"), *watched.cleared):
             self.tell(now, f"alert {alert.rule} on {alert.version} cleared: {alert.cleared_reason}")
-
-    def _look_at_routes(self, now: int) -> tuple[monitoring.Alert, ...]:
-        """Judges whether the model answered in the last hour that has closed; quiet hours leave nothing behind."""
-        end = now // HOUR * HOUR
-        found = self._fallback(end)
-        opened = any(alert.rule == FALLBACK_1H.name for alert in self.alerts.open(system=SYSTEM))
-        if found is None or not (found[0] or opened):
-            return ()
-        firing, value, reason = found
-        alert = self.alerts.observe(
-            FALLBACK_1H,
-            system=SYSTEM,
-            version=ALL_VERSIONS,
-            window_end=end,
-            firing=firing,
-            value=value,
-            bound=_MOSTLY,
-            reason=reason,
-            now=now,
-        )
-        return () if alert is None else (alert,)
 
     def answer(self, now: int) -> None:
         """Lets the playbook answer each open alert, once, and writes down which have cleared."""
@@ -466,17 +430,40 @@ class Operator(Observer):
         return [one for one in found if one.version == champion and of_any_length(one.rule) in self._of_loss]
 
     def _changed(self) -> int | None:
-        """Says since when the champion has been losing, by its own alerts; None where it does not lose.
+        """Says since when the champion has been losing, by its alerts; None where it does not lose.
 
         Drift alone costs nothing, and the customers of a canary differ from all customers: neither is a reason to wait.
+        What stood against the versions before it, of days that it has not learned from, stands against it too.
         """
         losses = self._losses()
         if not losses:
             return None
         # A loss is seen when its labels have come; what it is about began so much earlier.
         late = dict.fromkeys(self.trigger_rules.drift, 0) | dict.fromkeys(self._of_loss, self.label_delay)
-        own = [one for one in self.alerts.open(system=SYSTEM) if one.version == losses[0].version]
-        return min(one.first_seen - late[of_any_length(one.rule)] for one in own if of_any_length(one.rule) in late)
+        champion, learned = losses[0].version, self._learned_until()
+        left = {
+            f"{SYSTEM}/{entry.details['from_version']}": entry.time_us
+            for entry in self.registry.ledger.history(SYSTEM)
+            if entry.kind == "promoted" and entry.details.get("from_version") and "rollback_of" not in entry.details
+        }
+        began = []
+        for one in self.alerts.history(system=SYSTEM):
+            rule = of_any_length(one.rule)
+            since = one.first_seen - late.get(rule, 0)
+            stood = one.cleared_at is None or one.cleared_at >= left.get(one.version, math.inf)
+            inherited = one.version in left and since > learned
+            own = one.version == champion and one.cleared_at is None
+            if rule in late and stood and (own or inherited):
+                began.append(since)
+        return min(began)
+
+    def _learned_until(self) -> float:
+        # Of a version that does not say, nothing is known of what came before.
+        production = self.registry.state(SYSTEM).production
+        package = None if production is None else self.registry.load(SYSTEM, production)
+        if package is None or LEARNED not in package:
+            return math.inf
+        return parse_time(package.json(LEARNED)["train_end"])
 
     @property
     def latest_retrained(self) -> int | None:

@@ -19,12 +19,13 @@ from vitok.models import RefitVerdict, refit_calibrator
 from vitok.models.calibrators import IsotonicCalibrator, PlattCalibrator
 from vitok.monitoring import PerformanceEstimator, ReferenceProfile
 from vitok.policies import Costs, TierPolicy
-from vitok.registry import Check, Package, Verdict, at_least, at_most, evaluate
+from vitok.registry import Check, Package, Verdict, all_of, at_least, at_most, evaluate, no_worse_by_slice
 from vitok.stats.weighted_means import weighted_mean_interval
 from vitok.systems.fraud import gate, training
 from vitok.systems.fraud.features import CALENDAR, FEATURES
 from vitok.systems.fraud.model import LoadedModel
 from vitok.systems.fraud.rehearsal import logged_values
+from vitok.systems.fraud.sketching import SLICES, with_slices
 from vitok.systems.fraud.training import Sample
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ LONGEST = 28 * DAY
 """No older decisions are looked at: they tell of another time."""
 FEWEST, ENOUGH = 50, 200
 """Frauds of which a calibrator is refitted at least; and from which on older days are left out."""
+LEAST_DAYS = 2
+"""However many frauds a day has: fitted to the morning and judged on the evening, it would learn the time of day."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class Recalibrated:
         metrics: Measured on the later rows.
         parameters: What it is made of.
         changed: The files of its package that differ from the champion's.
+        slices: Fraud rate, Brier score and cost on the later rows, by slice.
     """
 
     refit: RefitVerdict
@@ -53,6 +57,7 @@ class Recalibrated:
     metrics: Mapping[str, stats.Estimate]
     parameters: Mapping[str, Any]
     changed: Mapping[str, Any]
+    slices: Mapping[str, Mapping[str, stats.Estimate]]
 
     def files(self, package: Package) -> dict[str, Any]:
         """Returns the files of its package, those that it shares with the champion's byte for byte."""
@@ -71,7 +76,12 @@ def recalibrated(
     """Refits the calibrator of a version to the earlier of the latest decisions, and judges it on the later ones.
 
     Blocks have no outcome, so that those which passed at random stand for them (`vitok.decisions.label_weights`).
-    Tiers, estimator and reference profile follow from the new probabilities.
+    Tiers, estimator, conformal sets and reference profile follow from the new probabilities. Of these, tiers are
+    fitted to the later rows without their labels. Estimator and sets take the labels of the later rows, since the
+    calibrator has seen those of the others; no check asks about either, and what they say is held against later days.
+
+    Average precision, calibration error and cost are judged by their values, not by their intervals, which the few
+    that stand for blocks make wide: a canary follows.
 
     Args:
         decided: Decisions that the trees have not learned from and whose labels are mature, with `label`, as
@@ -126,10 +136,12 @@ def recalibrated(
         ),
         salt=champion.policy.salt,
     )
+    # What actions cost now, whatever it was when the champion was made.
     ours, theirs = (
-        _cost(each, p[known], amount[known], label[known])
+        _cost(each, p[known], amount[known], label[known], costs)
         for each, p in ((policy, probability), (champion.policy, before))
     )
+    slices = _slices(rows, known)
     metrics = {
         "auc": found.auc,
         "average_precision": found.average_precision,
@@ -160,7 +172,20 @@ def recalibrated(
     dearer, margin = (
         float(np.average(each, weights=weight[known])) for each in (ours - theirs, gate.MAX_DEARER * theirs)
     )
-    checks = [
+    # That all rows together gain is asked of the log loss.
+    _, *by_slice = no_worse_by_slice(
+        f"Brier against {champion.version}",
+        candidate=(probability - label)[known] ** 2,
+        incumbent=(before - label)[known] ** 2,
+        slices={name: values.tolist() for name, values in slices.items()},
+        weight=weight[known],
+        margin=gate.MAX_RISE,
+        relative=True,
+        positive=label[known],
+        few="pass",
+        unclear="pass",
+    )
+    checks = all_of(
         Check(
             name="calibrator",
             passed=refit.taken,
@@ -168,11 +193,12 @@ def recalibrated(
             bound=0.0,
             reason=str(refit),
         ),
+        by_slice,
         _ranks_as_before(found.auc, profile.baseline_of("auc")),
         at_least("average precision", found.average_precision.value, gate.TIMES_CHANCE * found.fraud_rate.value),
         at_most("calibration error", found.calibration_error.value, gate.MAX_CALIBRATION_ERROR),
         at_most(f"cost above {champion.version}", dearer, margin),
-    ]
+    )
     first = int(np.argmax(late))
     return Recalibrated(
         refit=refit,
@@ -201,6 +227,7 @@ def recalibrated(
             "estimator.json": estimator.to_dict(),
             "conformal.json": sets.to_dict(),
         },
+        slices=_by_slice(slices, weight[known], label[known], probability[known], ours),
     )
 
 
@@ -215,7 +242,8 @@ def _latest(decided: "pl.DataFrame") -> "pl.DataFrame":
     days, place = np.unique(day, return_inverse=True)
     behind = np.cumsum(np.bincount(place, weights=fraud, minlength=len(days))[::-1])[::-1]
     enough = np.flatnonzero(behind >= ENOUGH)
-    return decided.filter(pl.Series(day >= days[enough[-1] if len(enough) else 0]))
+    first = min(enough[-1], max(0, len(days) - LEAST_DAYS)) if len(enough) else 0
+    return decided.filter(pl.Series(day >= days[first]))
 
 
 def _labels(rows: "pl.DataFrame") -> np.ndarray:
@@ -224,10 +252,38 @@ def _labels(rows: "pl.DataFrame") -> np.ndarray:
     return rows["label"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def _cost(policy: TierPolicy, probability: np.ndarray, amount: np.ndarray, label: np.ndarray) -> np.ndarray:
+def _cost(
+    policy: TierPolicy, probability: np.ndarray, amount: np.ndarray, label: np.ndarray, costs: Costs
+) -> np.ndarray:
     acting = dataclasses.replace(policy, pass_through=0.0)
     actions = acting.decide(probability, amount, [""] * len(probability)).actions
-    return policy.costs.realised(np.array(actions), amount, label)
+    return costs.realised(np.array(actions), amount, label)
+
+
+def _slices(rows: "pl.DataFrame", known: np.ndarray) -> dict[str, np.ndarray]:
+    import polars as pl
+
+    sliced = with_slices(rows.filter(pl.Series(known)).with_columns(f_amount=pl.col("amount")))
+    return {name: sliced[name].to_numpy().astype(str) for name in SLICES}
+
+
+def _by_slice(
+    slices: Mapping[str, np.ndarray],
+    weight: np.ndarray,
+    label: np.ndarray,
+    probability: np.ndarray,
+    cost: np.ndarray,
+) -> dict[str, dict[str, stats.Estimate]]:
+    values = {"fraud_rate": label, "brier": (probability - label) ** 2, "cost_per_decision": cost}
+    return {
+        f"{column} {name}": {
+            metric: _at_least_0(weighted_mean_interval(each[rows], weight[rows], name=metric))
+            for metric, each in values.items()
+        }
+        for column, names in slices.items()
+        for name in np.unique(names)
+        if (rows := names == name).any()
+    }
 
 
 def _ranks_as_before(found: stats.Estimate, baseline: stats.Estimate | None) -> Check:
@@ -238,3 +294,7 @@ def _ranks_as_before(found: stats.Estimate, baseline: stats.Estimate | None) -> 
     then = f"{baseline.value:.4g} ({baseline.lower:.4g} to {baseline.upper:.4g})"
     reason = f"{found} ranks {'as' if passed else 'worse than'} when it was made, {then}"
     return Check(name="ranking", passed=passed, value=found.value, bound=baseline.lower, reason=reason)
+
+
+def _at_least_0(found: stats.Estimate) -> stats.Estimate:
+    return dataclasses.replace(found, lower=max(0.0, found.lower))

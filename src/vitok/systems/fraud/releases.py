@@ -23,9 +23,9 @@ from vitok.systems.fraud.features import FEATURES
 from vitok.systems.fraud.gate import Incumbent
 from vitok.systems.fraud.label_check import HOLDS, label_check
 from vitok.systems.fraud.messages import SYSTEM
-from vitok.systems.fraud.model import LoadedModel
+from vitok.systems.fraud.model import LEARNED, LoadedModel
 from vitok.systems.fraud.recalibrating import LONGEST, Recalibrated, recalibrated
-from vitok.systems.fraud.training import LEARNED, Candidate, Sample
+from vitok.systems.fraud.training import Candidate, Sample
 
 if TYPE_CHECKING:
     import polars as pl
@@ -208,7 +208,9 @@ class Workshop:
         if "profile.json" not in package:
             raise InvalidInput(f"package of {champion.version}", "no profile.json", "say how well it ranked when made")
         matured = (now - label_delay) // DAY * DAY
-        rows = self.decided(now, since=min(matured, max(made - label_delay, matured - LONGEST)), until=matured)
+        # Who learns from the log itself, row by row, has seen each label as it came.
+        known = made - label_delay if LEARNED in package else made
+        rows = self.decided(now, since=min(matured, max(known, matured - LONGEST)), until=matured)
         if rows is None:
             raise InvalidInput("decisions", 0, "be there to refit a calibrator to")
         reference = self.rows(now, since=now - 7 * DAY)
@@ -423,7 +425,7 @@ class Maker:
             verdict=verdict,
             parameters=given,
             learned_from=DataSnapshot(digest=self.workshop.fingerprint, rows=given["train_rows"]),
-            slices={},
+            slices=found.slices,
             training_data=f"The trees are those of {model.version}; the calibrator was fitted to {given['train_rows']} "
             f"decisions, {given['train_start']} to {given['train_end']}",
             evaluation_data=f"{given['validation_rows']} later decisions, {given['validation_start']} to "

@@ -20,6 +20,7 @@ from vitok.policies import Costs, TierPolicy
 from vitok.registry import Verdict, column_statistics
 from vitok.systems.fraud import gate, rules
 from vitok.systems.fraud.features import CALENDAR, FEATURES, LABELS
+from vitok.systems.fraud.model import LEARNED
 from vitok.systems.fraud.sketching import SLICES, with_slices
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ EXAMPLES = 2_000
 BATCH_SIZES = (1, 16, 256)
 TIMED_ANSWERS = 1_000
 N_RANDOM_FEATURES = 256
-LEARNED = "learned.json"
-"""File of a package that says which days its trees learned from, and after which change of the world."""
 ENOUGH_FOR_STEPS = 500
 COVERAGE = 0.95
 REVIEW_SHARE = 0.01
