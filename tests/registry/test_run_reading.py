@@ -11,6 +11,7 @@ import pytest
 from vitok.clock import EventClock, parse_time
 from vitok.errors import InvalidInput, NotFound
 from vitok.registry import Tracker, compare, tracking
+from vitok.registry.run_reading import RunRecord, facts
 
 mlflow = pytest.importorskip("mlflow", reason="the extra 'mlflow' is not installed")
 
@@ -95,3 +96,43 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         Tracker(tmp_path).recorded("abcd")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (
+            {
+                "vitok.hardware": '{"processor": "Some Chip 3000", "cores": 8, "memory": 34359738368, "bits": 64}',
+                "vitok.platform": "Linux-6.1-x86_64",
+                "vitok.lock_digest": "ab" * 32,
+                "vitok.git": "none",
+            },
+            {
+                "hardware": "Some Chip 3000, 8 cores, 32 GiB",
+                "platform": "Linux-6.1-x86_64",
+                "lock": "abababababab",
+                "commit": "none: no git repository",
+            },
+        ),
+        ({"vitok.hardware": '{"processor": "", "cores": null, "memory": null}'}, {}),
+        ({"vitok.hardware": "a laptop"}, {"hardware": "a laptop"}),
+        ({"vitok.hardware": "[4]"}, {"hardware": "[4]"}),
+        ({"mlflow.source.git.commit": "c" * 40, "vitok.git": "changed"}, {"commit": f"{'c' * 12} and unsaved changes"}),
+        ({"mlflow.source.git.commit": "c" * 40}, {"commit": "c" * 12}),
+        ({}, {}),
+    ],
+)
+def test_what_is_said_of_how_a_run_came_about(tags: dict[str, str], expected: dict[str, str]) -> None:
+    run = RunRecord(
+        run_id="r",
+        name="r",
+        experiment="e",
+        status="FINISHED",
+        started=None,
+        ended=None,
+        params={},
+        metrics={},
+        tags=tags,
+    )
+    assert facts(run) == {"status": "FINISHED"} | expected

@@ -1,5 +1,6 @@
 """Runs as they are read back: a list of them, one metric over its steps, and several runs side by side."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -254,14 +255,40 @@ def facts(run: RunRecord) -> dict[str, str]:
         "status": run.status,
         "started": "" if run.started is None else isoformat(run.started),
         "lasted": "" if run.lasted is None else f"{run.lasted / 1e6:g} s",
-        "commit": commit[:12] + (" and unsaved changes" if commit and tags.get("vitok.git") == "changed" else ""),
+        "commit": _commit(commit, tags.get("vitok.git", "")),
         "branch": tags.get("mlflow.source.git.branch", ""),
         "python": tags.get("vitok.python", ""),
         "packages": tags.get("vitok.packages_digest", "")[:12],
+        "lock": tags.get("vitok.lock_digest", "")[:12],
+        "platform": tags.get("vitok.platform", ""),
+        "hardware": _hardware(tags.get("vitok.hardware", "")),
         "source": tags.get("mlflow.source.name", ""),
         "error": tags.get("error", ""),
     }
     return {name: text for name, text in known.items() if text}
+
+
+def _commit(commit: str, git: str) -> str:
+    if not commit:
+        return "none: no git repository" if git == "none" else ""
+    return commit[:12] + (" and unsaved changes" if git == "changed" else "")
+
+
+def _hardware(text: str) -> str:
+    # A tag is whatever somebody has written there.
+    try:
+        known = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(known, dict):
+        return text
+    memory = known.get("memory")
+    told = {
+        "processor": known.get("processor"),
+        "cores": f"{known['cores']} cores" if known.get("cores") else None,
+        "memory": f"{memory / 2**30:.3g} GiB" if isinstance(memory, int | float) and memory else None,
+    }
+    return ", ".join(str(part) for part in told.values() if part)
 
 
 def record(run: Any, experiment: str) -> RunRecord:
