@@ -19,6 +19,7 @@ from vitok.registry import Verdict, evaluate
 from vitok.registry.gate_checks import (
     all_of,
     calibrated,
+    calibrated_in_the_large,
     close_to_traffic,
     contract_kept,
     data_in_order,
@@ -219,6 +220,34 @@ def test_calibration_needs_positives_and_a_small_error() -> None:
     assert calibrated(y[:50], p[:50]).state == "open"
     assert calibrated([], []).state == "open"
     assert calibrated(y[:50], p[:50], few="pass").passed
+
+
+def test_as_many_positives_happen_as_are_expected_up_to_a_factor() -> None:
+    y = np.arange(10_000) % 100 == 0
+    interval = wilson(100, 10_000)
+    for p, passed in (
+        (0.01, True),
+        (1.49 * interval.upper, True),
+        (1.51 * interval.upper, False),
+        (interval.lower / 1.49, True),
+        (interval.lower / 1.51, False),
+    ):
+        check = calibrated_in_the_large(y, np.full(10_000, p))
+        assert check.passed is passed
+        assert check.value == pytest.approx(p / 0.01)
+        assert check.enough
+    # Two frauds of a hundred rows exclude little; none of ten thousand exclude a lot.
+    assert calibrated_in_the_large(y[:200], np.full(200, 0.05)).passed
+    none = calibrated_in_the_large(np.zeros(10_000), np.full(10_000, 0.01))
+    assert (none.state, none.value) == ("FAILED", None)
+    assert calibrated_in_the_large(np.zeros(10_000), np.zeros(10_000)).passed
+    assert calibrated_in_the_large([], []).state == "open"
+    assert calibrated_in_the_large(y, np.full(10_000, 0.02), max_ratio=2).passed
+    for wrong in ({"max_ratio": 0.9}, {"max_ratio": math.nan}, {"confidence_level": 1.0}):
+        with pytest.raises(InvalidInput):
+            calibrated_in_the_large(y, np.full(10_000, 0.01), **wrong)
+    with pytest.raises(InvalidInput):
+        calibrated_in_the_large(y, np.full(9, 0.01))
 
 
 def test_a_dearer_candidate_fails_and_an_uncertain_one_is_open() -> None:

@@ -17,6 +17,7 @@ from vitok.registry.copying import Restored, backup, restore
 from vitok.registry.gate_checks import (
     all_of,
     calibrated,
+    calibrated_in_the_large,
     close_to_traffic,
     contract_kept,
     data_in_order,
@@ -82,6 +83,7 @@ __all__ = [
     "backup",
     "backup_stores",
     "calibrated",
+    "calibrated_in_the_large",
     "clean",
     "clean_stores",
     "close_to_traffic",

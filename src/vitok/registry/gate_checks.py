@@ -395,6 +395,49 @@ def calibrated(
     return at_most("calibration", calibration_error(y, probability), max_error)
 
 
+def calibrated_in_the_large(
+    y: "ArrayLike", probability: "ArrayLike", *, max_ratio: float = 1.5, confidence_level: float = 0.95
+) -> Check:
+    """Checks that as many positives happen as are expected, up to a factor.
+
+    Where positives are rare, an error of so many points says little: probabilities twice too high are off by less than
+    a point. It fails where the interval of the rate shows that the factor is exceeded, in either direction.
+
+    Args:
+        y: Labels, shape (n,), 0 or 1, of rows that nothing was fitted on.
+        probability: Shape (n,), in [0, 1].
+        max_ratio: The factor, at least 1.
+        confidence_level: Level of the interval of the rate, in (0, 1).
+
+    Returns:
+        A check whose value is expected over happened, none where nothing happened; open without rows.
+
+    Source: Van Calster et al., Calibration: the Achilles heel of predictive analytics, BMC Medicine 2019.
+
+    Example:
+        >>> y = np.arange(5_000) % 100 == 0
+        >>> calibrated_in_the_large(y, np.full(5_000, 0.011)).state
+        'passed'
+        >>> print(calibrated_in_the_large(y, np.full(5_000, 0.04)).reason)
+        expected 0.04, happened rate 0.01 (95 % interval 0.007594 to 0.01316, n = 5,000): more than 1.5 times apart
+    """
+    from vitok.stats import wilson
+    from vitok.stats.arrays import labels_and_probabilities
+
+    flags, expected = labels_and_probabilities(y, probability)
+    if not 1 <= max_ratio < math.inf:
+        raise InvalidInput("max_ratio", max_ratio, "be at least 1")
+    name = "calibration in the large"
+    if not len(flags):
+        return _too_few(name, 0, 1, max_ratio, "wait")
+    mean, rate = float(expected.mean()), wilson(int(flags.sum()), len(flags), confidence_level=confidence_level)
+    passed = rate.lower / max_ratio <= mean <= rate.upper * max_ratio
+    told = f"{'at most' if passed else 'more than'} {max_ratio:g} times apart"
+    ratio = mean / rate.value if rate.value else math.inf
+    reason = f"expected {mean:.4g}, happened {rate}: {told}"
+    return Check(name=name, passed=passed, value=ratio, bound=max_ratio, reason=reason)
+
+
 def no_dearer(
     candidate: "ArrayLike",
     incumbent: "ArrayLike",

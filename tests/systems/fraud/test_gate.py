@@ -68,6 +68,7 @@ def test_a_good_version_passes_and_its_verdict_says_on_what_grounds() -> None:
         "Brier against fraud/1 of time_of_day day",
         "Brier against fraud/1 of time_of_day night",
         "calibration",
+        "calibration in the large",
         "cost against rules",
         "cost against fraud/1",
         "latency of a row",
@@ -163,6 +164,14 @@ def test_a_version_that_is_not_calibrated_is_refused() -> None:
     given = evidence()
     names = refused(evidence(probability=np.minimum(given.probability + 0.2, 1.0), incumbent=None))
     assert "calibration" in names
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_probabilities_that_are_off_by_a_factor_are_refused_though_few_points_off(factor: float) -> None:
+    given = evidence()
+    names = refused(evidence(probability=np.minimum(factor * given.probability, 1.0), incumbent=None))
+    assert "calibration in the large" in names
+    assert "calibration" not in names
 
 
 def test_too_few_frauds_to_judge_the_calibration_leave_it_open() -> None:

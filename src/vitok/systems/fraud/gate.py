@@ -18,6 +18,7 @@ from vitok.registry import (
     all_of,
     at_least,
     calibrated,
+    calibrated_in_the_large,
     contract_kept,
     evaluate,
     fast_enough,
@@ -37,6 +38,8 @@ MAX_RISE = 0.1
 """Share by which the Brier score may rise, over all rows; a slice is refused where it shows more."""
 MAX_DEARER = 0.05
 MAX_CALIBRATION_ERROR = 0.05
+MAX_TIMES_OFF = 1.5
+"""Expected to happened frauds: a watch raises `calibration` from there on."""
 FEW_FRAUDS = 10
 MODEL_US = 5_000.0
 """P99 of one row in the model, microseconds: a tenth of the 50 ms after which rules answer."""
@@ -109,6 +112,7 @@ def judge(evidence: Evidence) -> Verdict:
             at_least("average precision", evidence.average_precision, TIMES_CHANCE * chance),
             quality_checks(evidence),
             calibrated(y, evidence.probability, max_error=MAX_CALIBRATION_ERROR, least_positives=FEW_FRAUDS),
+            calibrated_in_the_large(y, evidence.probability, max_ratio=MAX_TIMES_OFF),
             no_dearer(evidence.cost, evidence.rules_cost, margin=MAX_DEARER, name="cost against rules"),
             _cost_against(evidence),
             fast_enough(evidence.latency_us, bound_us=MODEL_US, name="latency of a row"),
