@@ -49,6 +49,7 @@ def test_fraud_contract_is_what_the_standard_allows() -> None:
         == [
             "transactions",
             "labels",
+            "training",
         ]
     )
     for table, other in zip(contract.tables, known.schema_, strict=True):
