@@ -256,17 +256,18 @@ def test_what_changed_under_the_version_before_is_known_where_the_champion_learn
     assert [one["changed"] for one in desk.maker.asked] == [start + 2 * DAY]
 
 
-@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("knows", ["rows of it", "the change", ""])
 def test_what_changed_before_is_no_matter_where_the_champion_learned_of_it_or_does_not_say(
-    desk: Desk, knows: bool
+    desk: Desk, knows: str
 ) -> None:
     start, desk.operator.min_matured = desk.start, 3 * DAY
     desk.alert(DRIFT, "fraud/1", start + 2 * DAY)
     package = desk.registry.load(SYSTEM, 1)
     files = {name: package.bytes(name) for name in package.files}
     if knows:
-        learned = package.json(LEARNED) | {"train_end": isoformat(start + 3 * DAY)}
-        files[LEARNED] = json.dumps(learned).encode()
+        # Made after the change, it answers what was raised against the one before it until then.
+        new = {"train_end": isoformat(start + 3 * DAY)} if knows == "rows of it" else {"changed": start}
+        files[LEARNED] = json.dumps(package.json(LEARNED) | new).encode()
     else:
         del files[LEARNED]
     made = desk.registry.register(SYSTEM, files, now=start + 5 * DAY, actor="test").version
@@ -280,6 +281,24 @@ def test_what_changed_before_is_no_matter_where_the_champion_learned_of_it_or_do
     assert desk.operator.holds_back(now) == "labels of 3 days since the change are needed"
     desk.operator.retrain(now + 3 * DAY)
     assert [one["changed"] for one in desk.maker.asked] == [now - WEEK]
+
+
+def test_a_champion_made_after_a_change_answers_for_what_was_raised_while_it_waited(desk: Desk) -> None:
+    start, desk.operator.min_matured = desk.start, 3 * DAY
+    package = desk.registry.load(SYSTEM, 1)
+    files = {name: package.bytes(name) for name in package.files}
+    files[LEARNED] = json.dumps(package.json(LEARNED) | {"changed": start - 9 * DAY}).encode()
+    made = desk.registry.register(SYSTEM, files, now=start + DAY, actor="test").version
+    desk.alert(dataclasses.replace(DRIFT, name="prediction_drift"), "fraud/1", start + DAY)
+    desk.alert(DRIFT, "fraud/1", start + 2 * DAY)
+    desk.registry.ledger.promote(
+        SYSTEM, made, "Production", reason="test", actor="ann", now=start + 5 * DAY, override="test"
+    )
+    now = start + 15 * DAY
+    desk.alert(QUALITY, f"fraud/{made}", now)
+    desk.operator.answer(now)
+    desk.operator.retrain(now)
+    assert [one["changed"] for one in desk.maker.asked] == [start + 2 * DAY]
 
 
 def test_a_loss_raises_thresholds_for_a_day_and_a_version_is_made_once_labels_are_in(desk: Desk) -> None:

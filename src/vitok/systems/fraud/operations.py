@@ -433,14 +433,15 @@ class Operator(Observer):
         """Says since when the champion has been losing, by its alerts; None where it does not lose.
 
         Drift alone costs nothing, and the customers of a canary differ from all customers: neither is a reason to wait.
-        What stood against the versions before it, of days that it has not learned from, stands against it too.
+        What stood against the versions before it, of days that it has not learned from, stands against it too; but
+        of one that was made after a change, only what was raised since.
         """
         losses = self._losses()
         if not losses:
             return None
         # A loss is seen when its labels have come; what it is about began so much earlier.
         late = dict.fromkeys(self.trigger_rules.drift, 0) | dict.fromkeys(self._of_loss, self.label_delay)
-        champion, learned = losses[0].version, self._learned_until()
+        champion, (learned, answered) = losses[0].version, self._learned()
         left = {
             f"{SYSTEM}/{entry.details['from_version']}": entry.time_us
             for entry in self.registry.ledger.history(SYSTEM)
@@ -451,19 +452,22 @@ class Operator(Observer):
             rule = of_any_length(one.rule)
             since = one.first_seen - late.get(rule, 0)
             stood = one.cleared_at is None or one.cleared_at >= left.get(one.version, math.inf)
-            inherited = one.version in left and since > learned
+            inherited = one.version in left and since > learned and one.first_seen > answered
             own = one.version == champion and one.cleared_at is None
             if rule in late and stood and (own or inherited):
                 began.append(since)
         return min(began)
 
-    def _learned_until(self) -> float:
-        # Of a version that does not say, nothing is known of what came before.
-        production = self.registry.state(SYSTEM).production
-        package = None if production is None else self.registry.load(SYSTEM, production)
-        if package is None or LEARNED not in package:
-            return math.inf
-        return parse_time(package.json(LEARNED)["train_end"])
+    def _learned(self) -> tuple[float, float]:
+        # The last row that the champion learned from, and the last alert that its making has answered.
+        state = self.registry.state(SYSTEM)
+        package = None if state.production is None else self.registry.load(SYSTEM, state.production)
+        if state.production is None or package is None or LEARNED not in package:
+            # Of a version that does not say, nothing is known of what came before.
+            return math.inf, math.inf
+        learned = package.json(LEARNED)
+        made = self.registry.ledger.history(SYSTEM, version=state.production)[0].time_us
+        return parse_time(learned["train_end"]), -math.inf if learned["changed"] is None else made
 
     @property
     def latest_retrained(self) -> int | None:
